@@ -1,0 +1,53 @@
+# Targets are listed by `make`; each one is complete on a fresh machine: it makes .venv and installs what it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+OUT    ?= demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench figures mutants clean
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  PYTHON=python3.12 chooses the interpreter that makes .venv; OUT=folder where the demo writes"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "kfac_ref needs Python 3.11 or newer; choose one: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments. On Debian or Ubuntu: apt-get install python3-venv. On other systems: install Python with venv and ensurepip, or choose another: make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp for each set of extras: it is made anew when the metadata change.
+$(VENV)/run: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/test: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@ $(VENV)/run
+
+$(VENV)/lint: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
+	@touch $@ $(VENV)/run
+
+demo: $(VENV)/run  ## train on the embedded digits, compare with the exact Fisher, write figures and tables
+	$(BIN)/kfac-ref demo --out $(OUT)
+
+test: $(VENV)/test  ## run the test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/lint  ## ruff, mypy and numpydoc
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/numpydoc lint $$(git ls-files 'kfac_ref/*.py')
+
+bench: $(VENV)/run  ## time one step against its bare BLAS and LAPACK calls
+	$(BIN)/python tests/bench/step.py
+
+figures: $(VENV)/run  ## draw the committed figures anew
+	$(BIN)/python figures/demo.py
+
+mutants: $(VENV)/test  ## break the package on purpose and print which tests notice
+	$(BIN)/python -m tests.mutants
+
+clean:  ## remove .venv and what the tools left
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -1,0 +1,124 @@
+"""What is refused at the boundary, before any work: the words of every "bad input" error stand here.
+
+Each function returns its argument, converted where that is harmless, or raises a ``ValueError`` that names the
+argument, what was expected, and what came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Array: TypeAlias = NDArray[np.floating[Any]]
+#: A direction in parameter space: one array a layer, shaped like the weights.
+Direction: TypeAlias = Sequence[Array]
+Entry = TypeVar("Entry")
+
+#: The largest dense matrix that is built without being asked twice, in bytes.
+DENSE_BYTES = 4 * 2**30
+
+
+def finite(name: str, a: Array) -> Array:
+    """Return `a`, or refuse NaN and infinity with their count and first place."""
+    # The sum is finite only if every entry is; it costs one pass and no temporary. (A sum can overflow on finite
+    # entries, which is why the slow count decides.)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(a.sum()):
+            return a
+    bad = ~np.isfinite(a)
+    if not bad.any():
+        return a
+    place = tuple(int(i) for i in np.argwhere(bad)[0])
+    raise ValueError(f"{name} must be finite: {int(bad.sum())} of {a.size} entries are NaN or infinite, "
+                     f"the first at {place}")
+
+
+def real_array(name: str, a: Any, shape: tuple[int | None, ...], dtype: DTypeLike) -> Array:
+    """Return `a` as a finite array of `dtype` and `shape`, in which ``None`` stands for any length but 0."""
+    a = np.asarray(a)
+    if a.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must hold real numbers, got dtype {a.dtype}")
+    wanted = "(" + ", ".join("any" if d is None else str(d) for d in shape) + ("," if len(shape) == 1 else "") + ")"
+    if a.ndim != len(shape) or any(d is not None and d != n for d, n in zip(shape, a.shape, strict=True)):
+        raise ValueError(f"{name} must have shape {wanted}, got {a.shape}")
+    if 0 in a.shape:
+        raise ValueError(f"{name} must not be empty, got shape {a.shape}")
+    return finite(name, a.astype(dtype, copy=False))
+
+
+def direction(name: str, V: Direction, shapes: Sequence[tuple[int, int]], dtype: DTypeLike) -> tuple[Array, ...]:
+    """Return `V` as a tuple of finite arrays, one a layer, of the given shapes."""
+    if isinstance(V, np.ndarray) or not isinstance(V, Sequence):
+        raise ValueError(f"{name} must be a list of {len(shapes)} arrays, one a layer, got {type(V).__name__}")
+    if len(V) != len(shapes):
+        raise ValueError(f"{name} must hold one array a layer: expected {len(shapes)}, got {len(V)}")
+    return tuple(real_array(f"{name}[{i}]", v, shape, dtype)
+                 for i, (v, shape) in enumerate(zip(V, shapes, strict=True)))
+
+
+def labels(name: str, y: Any, classes: int, shape: tuple[int, ...]) -> NDArray[np.integer[Any]]:
+    """Return `y` as integers in 0..classes-1; its trailing dimensions must be `shape`."""
+    y = np.asarray(y)
+    if y.dtype.kind not in "iu":
+        raise ValueError(f"{name} must hold integer labels 0..{classes - 1}, got dtype {y.dtype}")
+    if y.shape[y.ndim - len(shape):] != shape or y.ndim > len(shape) + 1:
+        raise ValueError(f"{name} must have shape {shape}, or a stack of those, got {y.shape}")
+    if y.size and not (0 <= y.min() and y.max() < classes):
+        bad = (y < 0) | (y >= classes)
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(f"{name} must hold labels 0..{classes - 1}: {int(bad.sum())} of {y.size} are out of range, "
+                         f"the first is {int(y[place])} at {place}")
+    return y
+
+
+def targets(name: str, y: Any, shape: tuple[int, ...], dtype: DTypeLike,
+            interval: tuple[float, float] | None = None) -> Array:
+    """Return `y` as real targets, trailing dimensions `shape`, inside the closed `interval` where one is given."""
+    y = np.asarray(y)
+    if y.ndim not in (len(shape), len(shape) + 1) or y.shape[y.ndim - len(shape):] != shape:
+        raise ValueError(f"{name} must have shape {shape}, or a stack of those, got {y.shape}")
+    y = real_array(name, y, y.shape, dtype)
+    if interval is not None and not (interval[0] <= y.min() and y.max() <= interval[1]):
+        bad = (y < interval[0]) | (y > interval[1])
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(f"{name} must lie in [{interval[0]:g}, {interval[1]:g}]: {int(bad.sum())} of {y.size} "
+                         f"entries do not, the first is {float(y[place]):g} at {place}")
+    return y
+
+
+def number(name: str, value: Any, low: float, high: float = np.inf, *, above: bool = False) -> float:
+    """Return `value` as a float in [low, high], or in (low, high] where `above` is set."""
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, got {value!r}") from None
+    if not ((value > low if above else value >= low) and value <= high) or not np.isfinite(value):
+        upper = "" if high == np.inf else f" and at most {high:g}"
+        raise ValueError(f"{name} must be {'above' if above else 'at least'} {low:g}{upper}, got {value:g}")
+    return value
+
+
+def count(name: str, value: Any, low: int = 1) -> int:
+    """Return `value` as an integer of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+        raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
+    return int(value)
+
+
+def known(name: str, key: Any, entries: Mapping[str, Entry]) -> Entry:
+    """Return ``entries[key]``, or say which keys there are."""
+    if key not in entries:
+        raise ValueError(f"{name} must be one of {', '.join(sorted(entries))}; got {key!r}")
+    return entries[key]
+
+
+def dense_size(what: str, rows: int, columns: int, itemsize: int, max_bytes: int | None = None) -> None:
+    """Refuse a dense matrix of more than `max_bytes` (default: `DENSE_BYTES`), naming both sizes."""
+    limit = DENSE_BYTES if max_bytes is None else max_bytes
+    size = rows * columns * itemsize
+    if size > limit:
+        raise ValueError(f"{what} is {rows} x {columns} and takes {size:,} bytes, more than max_bytes = {limit:,}; "
+                         "use its products, or a smaller network")

@@ -1,0 +1,99 @@
+"""The paper's F-breve: one Kronecker product a layer, damped in its factors (paper: sec. 4.2 and 6.3).
+
+    C_ii = (A_i + pi_i sqrt(damping) I) kron (G_i + sqrt(damping)/pi_i I)
+    solve:  U_i = G_i^{-1} V_i A_i^{-1}        with the damped factors
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from .. import kronecker
+from ..checks import Array, Direction
+from ..damping import Balance, factored_tikhonov, trace_pi
+from ..factors import Factors
+from ..kronecker import Cholesky, Inverse
+from .base import Curvature, block_diagonal, check_damping
+
+
+@dataclass(frozen=True, eq=False)
+class BlockDiagonal(Curvature):
+    """The block-diagonal approximation with factored Tikhonov damping.
+
+    Parameters
+    ----------
+    factors : Factors
+        A and G of each layer; cross factors are not used.
+    damping : float
+        The number under the root, lambda + eta or gamma^2; at least 0.
+    pi : function of (A, G)
+        How the damping is shared between the factors: `trace_pi` or `frobenius_pi`.
+    factor : type
+        How a factor is prepared for solves: `Cholesky`, or `Inverse` for one that is applied many times.
+
+    Notes
+    -----
+    This is not ``A kron G + damping I``, which is `EigenDamped`.
+    Source: Martens & Grosse 2015, sec. 4.2 and 6.3.
+    """
+
+    factors: Factors
+    damping: float = 0.0
+    pi: Balance = trace_pi
+    factor: type[Cholesky] | type[Inverse] = Cholesky
+
+    def __post_init__(self) -> None:
+        check_damping(self.damping)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """The shapes of the weights."""
+        return tuple((len(G), len(A)) for A, G in zip(self.factors.A, self.factors.G, strict=True))
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """The precision of the matrix."""
+        return self.factors.A[0].dtype
+
+    @cached_property
+    def pis(self) -> tuple[float, ...]:
+        """The pi of each layer."""
+        return tuple(self.pi(A, G) for A, G in zip(self.factors.A, self.factors.G, strict=True))
+
+    @cached_property
+    def damped(self) -> tuple[tuple[Array, Array], ...]:
+        """The damped factors (A, G) of each layer."""
+        return tuple(factored_tikhonov(A, G, self.damping, pi)
+                     for A, G, pi in zip(self.factors.A, self.factors.G, self.pis, strict=True))
+
+    def kept(self) -> BlockDiagonal:
+        """Return the same matrix with inverses in place of Cholesky factors."""
+        return replace(self, factor=Inverse)
+
+    def product(self, V: Direction) -> list[Array]:
+        """Return ``G_i V_i A_i`` with the damped factors."""
+        return [kronecker.product(A, G, v) for (A, G), v in zip(self.damped, self._direction(V), strict=True)]
+
+    def solve(self, V: Direction) -> list[Array]:
+        """Return ``G_i^{-1} V_i A_i^{-1}`` with the damped factors."""
+        return [kronecker.solve(A, G, v) for (A, G), v in zip(self._prepared, self._direction(V), strict=True)]
+
+    def dense(self, max_bytes: int | None = None) -> Array:
+        """Return the block-diagonal matrix, (P, P)."""
+        self._dense_size(max_bytes)
+        return block_diagonal([np.kron(A, G) for A, G in self.damped])
+
+    def inverse_dense(self, max_bytes: int | None = None) -> Array:
+        """Return its inverse, (P, P)."""
+        self._dense_size(max_bytes)
+        return block_diagonal([np.kron(A.inverse(), G.inverse()) for A, G in self._prepared])
+
+    @cached_property
+    def _prepared(self) -> tuple[tuple[Cholesky | Inverse, Cholesky | Inverse], ...]:
+        remedy = "give a larger damping"
+        return tuple((self.factor.factor(A, f"factor A of layer {i}", remedy),
+                      self.factor.factor(G, f"factor G of layer {i}", remedy))
+                     for i, (A, G) in enumerate(self.damped))

@@ -1,0 +1,74 @@
+"""The exact Fisher with Tikhonov damping: F + damping I (paper: sec. 6.1). What all others are measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from ..checks import Array, Direction
+from ..damping import add_to_diagonal
+from ..fisher import exact_fisher, fisher_product
+from ..kronecker import Cholesky
+from ..model import Point
+from ..params import add, flatten, scale, unflatten
+from .base import Curvature, check_damping
+
+
+@dataclass(frozen=True, eq=False)
+class Exact(Curvature):
+    """``F + damping I``, with F the exact Fisher at a point.
+
+    Parameters
+    ----------
+    at : Point
+        Where.
+    damping : float
+        lambda + eta, at least 0.
+
+    Notes
+    -----
+    `product` needs no dense matrix; `solve` forms F, (P, P), and factors it at its first call.
+    Source: Martens & Grosse 2015, sec. 2.2 and 6.1.
+    """
+
+    takes_point: ClassVar[bool] = True
+    at: Point
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_damping(self.damping)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """The shapes of the weights."""
+        return self.at.model.network.shapes
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """The precision of the matrix."""
+        return self.at.z.dtype
+
+    def product(self, V: Direction) -> list[Array]:
+        """Return ``F v + damping v``."""
+        V = self._direction(V)
+        return add(fisher_product(self.at, V), scale(self.damping, V))
+
+    def solve(self, V: Direction) -> list[Array]:
+        """Return ``(F + damping I)^{-1} v``."""
+        return unflatten(self._cholesky.solve(flatten(self._direction(V))), self.shapes)
+
+    def dense(self, max_bytes: int | None = None) -> Array:
+        """Return ``F + damping I``, (P, P)."""
+        return add_to_diagonal(exact_fisher(self.at, max_bytes), self.damping)
+
+    def inverse_dense(self, max_bytes: int | None = None) -> Array:
+        """Return ``(F + damping I)^{-1}``, (P, P)."""
+        self._dense_size(max_bytes)
+        return self._cholesky.inverse()
+
+    @cached_property
+    def _cholesky(self) -> Cholesky:
+        return Cholesky.factor(self.dense(), "the exact Fisher", "give a larger damping")

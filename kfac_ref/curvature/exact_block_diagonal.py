@@ -1,0 +1,80 @@
+"""The diagonal blocks of the exact Fisher, one a layer: F_ii + damping I (paper: sec. 4.2 before the factorization)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from .. import checks
+from ..checks import Array, Direction
+from ..damping import add_to_diagonal
+from ..fisher import fisher_block
+from ..kronecker import Cholesky, unvec, vec
+from ..model import Point
+from .base import Curvature, block_diagonal, check_damping
+
+
+@dataclass(frozen=True, eq=False)
+class ExactBlockDiagonal(Curvature):
+    """``blockdiag(F_ii) + damping I``: what is left of the Fisher when layers are taken one by one.
+
+    Parameters
+    ----------
+    at : Point
+        Where.
+    damping : float
+        lambda + eta, at least 0.
+
+    Notes
+    -----
+    Source: Martens & Grosse 2015, sec. 3 and 4.
+    """
+
+    takes_point: ClassVar[bool] = True
+    at: Point
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_damping(self.damping)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """The shapes of the weights."""
+        return self.at.model.network.shapes
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """The precision of the matrix."""
+        return self.at.z.dtype
+
+    def product(self, V: Direction) -> list[Array]:
+        """Return ``(F_ii + damping I) v_i``, layer by layer."""
+        return [unvec(B @ vec(v), *v.shape) for B, v in zip(self._blocks, self._direction(V), strict=True)]
+
+    def solve(self, V: Direction) -> list[Array]:
+        """Return ``(F_ii + damping I)^{-1} v_i``, layer by layer."""
+        return [unvec(C.solve(vec(v)), *v.shape) for C, v in zip(self._choleskys, self._direction(V), strict=True)]
+
+    def dense(self, max_bytes: int | None = None) -> Array:
+        """Return the block-diagonal matrix, (P, P)."""
+        self._dense_size(max_bytes)
+        return block_diagonal(self._blocks)
+
+    def inverse_dense(self, max_bytes: int | None = None) -> Array:
+        """Return its inverse, (P, P)."""
+        self._dense_size(max_bytes)
+        return block_diagonal([C.inverse() for C in self._choleskys])
+
+    @cached_property
+    def _blocks(self) -> tuple[Array, ...]:
+        sizes = [m * n for m, n in self.shapes]
+        checks.dense_size("the largest Fisher block", max(sizes), max(sizes), self.dtype.itemsize)
+        return tuple(add_to_diagonal(fisher_block(self.at, i, i), self.damping) for i in range(len(sizes)))
+
+    @cached_property
+    def _choleskys(self) -> tuple[Cholesky, ...]:
+        return tuple(Cholesky.factor(B, f"the Fisher block of layer {i}", "give a larger damping")
+                     for i, B in enumerate(self._blocks))

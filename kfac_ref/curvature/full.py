@@ -1,0 +1,87 @@
+"""The paper's F~ with all its blocks, dense: every block of layers i and j is a Kronecker product (paper: sec. 3).
+
+    C_ij = A_ij kron G_ij,  plus damping I on the diagonal
+
+It is a Khatri-Rao product of two positive semi-definite block matrices, hence positive semi-definite itself.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from ..checks import Array, Direction
+from ..damping import add_to_diagonal
+from ..factors import Factors
+from ..kronecker import Cholesky, product
+from ..params import flatten, unflatten
+from .base import Curvature, check_damping
+
+
+@dataclass(frozen=True, eq=False)
+class Full(Curvature):
+    """``F~ + damping I``, all layers with all.
+
+    Parameters
+    ----------
+    factors : Factors
+        With the cross factors of all pairs of layers (``reach=math.inf``).
+    damping : float
+        lambda + eta, at least 0.
+
+    Notes
+    -----
+    Source: Martens & Grosse 2015, sec. 3.
+    """
+
+    reach: ClassVar[float] = math.inf
+    factors: Factors
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_damping(self.damping)
+        for j in range(len(self.factors)):
+            self.factors.pair(0, j)                 # refuses factors without their cross factors
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """The shapes of the weights."""
+        return tuple((len(G), len(A)) for A, G in zip(self.factors.A, self.factors.G, strict=True))
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """The precision of the matrix."""
+        return self.factors.A[0].dtype
+
+    def product(self, V: Direction) -> list[Array]:
+        """Return ``U_i = sum over j of G_ij V_j A_ij^T``, plus ``damping V_i``."""
+        V = self._direction(V)
+        U = [self.damping * v for v in V]
+        for i, u in enumerate(U):
+            for j, v in enumerate(V):
+                u += product(*self.factors.pair(i, j), v)
+        return U
+
+    def solve(self, V: Direction) -> list[Array]:
+        """Return ``(F~ + damping I)^{-1} v``."""
+        return unflatten(self._cholesky.solve(flatten(self._direction(V))), self.shapes)
+
+    def dense(self, max_bytes: int | None = None) -> Array:
+        """Return ``F~ + damping I``, (P, P)."""
+        self._dense_size(max_bytes)
+        layers = range(len(self.factors))
+        return add_to_diagonal(np.block([[np.kron(*self.factors.pair(i, j)) for j in layers] for i in layers]),
+                               self.damping)
+
+    def inverse_dense(self, max_bytes: int | None = None) -> Array:
+        """Return ``(F~ + damping I)^{-1}``, (P, P)."""
+        self._dense_size(max_bytes)
+        return self._cholesky.inverse()
+
+    @cached_property
+    def _cholesky(self) -> Cholesky:
+        return Cholesky.factor(self.dense(), "the Kronecker-factored Fisher", "give a larger damping")

@@ -1,0 +1,300 @@
+"""The algebra of Kronecker products, as K-FAC uses it: products and solves that never form one.
+
+vec stacks the COLUMNS of a matrix. For A (n, n), G (m, m) and V (m, n)::
+
+    (A kron G) vec(V) = vec(G V A^T)                                (A kron G)^{-1} = A^{-1} kron G^{-1}
+
+so a solve with a matrix of (m n)^2 entries costs two small ones (paper: sec. 4.2). Had vec stacked rows, the same
+matrix would be G kron A: the order belongs to the vec.
+
+The *rearrangement* of Van Loan and Pitsianis, here with Gamma first, writes every m x m block of a matrix as a row
+vector, and so makes Kronecker products the matrices of rank one::
+
+    R(A kron G) = vec(G) vec(A)^T                                   (m^2, n^2)
+
+Hence the nearest Kronecker product of any matrix is the leading singular triple of its rearrangement, and R of a
+Fisher block is the expectation of vec(g g^T) vec(a_bar a_bar^T)^T, one matrix product over the examples.
+
+Appendix B of the paper solves (A kron B +- C kron D) x = v by two symmetric eigenproblems.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+
+from . import checks
+from .checks import Array
+
+
+def vec(V: Array) -> Array:
+    """Stack the columns of a matrix: (m, n) to (m n,)."""
+    return V.ravel(order="F")
+
+
+def unvec(v: Array, m: int, n: int) -> Array:
+    """Return the (m, n) matrix whose stacked columns are `v`."""
+    return v.reshape((m, n), order="F")
+
+
+def product(A: Array, G: Array, V: Array) -> Array:
+    """Return ``G V A^T``, which is ``(A kron G) vec(V)`` as a matrix.
+
+    Parameters
+    ----------
+    A : (p, n) array
+        The factor of the inputs.
+    G : (q, m) array
+        The factor of the outputs.
+    V : (m, n) array
+        A matrix; need not be square.
+
+    Returns
+    -------
+    (q, p) array
+        2 q m n + 2 q n p flops, against 2 (q p) (m n) with the Kronecker product formed.
+    """
+    return G @ V @ A.T
+
+
+@dataclass(frozen=True)
+class Cholesky:
+    """The Cholesky factor of a symmetric positive definite matrix. Made by `Cholesky.factor`."""
+
+    lower: Array
+
+    @classmethod
+    def factor(cls, S: Array, name: str = "the matrix", remedy: str = "add damping") -> Cholesky:
+        """Factor `S`, or refuse a singular one.
+
+        Parameters
+        ----------
+        S : (n, n) array
+            Symmetric; the lower triangle is read.
+        name, remedy : str
+            What the error calls `S`, and what it advises.
+
+        Returns
+        -------
+        Cholesky
+            The factor.
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            A ``ValueError`` that names the smallest eigenvalue, where S is not positive definite, or is singular to
+            rounding: Cholesky of an exactly singular matrix often succeeds with a last pivot of rounding size, so a
+            smallest squared pivot below n eps times the largest diagonal entry is refused as well.
+        """
+        try:
+            lower = scipy.linalg.cholesky(S, lower=True, check_finite=False)
+        except np.linalg.LinAlgError:
+            lower = None
+        if lower is None or (np.diag(lower) ** 2).min() < len(S) * np.finfo(S.dtype).eps * np.diag(S).max():
+            smallest = float(scipy.linalg.eigvalsh(checks.finite(name, S))[0])
+            raise np.linalg.LinAlgError(f"{name} ({len(S)} x {len(S)}) is singular to rounding: its smallest "
+                                        f"eigenvalue is {smallest:.3g}; {remedy}")
+        return cls(lower)
+
+    def solve(self, B: Array) -> Array:
+        """Return ``S^{-1} B`` by two triangular solves."""
+        return scipy.linalg.cho_solve((self.lower, True), B, check_finite=False)
+
+    def inverse(self) -> Array:
+        """Return ``S^{-1}`` (LAPACK's potri), for a matrix that is applied many times before it changes."""
+        potri = scipy.linalg.get_lapack_funcs("potri", (self.lower,))
+        inverse, info = potri(self.lower, lower=1)
+        if info:
+            raise np.linalg.LinAlgError(f"potri failed with info = {info}")
+        return np.tril(inverse) + np.tril(inverse, -1).T
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """An inverse that is kept: the same as `Cholesky` in exact arithmetic, cheaper from the second solve on."""
+
+    matrix: Array
+
+    @classmethod
+    def factor(cls, S: Array, name: str = "the matrix", remedy: str = "add damping") -> Inverse:
+        """Invert `S` through its Cholesky factor; parameters and errors as in `Cholesky.factor`."""
+        return cls(Cholesky.factor(S, name, remedy).inverse())
+
+    def solve(self, B: Array) -> Array:
+        """Return ``S^{-1} B`` as one matrix product."""
+        return self.matrix @ B
+
+    def inverse(self) -> Array:
+        """Return ``S^{-1}``."""
+        return self.matrix
+
+
+def solve(A: Cholesky | Inverse, G: Cholesky | Inverse, V: Array) -> Array:
+    """Solve ``(A kron G) vec(X) = vec(V)`` without forming the Kronecker product.
+
+    Parameters
+    ----------
+    A, G : Cholesky or Inverse
+        Factors of the symmetric positive definite matrices, (n, n) and (m, m).
+    V : (m, n) array
+        The right-hand side.
+
+    Returns
+    -------
+    X : (m, n) array
+        ``G^{-1} V A^{-1}``; 2 m n (m + n) flops, against (m n)^3 / 3 for the dense solve.
+
+    Notes
+    -----
+    Source: Martens & Grosse 2015, sec. 4.2.
+    """
+    return A.solve(G.solve(V).T).T          # A is symmetric: V A^{-1} = (A^{-1} V^T)^T
+
+
+@dataclass(frozen=True)
+class Eigen:
+    """The eigendecomposition ``S = Q diag(values) Q^T`` of a symmetric matrix, values ascending."""
+
+    values: Array
+    Q: Array
+
+    @classmethod
+    def factor(cls, S: Array) -> Eigen:
+        """Decompose the symmetric (n, n) matrix `S`, whose lower triangle is read."""
+        return cls(*scipy.linalg.eigh(S, check_finite=False))
+
+
+def spectrum(A: Eigen, G: Eigen) -> Array:
+    """Return the eigenvalues of A kron G as an (m, n) matrix: entry (j, i) is ``values_G[j] values_A[i]``."""
+    return np.outer(G.values, A.values)
+
+
+def apply_in_eigenbasis(A: Eigen, G: Eigen, scales: Array, V: Array) -> Array:
+    """Multiply by ``(Q_A kron Q_G) diag(vec(scales)) (Q_A kron Q_G)^T``.
+
+    Parameters
+    ----------
+    A, G : Eigen
+        Of the (n, n) and (m, m) factors.
+    scales : (m, n) array
+        What multiplies each coordinate in the eigenbasis.
+    V : (m, n) array
+        A matrix.
+
+    Returns
+    -------
+    (m, n) array
+        ``Q_G [scales * (Q_G^T V Q_A)] Q_A^T``.
+    """
+    return G.Q @ (scales * (G.Q.T @ V @ A.Q)) @ A.Q.T
+
+
+def rearrange(B: Array, A_shape: tuple[int, int], G_shape: tuple[int, int]) -> Array:
+    """Rearrange a matrix so that Kronecker products become matrices of rank one.
+
+    Parameters
+    ----------
+    B : (n_1 m_1, n_2 m_2) array
+        A matrix of the shape of A kron G.
+    A_shape, G_shape : (n_1, n_2), (m_1, m_2)
+        The shapes of the factors.
+
+    Returns
+    -------
+    R : (m_1 m_2, n_1 n_2) array
+        With ``R(A kron G) = vec(G) vec(A)^T``.
+
+    Notes
+    -----
+    Source: Van Loan & Pitsianis 1993, transposed (Gamma first).
+    """
+    (n1, n2), (m1, m2) = A_shape, G_shape
+    return B.reshape(n1, m1, n2, m2).transpose(3, 1, 2, 0).reshape(m1 * m2, n1 * n2)
+
+
+def unrearrange(R: Array, A_shape: tuple[int, int], G_shape: tuple[int, int]) -> Array:
+    """Undo `rearrange`: from (m_1 m_2, n_1 n_2) back to (n_1 m_1, n_2 m_2)."""
+    (n1, n2), (m1, m2) = A_shape, G_shape
+    return R.reshape(m2, m1, n2, n1).transpose(3, 1, 2, 0).reshape(n1 * m1, n2 * m2)
+
+
+def nearest_product(B: Array, A_shape: tuple[int, int], G_shape: tuple[int, int]) -> tuple[Array, Array, Array]:
+    """Return the Kronecker product nearest to a matrix in Frobenius norm, and the spectrum that measures the rest.
+
+    Parameters
+    ----------
+    B : (n_1 m_1, n_2 m_2) array
+        Any matrix.
+    A_shape, G_shape : (n_1, n_2), (m_1, m_2)
+        The shapes of the factors.
+
+    Returns
+    -------
+    A, G : arrays of those shapes
+        ``A kron G`` is nearest; both have the same norm, and A a trace that is not negative.
+    singular_values : (min(m_1 m_2, n_1 n_2),) array
+        Of the rearrangement, descending: the squared error of the best product is the sum of squares of all but the
+        first.
+
+    Notes
+    -----
+    Source: Van Loan & Pitsianis 1993. Of a symmetric positive semi-definite matrix both factors are so as well.
+    """
+    U, singular, Vt = scipy.linalg.svd(rearrange(B, A_shape, G_shape), full_matrices=False)
+    root = np.sqrt(singular[0])
+    A, G = unvec(root * Vt[0], *A_shape), unvec(root * U[:, 0], *G_shape)
+    sign = -1 if np.trace(A) < 0 else 1
+    return sign * A, sign * G, singular
+
+
+def solve_sum(A: Array, B: Array, C: Array, D: Array, V: Array, sign: int = 1, name: str = "the matrix") -> Array:
+    """Solve ``(A kron B +- C kron D) vec(X) = vec(V)`` by two symmetric eigenproblems (the paper's Appendix B).
+
+    Parameters
+    ----------
+    A, C : (n, n) arrays
+        A symmetric positive definite, C symmetric positive semi-definite.
+    B, D : (m, m) arrays
+        B symmetric positive definite, D symmetric positive semi-definite.
+    V : (m, n) array
+        The right-hand side.
+    sign : {1, -1}
+        Plus or minus between the two products.
+    name : str
+        What errors call the sum.
+
+    Returns
+    -------
+    X : (m, n) array
+        The solution.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        A ``ValueError``, where A or B is not positive definite, or where the sum is singular to rounding.
+
+    Notes
+    -----
+    With the generalized eigenvectors ``K_1^T A K_1 = I, K_1^T C K_1 = diag(s_1)`` and likewise K_2 of (B, D), the sum
+    is ``(K_1 kron K_2)^{-T} diag(1 +- s_1 s_2) (K_1 kron K_2)^{-1}``. Source: Martens & Grosse 2015, app. B. The
+    author's code replaces a zero 1 - s_1 s_2 by 1; here it is an error.
+    """
+    if sign not in (1, -1):
+        raise ValueError(f"sign must be 1 or -1, got {sign!r}")
+    s1, K1 = _relative_eigen(C, A, f"the first factor of {name}")
+    s2, K2 = _relative_eigen(D, B, f"the second factor of {name}")
+    scales = 1 + sign * np.outer(s2, s1)
+    if np.abs(scales).min() < len(s1) * len(s2) * np.finfo(scales.dtype).eps * np.abs(scales).max():
+        raise np.linalg.LinAlgError(f"{name} is singular to rounding: 1 {'+' if sign > 0 else '-'} s1 s2 comes down "
+                                    f"to {np.abs(scales).min():.3g}; add damping to its first product")
+    return K2 @ ((K2.T @ V @ K1) / scales) @ K1.T
+
+
+def _relative_eigen(S: Array, M: Array, name: str) -> tuple[Array, Array]:
+    """Return s, K with ``K^T M K = I`` and ``K^T S K = diag(s)``."""
+    L = Cholesky.factor(M, name).lower
+    half = scipy.linalg.solve_triangular(L, S, lower=True, check_finite=False)
+    s, E = scipy.linalg.eigh(scipy.linalg.solve_triangular(L, half.T, lower=True, check_finite=False))
+    return s, scipy.linalg.solve_triangular(L, E, lower=True, trans="T", check_finite=False)

@@ -1,0 +1,303 @@
+"""What the output z says about the target y: ``p(y | z)``, in its natural parameters.
+
+For each likelihood, of ONE example (paper: sec. 2.2)::
+
+    nll      = -log p(y | z)
+    gradient = d nll / dz
+    fisher   = F_R = E_{y ~ p(.|z)}[ gradient gradient^T ]         also the Hessian of nll, since z is natural
+    root     : root root^T = F_R, in closed form
+
+=============  ====================  ==================  ==============================  ===========================
+               nll                   gradient            F_R                             root
+=============  ====================  ==================  ==============================  ===========================
+Gaussian       1/2 ||z - y||^2       z - y               I                               I
+Categorical    logsumexp(z) - z_y    p - onehot(y)       diag(p) - p p^T                 diag(sqrt p) - p sqrt(p)^T
+Bernoulli      sum softplus(z) - yz  p - y               diag(p (1 - p))                 diag(sqrt(p (1 - p)))
+=============  ====================  ==================  ==============================  ===========================
+
+The Gaussian has unit variance, and its constant C/2 log(2 pi) is left out. Wherever 1 - p occurs it is computed from
+the small numbers that make it up, never by subtraction from 1: at z = 40 that difference has no digit left.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import checks
+from .checks import Array
+
+#: `Bernoulli.outcomes` enumerates 2^C targets, up to this C.
+MAX_BINARY_OUTPUTS = 12
+
+
+class Likelihood(Protocol):
+    """What a likelihood must offer; a user's own class with these methods serves as well.
+
+    z is (N, C) throughout; y is (N,) labels for a categorical, else (N, C); a stack of draws, (M, N) or (M, N, C), is
+    taken wherever one y is.
+    """
+
+    def check(self, z: Array, y: Any) -> Array:
+        """Return `y` as the other methods want it, or raise a ``ValueError`` that says what is wrong."""
+
+    def nll(self, z: Array, y: Any) -> Array:
+        """Return -log p(y | z) of each example, (N,)."""
+
+    def gradient(self, z: Array, y: Any) -> Array:
+        """Return the gradient of `nll` with respect to z, (N, C), or (M, N, C) for a stack of M draws."""
+
+    def fisher(self, z: Array) -> Array:
+        """Return F_R of each example, (N, C, C)."""
+
+    def fisher_root(self, z: Array) -> Array:
+        """Return root with ``root @ root^T = F_R``, (N, C, C)."""
+
+    def fisher_product(self, z: Array, v: Array) -> Array:
+        """Return ``F_R v`` of each example; v is (N, C)."""
+
+    def sample(self, z: Array, rng: np.random.Generator, draws: int | None = None) -> Array:
+        """Draw targets from p(. | z): one for each example, or a stack of `draws`."""
+
+    def outcomes(self, z: Array) -> tuple[Array, Array]:
+        """Return every target (M, N) or (M, N, C) and its probability (M, N)."""
+
+    def error(self, z: Array, y: Any) -> Array:
+        """Return the reported error of each example, (N,)."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """``y ~ N(z, I)``: nll 1/2 ||z - y||^2, without its constant.
+
+    Notes
+    -----
+    Source: Martens & Grosse 2015, sec. 2.2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Gaussian().nll(np.array([[1.0, 2.0]]), np.array([[0.0, 0.0]])).tolist()
+    [2.5]
+    """
+
+    def check(self, z: Array, y: Any) -> Array:
+        """Return `y` as real numbers of the shape of z, (N, C), or a stack of those."""
+        return checks.targets("y", y, z.shape, z.dtype)
+
+    def nll(self, z: Array, y: Any) -> Array:
+        """Return 1/2 ||z - y||^2 of each example, (N,)."""
+        return self.error(z, y) / 2
+
+    def gradient(self, z: Array, y: Any) -> Array:
+        """Return ``z - y``."""
+        return z - self.check(z, y)
+
+    def fisher(self, z: Array) -> Array:
+        """Return the identity, (N, C, C)."""
+        return np.broadcast_to(np.eye(z.shape[1], dtype=z.dtype), (*z.shape, z.shape[1]))
+
+    def fisher_root(self, z: Array) -> Array:
+        """Return the identity, (N, C, C)."""
+        return self.fisher(z)
+
+    def fisher_product(self, z: Array, v: Array) -> Array:
+        """Return `v`."""
+        return v
+
+    def sample(self, z: Array, rng: np.random.Generator, draws: int | None = None) -> Array:
+        """Draw ``z + noise``: (N, C), or (draws, N, C)."""
+        shape = z.shape if draws is None else (draws, *z.shape)
+        return z + rng.standard_normal(shape, dtype=z.dtype.type)
+
+    def outcomes(self, z: Array) -> tuple[Array, Array]:
+        """Refuse: a Gaussian has no finite list of targets."""
+        raise ValueError("outcomes: a Gaussian has infinitely many targets; use fisher_root or sample")
+
+    def error(self, z: Array, y: Any) -> Array:
+        """Return ||z - y||^2 of each example, (N,)."""
+        return np.sum(np.square(z - self.check(z, y)), axis=-1)
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """``y`` is one of C classes, with probabilities softmax(z); labels are integers 0..C-1.
+
+    Notes
+    -----
+    Source: Martens & Grosse 2015, sec. 2.2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> z = np.array([[0.0, np.log(3.0)]])
+    >>> np.round(Categorical().nll(z, np.array([1])), 4).tolist(), np.round(np.exp(-Categorical().nll(z, [0])), 4).tolist()
+    ([0.2877], [0.25])
+    """
+
+    def check(self, z: Array, y: Any) -> Array:
+        """Return `y` as integer labels (N,), or a stack (M, N)."""
+        return checks.labels("y", y, z.shape[1], z.shape[:1])
+
+    def nll(self, z: Array, y: Any) -> Array:
+        """Return ``logsumexp(z) - z_y`` of each example, (N,); tiny where z_y leads by far, and then exact too."""
+        y = self.check(z, y)[..., None]
+        top = z.max(axis=1, keepdims=True)
+        e = np.exp(z - top)
+        leader = z.argmax(axis=1)[:, None]
+        np.put_along_axis(e, leader, 0, axis=1)
+        tail = np.log1p(e.sum(axis=1))                     # logsumexp(z) - max(z): the leader's own term is the 1
+        z_y = np.take_along_axis(np.broadcast_to(z, (*y.shape[:-1], z.shape[1])), y, axis=-1)[..., 0]
+        return tail + (top[:, 0] - z_y)
+
+    def gradient(self, z: Array, y: Any) -> Array:
+        """Return ``p - onehot(y)``, in which ``p_y - 1`` is minus the sum of the others."""
+        p, others = _softmax(z)
+        y = self.check(z, y)[..., None]
+        g = np.broadcast_to(p, (*y.shape[:-1], z.shape[1])).copy()
+        at_y = np.take_along_axis(np.broadcast_to(others, g.shape), y, axis=-1)
+        np.put_along_axis(g, y, -at_y, axis=-1)
+        return g
+
+    def fisher(self, z: Array) -> Array:
+        """Return ``diag(p) - p p^T``, (N, C, C), its diagonal as p (1 - p)."""
+        p, others = _softmax(z)
+        F = -p[:, :, None] * p[:, None, :]
+        np.einsum("ncc->nc", F)[:] = p * others
+        return F
+
+    def fisher_root(self, z: Array) -> Array:
+        """Return ``diag(sqrt p) - p sqrt(p)^T``, (N, C, C), its diagonal as sqrt(p) (1 - p)."""
+        p, others = _softmax(z)
+        q = np.sqrt(p)
+        B = -p[:, :, None] * q[:, None, :]
+        np.einsum("ncc->nc", B)[:] = q * others
+        return B
+
+    def fisher_product(self, z: Array, v: Array) -> Array:
+        """Return ``p (v - p^T v)``; v is (N, C) or a stack.
+
+        F_R maps constants to 0, so v is first shifted to be 0 at the likeliest class: what is left of ``p^T v`` then
+        holds small probabilities alone, and nothing cancels.
+        """
+        p, _ = _softmax(z)
+        leader = np.broadcast_to(z.argmax(axis=1)[:, None], (*v.shape[:-1], 1))
+        w = v - np.take_along_axis(v, leader, axis=-1)
+        return p * (w - np.sum(p * w, axis=-1, keepdims=True))
+
+    def sample(self, z: Array, rng: np.random.Generator, draws: int | None = None) -> Array:
+        """Draw labels: (N,), or (draws, N)."""
+        p, _ = _softmax(z)
+        edges = np.cumsum(p, axis=1)
+        u = rng.random((draws or 1, len(z), 1)) * edges[:, -1:]      # the last edge is 1 up to rounding
+        y: Array = np.sum(u >= edges, axis=-1)
+        y = np.minimum(y, z.shape[1] - 1)
+        return y[0] if draws is None else y
+
+    def outcomes(self, z: Array) -> tuple[Array, Array]:
+        """Return the C labels, (C, N), and their probabilities, (C, N)."""
+        p, _ = _softmax(z)
+        y: Array = np.repeat(np.arange(z.shape[1])[:, None], len(z), axis=1)
+        return y, p.T
+
+    def error(self, z: Array, y: Any) -> Array:
+        """Return 1 where the likeliest class is not `y`, else 0; (N,)."""
+        return (z.argmax(axis=1) != self.check(z, y)).astype(z.dtype)
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """``y`` holds C independent bits with probabilities logistic(z); any target in [0, 1] has an nll.
+
+    Notes
+    -----
+    Source: Martens & Grosse 2015, sec. 2.2 and 13: the likelihood of the paper's MNIST and CURVES autoencoders.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> np.round(Bernoulli().nll(np.array([[0.0, 1e4]]), np.array([[1.0, 1.0]])), 6).tolist()
+    [0.693147]
+    """
+
+    def check(self, z: Array, y: Any) -> Array:
+        """Return `y` as numbers in [0, 1] of the shape of z, (N, C), or a stack of those."""
+        return checks.targets("y", y, z.shape, z.dtype, interval=(0, 1))
+
+    def nll(self, z: Array, y: Any) -> Array:
+        """Return the sum over outputs of ``softplus(z) - y z``, (N,)."""
+        y = self.check(z, y)
+        # softplus(z) - y z = log1p(exp(-|z|)) + (1 - y) max(z, 0) + y max(-z, 0): three terms that are not negative
+        hinge = np.where(z > 0, 1 - y, y) * np.abs(z)
+        return np.sum(np.log1p(np.exp(-np.abs(z))) + hinge, axis=-1)
+
+    def gradient(self, z: Array, y: Any) -> Array:
+        """Return ``p - y``, as ``p (1 - y) - (1 - p) y``."""
+        y = self.check(z, y)
+        p, q = _logistic_pair(z)
+        return p * (1 - y) - q * y
+
+    def fisher(self, z: Array) -> Array:
+        """Return ``diag(p (1 - p))``, (N, C, C)."""
+        p, q = _logistic_pair(z)
+        return _diagonal(p * q)
+
+    def fisher_root(self, z: Array) -> Array:
+        """Return ``diag(sqrt(p (1 - p)))``, (N, C, C)."""
+        p, q = _logistic_pair(z)
+        return _diagonal(np.sqrt(p * q))
+
+    def fisher_product(self, z: Array, v: Array) -> Array:
+        """Return ``p (1 - p) v``; v is (N, C) or a stack."""
+        p, q = _logistic_pair(z)
+        return p * q * v
+
+    def sample(self, z: Array, rng: np.random.Generator, draws: int | None = None) -> Array:
+        """Draw bits, as numbers 0 and 1 in the dtype of z: (N, C), or (draws, N, C)."""
+        p, _ = _logistic_pair(z)
+        shape = z.shape if draws is None else (draws, *z.shape)
+        return (rng.random(shape, dtype=z.dtype.type) < p).astype(z.dtype)
+
+    def outcomes(self, z: Array) -> tuple[Array, Array]:
+        """Return the 2^C targets, (2^C, N, C), and their probabilities, (2^C, N); at most 12 outputs."""
+        N, C = z.shape
+        if C > MAX_BINARY_OUTPUTS:
+            raise ValueError(f"outcomes: {C} binary outputs have 2^{C} targets; at most {MAX_BINARY_OUTPUTS} outputs "
+                             "are enumerated")
+        bits = np.array(list(itertools.product((0, 1), repeat=C)), dtype=z.dtype)
+        y = np.repeat(bits[:, None, :], N, axis=1)
+        p, q = _logistic_pair(z)
+        return y, np.prod(np.where(y == 1, p, q), axis=-1)
+
+    def error(self, z: Array, y: Any) -> Array:
+        """Return the reconstruction error ||p - y||^2 of each example, (N,)."""
+        return np.sum(np.square(self.gradient(z, y)), axis=-1)
+
+
+def _softmax(z: Array) -> tuple[Array, Array]:
+    """Return p and 1 - p, each with full relative accuracy."""
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    others = 1 - p                                          # exact enough where p <= 1/2 ...
+    leader = z.argmax(axis=1)[:, None]
+    rest = p.copy()
+    np.put_along_axis(rest, leader, 0, axis=1)
+    np.put_along_axis(others, leader, rest.sum(axis=1, keepdims=True), axis=1)      # ... and the leader's is a sum
+    return p, others
+
+
+def _logistic_pair(z: Array) -> tuple[Array, Array]:
+    """Return p = logistic(z) and 1 - p = logistic(-z), each with full relative accuracy."""
+    e = np.exp(-np.abs(z))
+    near, far = 1 / (1 + e), e / (1 + e)
+    positive = z >= 0
+    return np.where(positive, near, far), np.where(positive, far, near)
+
+
+def _diagonal(d: Array) -> Array:
+    D = np.zeros((*d.shape, d.shape[1]), dtype=d.dtype)
+    np.einsum("ncc->nc", D)[:] = d
+    return D

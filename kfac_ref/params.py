@@ -1,0 +1,90 @@
+"""Directions: lists of arrays shaped like the weights, and the few operations of a vector space on them.
+
+The parameter vector is ``theta = [vec(W_0); vec(W_1); ...]``, where vec stacks the COLUMNS of a matrix, and
+``W_i`` is (d_{i+1}, d_i + 1) with the bias as its last column (paper: sec. 2.1, whose W_i is our ``weights[i-1]``).
+A gradient, a step or a velocity is a *direction*: a list of arrays of those shapes. It is a vector like theta, kept
+in the form in which it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .checks import Array, Direction
+
+
+def flatten(V: Direction) -> Array:
+    """Return the vector of a direction.
+
+    Parameters
+    ----------
+    V : list of (m_i, n_i) arrays
+        A direction.
+
+    Returns
+    -------
+    theta : (P,) array
+        The concatenation of ``vec(V_i)``, columns stacked.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> flatten([np.array([[1, 3, 5], [2, 4, 6]]), np.array([[7, 8]])]).tolist()
+    [1, 2, 3, 4, 5, 6, 7, 8]
+    """
+    return np.concatenate([v.ravel(order="F") for v in V])
+
+
+def unflatten(theta: Array, shapes: Sequence[tuple[int, int]]) -> list[Array]:
+    """Return the direction of a vector: the inverse of `flatten`.
+
+    Parameters
+    ----------
+    theta : (P,) array
+        A vector of all parameters.
+    shapes : list of (m_i, n_i)
+        The shape of each layer's weights.
+
+    Returns
+    -------
+    V : list of (m_i, n_i) arrays
+        Copies, one a layer.
+
+    Raises
+    ------
+    ValueError
+        Where the sizes do not add up to P.
+    """
+    theta = np.asarray(theta)
+    sizes = [m * n for m, n in shapes]
+    if theta.shape != (sum(sizes),):
+        raise ValueError(f"theta must have shape ({sum(sizes)},), got {theta.shape}")
+    parts = np.split(theta, np.cumsum(sizes)[:-1])
+    return [part.reshape(shape, order="F").copy() for part, shape in zip(parts, shapes, strict=True)]
+
+
+def inner(U: Direction, V: Direction) -> float:
+    """Return the Euclidean inner product ``u^T v`` of two directions."""
+    return float(sum(np.vdot(u, v) for u, v in zip(U, V, strict=True)))
+
+
+def norm(V: Direction) -> float:
+    """Return the Euclidean norm of a direction."""
+    return float(np.sqrt(inner(V, V)))
+
+
+def scale(c: float, V: Direction) -> list[Array]:
+    """Return ``c v`` in the dtype of `V`."""
+    return [v.dtype.type(c) * v for v in V]
+
+
+def add(U: Direction, V: Direction) -> list[Array]:
+    """Return ``u + v``."""
+    return [u + v for u, v in zip(U, V, strict=True)]
+
+
+def zeros_like(V: Direction) -> list[Array]:
+    """Return the zero direction of the shapes and dtype of `V`."""
+    return [np.zeros_like(v) for v in V]
