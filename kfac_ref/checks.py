@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 Array: TypeAlias = NDArray[np.floating[Any]]
+Labels: TypeAlias = NDArray[np.integer[Any]]
 #: A direction in parameter space: one array a layer, shaped like the weights.
 Direction: TypeAlias = Sequence[Array]
 Entry = TypeVar("Entry")
@@ -59,7 +60,7 @@ def direction(name: str, V: Direction, shapes: Sequence[tuple[int, int]], dtype:
                  for i, (v, shape) in enumerate(zip(V, shapes, strict=True)))
 
 
-def labels(name: str, y: Any, classes: int, shape: tuple[int, ...]) -> NDArray[np.integer[Any]]:
+def labels(name: str, y: Any, classes: int, shape: tuple[int, ...]) -> Labels:
     """Return `y` as integers in 0..classes-1; its trailing dimensions must be `shape`."""
     y = np.asarray(y)
     if y.dtype.kind not in "iu":

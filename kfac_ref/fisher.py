@@ -185,12 +185,12 @@ def fisher_gram(at: Point, directions: Sequence[Direction]) -> Array:
     -----
     Source: Martens & Grosse 2015, sec. 6.4 and app. C.
     """
-    Jv = [at.tangent(V) for V in directions]
-    FJv = [at.model.likelihood.fisher_product(at.z, dz) for dz in Jv]
+    Jv = np.stack([at.tangent(V) for V in directions])
+    FJv = at.model.likelihood.fisher_product(at.z, Jv)
     Q = np.empty((len(Jv), len(Jv)))
-    for k in range(len(Jv)):
-        for l in range(k + 1):
-            Q[k, l] = Q[l, k] = np.vdot(Jv[k], FJv[l]) / len(at)
+    for k, u in enumerate(Jv):
+        for m, Fv in enumerate(FJv[:k + 1]):
+            Q[k, m] = Q[m, k] = np.vdot(u, Fv) / len(at)
     return Q
 
 

@@ -131,6 +131,8 @@ class Point:
 
     def take(self, rows: slice | Sequence[int] | Array) -> Point:
         """Return this point for some of its examples, without another forward pass."""
+        if isinstance(rows, slice) and rows == slice(None):
+            return self                                 # with the slopes that it may have computed already
         part = Point(self.model, self.weights, self.forward.take(rows))
         if not len(part):
             raise ValueError("rows must choose at least one example")
@@ -166,7 +168,7 @@ class Point:
         eta = self.model.weight_decay
         return [D + eta * W if eta else D for D, W in zip(self.adjoint(dz), self.weights, strict=True)]
 
-    def sample(self, rng: np.random.Generator, draws: int | None = None) -> Array:
+    def sample(self, rng: np.random.Generator, draws: int | None = None) -> Any:
         """Draw targets from the model's own prediction: one for each example, or a stack of `draws`."""
         if draws is not None:
             checks.count("draws", draws)

@@ -1,0 +1,495 @@
+"""K-FAC: Algorithm 2 of the paper (sec. 9), one method a line of it.
+
+At step k, on a batch (x, y)::
+
+    h, grad        loss and gradient, weight decay included                                 sec. 2.2   gradient
+    A, G           sampled targets on the tau1 part; running average                        sec. 5     update_average
+    gammas         gamma, or three candidates every T2 steps                                sec. 6.6   gammas
+    for each gamma:
+        C          the damped structure; made anew every T3 steps, at k <= 3 and every T2   sec. 4, 6  curvature
+        Delta      -C^{-1} grad                                                             sec. 6.4   direction
+        alpha, mu  minimize M(alpha Delta + mu delta_0), exact F on the tau2 part           sec. 6.4, 7  rescale
+    delta          of the candidate with the lowest M(delta)                                sec. 6.6   best
+    rho, lambda    every T1 steps                                                           sec. 6.5   look_back
+    theta         += delta
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import checks, params
+from ..checks import Array, Direction
+from ..curvature import BlockDiagonal, Curvature
+from ..damping import gamma_candidates, next_lambda
+from ..factors import RunningAverage, sampled_factors
+from ..fisher import fisher_gram
+from ..model import Model, Point
+from ..quadratic_model import SmallModel, reduction_ratio
+from .clock import Clock
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """All that K-FAC remembers between two steps.
+
+    Attributes
+    ----------
+    weights : tuple of arrays
+        The current iterate.
+    seed, k : int
+        Step k (from 1) draws from ``numpy.random.default_rng((seed, k))``; k steps have been taken.
+    lambda_, gamma : float
+        The strengths of the damping.
+    average : RunningAverage
+        Of the factors.
+    delta_0 : tuple of arrays or None
+        The last step; None before the first and after one that was undone.
+    curvature : Curvature or None
+        The structure in use, with whatever it has factored.
+    """
+
+    weights: tuple[Array, ...]
+    seed: int
+    k: int
+    lambda_: float
+    gamma: float
+    average: RunningAverage
+    delta_0: tuple[Array, ...] | None
+    curvature: Curvature | None
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One gamma that was tried.
+
+    Attributes
+    ----------
+    gamma : float
+        The strength of the factored damping.
+    curvature : Curvature
+        The structure with that damping.
+    Delta : list of arrays
+        ``-C^{-1} grad``.
+    model : SmallModel
+        M on the span of Delta and delta_0: the 2 x 2 system of sec. 7.
+    alpha, mu : float
+        Its solution.
+    decrease : float
+        ``M(delta) - M(0)``, not positive.
+    """
+
+    gamma: float
+    curvature: Curvature
+    Delta: list[Array]
+    model: SmallModel
+    alpha: float
+    mu: float
+    decrease: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a step decided.
+
+    Attributes
+    ----------
+    k, batch : int
+        The step, from 1, and its number of examples.
+    loss : float
+        h on the batch before the step, weight decay included.
+    lambda_, gamma : float
+        As used in this step (gamma: the chosen one).
+    gammas : tuple of (gamma, M(delta) - M(0))
+        All that were tried.
+    alpha, mu : float
+        The coefficients of Delta and delta_0.
+    predicted : float
+        ``M(delta) - M(0)``.
+    actual, rho : float
+        ``h(theta + delta) - h(theta)`` and its ratio to `predicted`; NaN where not measured (only every T1 steps).
+    gradient_norm, step_norm : float
+        Euclidean norms of grad h and of delta.
+    refreshed : bool
+        Whether the structure was made anew.
+    safeguards : tuple of str
+        Which of the rules that the paper does not have took effect: ``gamma clipped``, ``lambda floor``, ``undone``.
+    seconds : dict
+        Seconds by stage, as in the table of sec. 8: ``gradient`` (forward and backward), ``factors`` (sampled
+        backward pass, products, average), ``inverses`` (making and factoring the structure, with the first solve),
+        ``solve`` (with a kept one), ``exact F`` (R-passes), ``rho`` (forward pass at the new weights), ``update``.
+    """
+
+    k: int
+    batch: int
+    loss: float
+    lambda_: float
+    gamma: float
+    gammas: tuple[tuple[float, float], ...]
+    alpha: float
+    mu: float
+    predicted: float
+    actual: float
+    rho: float
+    gradient_norm: float
+    step_norm: float
+    refreshed: bool
+    safeguards: tuple[str, ...]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Detail:
+    """Every intermediate of one step, by name: what `KFAC.explain` returns.
+
+    Attributes
+    ----------
+    at : Point
+        The model at the weights before the step, on the batch.
+    grad : list of arrays
+        grad h.
+    rows1, rows2 : (n,) int arrays or slices
+        The tau1 part (factors) and the tau2 part (exact F) of the batch.
+    targets : array or None
+        What was sampled on the tau1 part; None for a structure that is made from a point.
+    average : RunningAverage
+        With this batch in it.
+    candidates : tuple of Candidate
+        One for each gamma.
+    chosen : Candidate
+        The one with the lowest M.
+    delta : list of arrays
+        ``alpha Delta + mu delta_0``, whether it was taken or undone.
+    state : State
+        After the step.
+    record : Record
+        What was decided.
+    """
+
+    at: Point
+    grad: list[Array]
+    rows1: slice | Array
+    rows2: slice | Array
+    targets: Array | None
+    average: RunningAverage
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate
+    delta: list[Array]
+    state: State
+    record: Record
+
+    @property
+    def A(self) -> tuple[Array, ...]:
+        """The averaged input factors."""
+        return self.average.factors.A
+
+    @property
+    def G(self) -> tuple[Array, ...]:
+        """The averaged output factors."""
+        return self.average.factors.G
+
+    @property
+    def pi(self) -> tuple[float, ...]:
+        """The balance of each layer's damping, for a `BlockDiagonal` structure."""
+        if not isinstance(self.chosen.curvature, BlockDiagonal):
+            raise AttributeError(f"{type(self.chosen.curvature).__name__} has no pi")
+        return self.chosen.curvature.pis
+
+    @property
+    def Delta(self) -> list[Array]:
+        """``-C^{-1} grad`` of the chosen candidate."""
+        return self.chosen.Delta
+
+    @property
+    def J_Delta(self) -> Array:
+        """The change of the output along Delta on the tau2 part, (n, C)."""
+        return self.at.take(self.rows2).tangent(self.chosen.Delta)
+
+
+@dataclass(frozen=True, eq=False)
+class KFAC:
+    """Kronecker-factored approximate curvature, with every part of Algorithm 2.
+
+    Parameters
+    ----------
+    model : Model
+        Network, likelihood and weight decay (eta).
+    structure : class or function
+        Makes the damped curvature: ``structure(factors, damping=gamma**2)``; `BlockDiagonal` is the paper's F-breve.
+        Any subclass of `Curvature` serves, a user's own included.
+    lambda_0 : float
+        The first lambda.
+    T1, T2, T3 : int
+        Periods: of lambda, of gamma, of the inverses. T2 must be a multiple of T3.
+    omega1, omega2 : float, optional
+        Factors of lambda and gamma; ``(19/20)**T1`` and ``(19/20)**(T2/2)`` unless told.
+    tau1, tau2 : float
+        The parts of the batch for the factors and for the exact F.
+    ceiling : float
+        The largest epsilon of the running average.
+    gamma_min, gamma_max : float
+        The range of gamma; gamma_min None stands for sqrt(eta).
+    lambda_floor : float
+        Lambda does not fall below this.
+    undo : float or None
+        A step that is looked back at (every T1) and has rho < -undo, or an h that is not finite, is undone: the
+        weights stay, lambda rises, momentum starts afresh. None never undoes.
+
+    Raises
+    ------
+    ValueError
+        For settings out of range.
+
+    Notes
+    -----
+    ================  ==================  =================  ==========================================================
+    argument          paper               default            why it differs
+    ================  ==================  =================  ==========================================================
+    structure         both                block-diagonal
+    lambda_0          150                 1                  suits small networks and classifiers; adapts either way
+    omega1, T1        (19/20)^T1, 5       the same
+    omega2, T2        (19/20)^(T2/2), 20  the same
+    T3                20, and k <= 3      the same
+    tau1              1/8                 the same
+    tau2              1/4                 1                  with a part of the batch, steps can grow without bound
+    ceiling           0.95                the same
+    gamma_min         none (0)            sqrt(eta)          as in the author's code: beyond the range M hardly changes
+    gamma_max         none (inf)          1                  and gamma drifts
+    lambda_floor      none (0)            1e-4               lambda else decays for ever
+    undo              none (None)         1                  one bad step would be carried on by momentum
+    ================  ==================  =================  ==========================================================
+
+    Source: Martens & Grosse 2015, Algorithm 2 (sec. 9).
+    """
+
+    model: Model
+    structure: Callable[..., Curvature] = BlockDiagonal
+    lambda_0: float = 1.0
+    T1: int = 5
+    T2: int = 20
+    T3: int = 20
+    omega1: float | None = None
+    omega2: float | None = None
+    tau1: float = 1 / 8
+    tau2: float = 1.0
+    ceiling: float = 0.95
+    gamma_min: float | None = None
+    gamma_max: float = 1.0
+    lambda_floor: float = 1e-4
+    undo: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        checks.number("lambda_0", self.lambda_0, 0)
+        for name in ("T1", "T2", "T3"):
+            checks.count(name, getattr(self, name))
+        if self.T2 % self.T3:
+            raise ValueError(f"T2 must be a multiple of T3, got T2 = {self.T2} and T3 = {self.T3}: the candidates of "
+                             "gamma need inverses of their own")
+        for name, period in (("omega1", self.T1), ("omega2", self.T2 / 2)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, (19 / 20) ** period)
+            checks.number(name, getattr(self, name), 0, 1, above=True)
+        for name in ("tau1", "tau2"):
+            checks.number(name, getattr(self, name), 0, 1, above=True)
+        checks.number("ceiling", self.ceiling, 0, 1)
+        if self.gamma_min is None:
+            object.__setattr__(self, "gamma_min", math.sqrt(self.model.weight_decay))
+        checks.number("gamma_min", self.gamma_min, 0)
+        if not self.gamma_max >= self._gamma_min:
+            raise ValueError(f"gamma_max must be at least gamma_min = {self._gamma_min:g}, got {self.gamma_max!r}")
+        checks.number("lambda_floor", self.lambda_floor, 0)
+        if self.undo is not None:
+            checks.number("undo", self.undo, 0)
+
+    def init(self, weights: Direction, seed: int = 0) -> State:
+        """Return the state before the first step.
+
+        Parameters
+        ----------
+        weights : list of (d_{i+1}, d_i + 1) arrays
+            Where to start; not copied and never changed.
+        seed : int
+            What all sampling of this run is drawn from.
+
+        Returns
+        -------
+        State
+            With ``gamma = sqrt(lambda_0 + eta)``, clipped to its range.
+        """
+        checks.count("seed", seed, 0)
+        weights = checks.direction("weights", weights, self.model.network.shapes, np.asarray(weights[0]).dtype)
+        gamma = min(max(math.sqrt(self.lambda_0 + self.model.weight_decay), self._gamma_min), self.gamma_max)
+        return State(weights, seed, 0, self.lambda_0, gamma, RunningAverage(self.ceiling), None, None)
+
+    def step(self, state: State, x: Any, y: Any) -> tuple[State, Record]:
+        """Take one step.
+
+        Parameters
+        ----------
+        state : State
+            From `init` or the last step; not changed, and stepping it twice gives the same bits.
+        x : (N, d_0) array
+            The batch.
+        y : (N,) or (N, C) array
+            Its labels or targets.
+
+        Returns
+        -------
+        state : State
+            After the step.
+        record : Record
+            What was decided.
+
+        Raises
+        ------
+        ValueError
+            For bad data, a batch too small for tau1 or tau2, or a curvature that is singular at this damping.
+        """
+        detail = self.explain(state, x, y)
+        return detail.state, detail.record
+
+    def explain(self, state: State, x: Any, y: Any) -> Detail:
+        """Take one step and return every intermediate by name; parameters and errors as in `step`."""
+        clock = Clock()
+        k = state.k + 1
+        rng = np.random.default_rng((state.seed, k))
+        with clock.stage("gradient"):
+            at, h, grad = self.gradient(state, x, y)
+        rows1, rows2 = self.parts(len(at), rng)
+        with clock.stage("factors"):
+            average, targets = self.update_average(state, at.take(rows1), rng)
+        part2 = at.take(rows2)
+        candidates = []
+        for gamma in (gammas := self.gammas(state)):
+            refresh = self.refresh_is_due(k) or len(gammas) > 1
+            with clock.stage("inverses" if refresh else "solve"):
+                C = self.curvature(state, at, average, gamma) if refresh else state.curvature
+                assert C is not None
+                Delta = self.direction(C, grad)
+            with clock.stage("exact F"):
+                candidates.append(self.rescale(part2, grad, gamma, C, Delta, state.delta_0, state.lambda_))
+        chosen = self.best(candidates)
+        with clock.stage("update"):
+            delta = self.combine(chosen, state.delta_0)
+            moved = tuple(params.add(state.weights, delta))
+        actual = rho = math.nan
+        lambda_ = state.lambda_
+        safeguards = ["gamma clipped"] if len(gammas) > 1 and self._clips(state.gamma) else []
+        undone = False
+        if k % self.T1 == 0:
+            with clock.stage("rho"):
+                actual, rho, lambda_ = self.look_back(moved, x, y, h, chosen.decrease, state.lambda_)
+            undone = self.undo is not None and not rho >= -self.undo
+            if rho > 3 / 4 and lambda_ > self._omega1 * state.lambda_:
+                safeguards.append("lambda floor")
+            if undone:
+                safeguards.append("undone")
+        after = State(state.weights if undone else moved, state.seed, k, lambda_, chosen.gamma, average,
+                      None if undone else tuple(delta), chosen.curvature)
+        record = Record(k, len(at), h, state.lambda_, chosen.gamma, tuple((c.gamma, c.decrease) for c in candidates),
+                        chosen.alpha, chosen.mu, chosen.decrease, actual, rho, params.norm(grad), params.norm(delta),
+                        refresh, tuple(safeguards), clock.seconds)
+        return Detail(at, grad, rows1, rows2, targets, average, tuple(candidates), chosen, delta, after, record)
+
+    # The lines of the algorithm.
+
+    def gradient(self, state: State, x: Any, y: Any) -> tuple[Point, float, list[Array]]:
+        """Return the point, h and grad h on the batch, by one forward and one backward pass."""
+        at = self.model.at(state.weights, x)
+        return at, at.loss(y), at.gradient(y)
+
+    def parts(self, N: int, rng: np.random.Generator) -> tuple[slice | Array, slice | Array]:
+        """Return the rows of the tau1 part and of the tau2 part of a batch of N; a fraction of 1 is the whole."""
+        return _part("tau1", self.tau1, N, rng), _part("tau2", self.tau2, N, rng)
+
+    def update_average(self, state: State, part: Point, rng: np.random.Generator) -> tuple[RunningAverage, Any]:
+        """Sample targets on the tau1 part and return the running average with its factors, and the targets."""
+        if self._attribute("takes_point"):
+            return state.average, None
+        targets = part.sample(rng)
+        return state.average.update(sampled_factors(part, targets, self._attribute("reach"))), targets
+
+    def gammas(self, state: State) -> tuple[float, ...]:
+        """Return the gammas to try at the next step: three every T2 steps, else the present one."""
+        if (state.k + 1) % self.T2:
+            return (state.gamma,)
+        return gamma_candidates(state.gamma, self._omega2, self._gamma_min, self.gamma_max)
+
+    def refresh_is_due(self, k: int) -> bool:
+        """Return whether step k makes its inverses anew: every T3 steps, and at k <= 3."""
+        return k <= 3 or k % self.T3 == 0
+
+    def curvature(self, state: State, at: Point, average: RunningAverage, gamma: float) -> Curvature:
+        """Return the structure, damped with gamma, in the form that suits T3 solves."""
+        source = at if self._attribute("takes_point") else average.factors
+        C = self.structure(source, damping=gamma**2)
+        return C.kept() if self.T3 > 1 else C
+
+    def direction(self, curvature: Curvature, grad: Direction) -> list[Array]:
+        """Return Delta, minus the damped inverse times the gradient."""
+        return params.scale(-1.0, curvature.solve(grad))
+
+    def rescale(self, part: Point, grad: Direction, gamma: float, curvature: Curvature, Delta: list[Array],
+                delta_0: Direction | None, lambda_: float) -> Candidate:
+        """Minimize the quadratic model, with the exact F on the tau2 part, over Delta and the last step."""
+        directions: list[Direction] = [Delta] if delta_0 is None else [Delta, delta_0]
+        model = SmallModel(fisher_gram(part, directions),
+                           np.array([[params.inner(U, V) for V in directions] for U in directions]),
+                           np.array([params.inner(grad, V) for V in directions]),
+                           lambda_ + self.model.weight_decay, float(np.finfo(part.z.dtype).eps))
+        (alpha, *mu), decrease = model.minimum()
+        return Candidate(gamma, curvature, Delta, model, alpha, mu[0] if mu else 0.0, decrease)
+
+    def best(self, candidates: Sequence[Candidate]) -> Candidate:
+        """Return the candidate with the lowest M(delta), the first of equals."""
+        return min(candidates, key=lambda c: c.decrease)
+
+    def combine(self, chosen: Candidate, delta_0: Direction | None) -> list[Array]:
+        """Return ``delta = alpha Delta + mu delta_0``."""
+        delta = params.scale(chosen.alpha, chosen.Delta)
+        return delta if delta_0 is None else params.add(delta, params.scale(chosen.mu, delta_0))
+
+    def look_back(self, moved: Direction, x: Any, y: Any, h: float, predicted: float,
+                  lambda_: float) -> tuple[float, float, float]:
+        """Return the actual change of h at the new weights, rho, and the next lambda."""
+        finite = all(np.isfinite(W).all() for W in moved)
+        actual = self.model.at(moved, x).loss(y) - h if finite else math.inf
+        rho = reduction_ratio(actual, predicted)
+        return actual, rho, next_lambda(lambda_, rho, self._omega1, self.lambda_floor)
+
+    # The optional settings after __post_init__ has filled them in.
+
+    @property
+    def _omega1(self) -> float:
+        return float(self.omega1 or 0)
+
+    @property
+    def _omega2(self) -> float:
+        return float(self.omega2 or 0)
+
+    @property
+    def _gamma_min(self) -> float:
+        return float(self.gamma_min or 0)
+
+    def _clips(self, gamma: float) -> bool:
+        return gamma * self._omega2 < self._gamma_min or gamma / self._omega2 > self.gamma_max
+
+    def _attribute(self, name: str) -> Any:
+        """Return a class attribute of the structure, also of one behind `functools.partial`."""
+        structure = self.structure.func if isinstance(self.structure, functools.partial) else self.structure
+        return getattr(structure, name, getattr(Curvature, name))
+
+
+def _part(name: str, fraction: float, N: int, rng: np.random.Generator) -> slice | Array:
+    n = int(fraction * N)
+    if n < 1:
+        raise ValueError(f"x is a batch of {N}, too small for {name} = {fraction:g}: at least {math.ceil(1 / fraction)} "
+                         "examples are needed")
+    rows: Array = rng.permutation(N)[:n]
+    return slice(None) if n == N else rows

@@ -1,0 +1,126 @@
+"""Stochastic gradient descent with Nesterov's momentum, the paper's baseline (sec. 13).
+
+    v     = mu_t v - lr grad h(theta + mu_t v)
+    theta = theta + v
+    mu_t  = min(1 - 2^(-1 - log2(floor(t/period) + 1)), mu_max),        t = 0, 1, ...
+
+The schedule (Sutskever et al. 2013) starts at 1/2 and rises towards mu_max; the paper's period is 250.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import checks, params
+from ..checks import Array, Direction
+from ..model import Model
+from .clock import Clock
+
+
+def nesterov_schedule(mu_max: float, period: int = 250) -> Callable[[int], float]:
+    """Return the momentum of step t = 0, 1, ...: it rises from 1/2 to mu_max.
+
+    Parameters
+    ----------
+    mu_max : float
+        The ceiling, in [0, 1).
+    period : int
+        The number of steps at 1/2; the paper's is 250. Short runs want a shorter one.
+
+    Returns
+    -------
+    function of t
+        The momentum.
+
+    Notes
+    -----
+    Source: Sutskever et al. 2013, as used in Martens & Grosse 2015, sec. 13.
+
+    Examples
+    --------
+    >>> [nesterov_schedule(0.99, period=10)(t) for t in (0, 9, 10, 30)]
+    [0.5, 0.5, 0.75, 0.875]
+    """
+    checks.number("mu_max", mu_max, 0, 1)
+    checks.count("period", period)
+    return lambda t: min(1 - 2 ** (-1 - math.log2(t // period + 1)), mu_max)
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Weights, the number k of steps taken, and the velocity."""
+
+    weights: tuple[Array, ...]
+    k: int
+    velocity: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a step did: k, batch size, loss (at the point ahead, where the gradient is taken), rate, momentum, norms."""
+
+    k: int
+    batch: int
+    loss: float
+    learning_rate: float
+    momentum: float
+    gradient_norm: float
+    step_norm: float
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class SGD:
+    """Gradient descent with Nesterov's momentum.
+
+    Parameters
+    ----------
+    model : Model
+        Network, likelihood and weight decay.
+    learning_rate : float
+        Above 0.
+    momentum : float or function of t = 0, 1, ...
+        A constant in [0, 1), or a schedule such as `nesterov_schedule`.
+
+    Raises
+    ------
+    ValueError
+        For settings out of range.
+
+    Notes
+    -----
+    Source: Martens & Grosse 2015, sec. 13; Sutskever et al. 2013.
+    """
+
+    model: Model
+    learning_rate: float
+    momentum: float | Callable[[int], float] = 0.9
+
+    def __post_init__(self) -> None:
+        checks.number("learning_rate", self.learning_rate, 0, above=True)
+        if not callable(self.momentum):
+            checks.number("momentum", self.momentum, 0, 1)
+
+    def init(self, weights: Direction, seed: int = 0) -> State:
+        """Return the state before the first step; `seed` has no effect, since nothing is sampled."""
+        weights = checks.direction("weights", weights, self.model.network.shapes, np.asarray(weights[0]).dtype)
+        return State(weights, 0, tuple(params.zeros_like(weights)))
+
+    def step(self, state: State, x: Any, y: Any) -> tuple[State, Record]:
+        """Take one step; x is (N, d_0), y the labels or targets. The state is not changed."""
+        clock = Clock()
+        mu = self.momentum(state.k) if callable(self.momentum) else self.momentum
+        with clock.stage("gradient"):
+            drift = params.scale(mu, state.velocity)
+            ahead = self.model.at(params.add(state.weights, drift), x)
+            h, grad = ahead.loss(y), ahead.gradient(y)
+        with clock.stage("update"):
+            velocity = params.add(drift, params.scale(-self.learning_rate, grad))
+            after = State(tuple(params.add(state.weights, velocity)), state.k + 1, tuple(velocity))
+        return after, Record(after.k, len(ahead), h, self.learning_rate, mu, params.norm(grad), params.norm(velocity),
+                             clock.seconds)

@@ -1,0 +1,114 @@
+"""The quadratic model that chooses the length of a step, and judges it (paper: sec. 6.4, 6.5 and 7).
+
+    M(delta) = h + grad^T delta + 1/2 delta^T (F + damping I) delta,       damping = lambda + eta,  F exact
+
+On the span of a few directions v_k, delta = sum_k c_k v_k, it is a small quadratic in c::
+
+    M(delta) - M(0) = b^T c + 1/2 c^T B c,      b_k = grad^T v_k,      B_kl = v_k^T F v_l + damping v_k^T v_l
+
+With the one direction Delta its minimum is the paper's alpha* (sec. 6.4); with Delta and the last step delta_0 it is
+the paper's (alpha, mu) (sec. 7). At the minimum ``M(delta) - M(0) = 1/2 grad^T delta``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .checks import Array
+
+
+@dataclass(frozen=True, eq=False)
+class SmallModel:
+    """M - M(0) on the span of K directions.
+
+    Parameters
+    ----------
+    Q : (K, K) array
+        ``v_k^T F v_l``, as `fisher_gram` returns it.
+    inner : (K, K) array
+        ``v_k^T v_l``.
+    slope : (K,) array
+        ``grad^T v_k``.
+    damping : float
+        lambda + eta.
+    rounding : float
+        The relative accuracy of these numbers; eps of the weights' dtype.
+    """
+
+    Q: Array
+    inner: Array
+    slope: Array
+    damping: float
+    rounding: float = float(np.finfo(np.float64).eps)
+
+    @property
+    def B(self) -> Array:
+        """The matrix ``Q + damping inner``, (K, K)."""
+        return self.Q + self.damping * self.inner
+
+    def value(self, c: Sequence[float] | Array) -> float:
+        """Return ``M(sum_k c_k v_k) - M(0)``."""
+        c = np.asarray(c)
+        return float(self.slope @ c + c @ self.B @ c / 2)
+
+    def minimum(self) -> tuple[tuple[float, ...], float]:
+        """Return the best coefficients c and ``M - M(0)`` there, which is never positive.
+
+        A direction that is zero, or that lies in the span of those before it up to rounding, is dropped (its
+        coefficient is 0), not inverted.
+        """
+        B = self.B
+        chosen: list[int] = []
+        for k in range(len(B)):
+            if B[k, k] > 0 and self._pivot(B, chosen, k) > 100 * self.rounding * B[k, k]:
+                chosen.append(k)
+        c = np.zeros(len(B))
+        if chosen:
+            # Scaled to a unit diagonal: the two directions of a step may differ in length by many orders.
+            length = np.sqrt(np.diag(B)[chosen])
+            unit = B[np.ix_(chosen, chosen)] / np.outer(length, length)
+            c[chosen] = -np.linalg.solve(unit, self.slope[chosen] / length) / length
+        return tuple(float(ck) for ck in c), self.value(c)
+
+    @staticmethod
+    def _pivot(B: Array, chosen: list[int], k: int) -> float:
+        """Return what is left of B_kk when the chosen directions are projected out: the next pivot of Cholesky."""
+        if not chosen:
+            return float(B[k, k])
+        across = B[chosen, k]
+        return float(B[k, k] - across @ np.linalg.solve(B[np.ix_(chosen, chosen)], across))
+
+
+def reduction_ratio(actual: float, predicted: float) -> float:
+    """Return rho, the change of h over the change of M that was predicted; 1 where both are zero.
+
+    Parameters
+    ----------
+    actual : float
+        ``h(theta + delta) - h(theta)`` on the batch; may be NaN or infinite.
+    predicted : float
+        ``M(delta) - M(0)``, not positive.
+
+    Returns
+    -------
+    float
+        rho; NaN where the actual change is not finite.
+
+    Notes
+    -----
+    Source: Martens & Grosse 2015, sec. 6.5.
+
+    Examples
+    --------
+    >>> reduction_ratio(-0.25, -0.5)
+    0.5
+    """
+    if not math.isfinite(actual):
+        return math.nan
+    if predicted == 0:
+        return 1.0 if actual == 0 else math.nan
+    return actual / predicted
