@@ -14,6 +14,8 @@ from numpy.typing import DTypeLike, NDArray
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 Labels: TypeAlias = NDArray[np.integer[Any]]
+#: Which examples: a slice, or their indices.
+Rows: TypeAlias = slice | NDArray[np.integer[Any]]
 #: A direction in parameter space: one array a layer, shaped like the weights.
 Direction: TypeAlias = Sequence[Array]
 Entry = TypeVar("Entry")
@@ -43,7 +45,7 @@ def real_array(name: str, a: Any, shape: tuple[int | None, ...], dtype: DTypeLik
     if a.dtype.kind not in "fiub":
         raise ValueError(f"{name} must hold real numbers, got dtype {a.dtype}")
     wanted = "(" + ", ".join("any" if d is None else str(d) for d in shape) + ("," if len(shape) == 1 else "") + ")"
-    if a.ndim != len(shape) or any(d is not None and d != n for d, n in zip(shape, a.shape, strict=True)):
+    if a.ndim != len(shape) or any(d not in (None, n) for d, n in zip(shape, a.shape, strict=True)):
         raise ValueError(f"{name} must have shape {wanted}, got {a.shape}")
     if 0 in a.shape:
         raise ValueError(f"{name} must not be empty, got shape {a.shape}")
@@ -67,7 +69,7 @@ def labels(name: str, y: Any, classes: int, shape: tuple[int, ...]) -> Labels:
         raise ValueError(f"{name} must hold integer labels 0..{classes - 1}, got dtype {y.dtype}")
     if y.shape[y.ndim - len(shape):] != shape or y.ndim > len(shape) + 1:
         raise ValueError(f"{name} must have shape {shape}, or a stack of those, got {y.shape}")
-    if y.size and not (0 <= y.min() and y.max() < classes):
+    if y.size and (y.min() < 0 or y.max() >= classes):
         bad = (y < 0) | (y >= classes)
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(f"{name} must hold labels 0..{classes - 1}: {int(bad.sum())} of {y.size} are out of range, "
@@ -82,7 +84,7 @@ def targets(name: str, y: Any, shape: tuple[int, ...], dtype: DTypeLike,
     if y.ndim not in (len(shape), len(shape) + 1) or y.shape[y.ndim - len(shape):] != shape:
         raise ValueError(f"{name} must have shape {shape}, or a stack of those, got {y.shape}")
     y = real_array(name, y, y.shape, dtype)
-    if interval is not None and not (interval[0] <= y.min() and y.max() <= interval[1]):
+    if interval is not None and (y.min() < interval[0] or y.max() > interval[1]):
         bad = (y < interval[0]) | (y > interval[1])
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(f"{name} must lie in [{interval[0]:g}, {interval[1]:g}]: {int(bad.sum())} of {y.size} "

@@ -291,10 +291,8 @@ def _softmax(z: Array) -> tuple[Array, Array]:
 
 def _logistic_pair(z: Array) -> tuple[Array, Array]:
     """Return p = logistic(z) and 1 - p = logistic(-z), each with full relative accuracy."""
-    e = np.exp(-np.abs(z))
-    near, far = 1 / (1 + e), e / (1 + e)
-    positive = z >= 0
-    return np.where(positive, near, far), np.where(positive, far, near)
+    with np.errstate(over="ignore"):                        # an infinite exponential gives the exact zero
+        return 1 / (1 + np.exp(-z)), 1 / (1 + np.exp(z))
 
 
 def _diagonal(d: Array) -> Array:

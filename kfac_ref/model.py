@@ -11,7 +11,6 @@ One forward pass serves all that is asked at a point: loss, gradient, samples, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from . import checks
-from .checks import Array, Direction
+from .checks import Array, Direction, Rows
 from .likelihoods import Likelihood
 from .network import MLP, Pass
 from .params import inner
@@ -129,7 +128,7 @@ class Point:
         """Return the number N of examples."""
         return len(self.z)
 
-    def take(self, rows: slice | Sequence[int] | Array) -> Point:
+    def take(self, rows: Rows) -> Point:
         """Return this point for some of its examples, without another forward pass."""
         if isinstance(rows, slice) and rows == slice(None):
             return self                                 # with the slopes that it may have computed already

@@ -22,7 +22,7 @@ so that ``tangent`` is J V, ``backward`` followed by ``g_i^T a_bar_i`` is J^T dz
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from . import checks
-from .checks import Array, Direction
+from .checks import Array, Direction, Rows
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Pass:
         return tuple(f.dphi(s, a_bar[:, :-1])
                      for f, s, a_bar in zip(self.activations[:-1], self.s[:-1], inputs, strict=True))
 
-    def take(self, rows: slice | Sequence[int] | Array) -> Pass:
+    def take(self, rows: Rows) -> Pass:
         """Return the pass of some of the examples, without computing it again."""
         return Pass(self.activations, tuple(a[rows] for a in self.a_bar), tuple(s[rows] for s in self.s))
 

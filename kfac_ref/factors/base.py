@@ -67,7 +67,8 @@ class Factors:
             return self.A_cross[i], self.G_cross[i]
         if (i, j) in self.A_far:
             return self.A_far[i, j], self.G_far[i, j]
-        raise ValueError(f"factors hold no cross factors of layers {i} and {j}: estimate them with reach={j - i} or more")
+        raise ValueError(f"factors hold no cross factors of layers {i} and {j}: estimate them with reach={j - i} or "
+                         "more")
 
     def merge(self, other: Factors) -> Factors:
         """Return the factors of both sets of examples together: means weighted by their counts."""

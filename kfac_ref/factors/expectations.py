@@ -100,7 +100,7 @@ def _factors(at: Point, columns: Array, reach: float) -> Factors:
             part = g[i].T @ g[j]
             G[i, j] = G[i, j] + part if start else part
     n = len(at)
-    A = {(i, j): at.a_bar[i].T @ at.a_bar[j] / n for i, j in pairs}
+    A: dict[tuple[int, int], Array] = {(i, j): at.a_bar[i].T @ at.a_bar[j] / n for i, j in pairs}
     G = {key: part / n for key, part in G.items()}
 
     def neighbours(X: dict[tuple[int, int], Array]) -> tuple[Array, ...]:

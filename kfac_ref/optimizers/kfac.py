@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from .. import checks, params
-from ..checks import Array, Direction
+from ..checks import Array, Direction, Rows
 from ..curvature import BlockDiagonal, Curvature
 from ..damping import gamma_candidates, next_lambda
 from ..factors import RunningAverage, sampled_factors
@@ -174,8 +174,8 @@ class Detail:
 
     at: Point
     grad: list[Array]
-    rows1: slice | Array
-    rows2: slice | Array
+    rows1: Rows
+    rows2: Rows
     targets: Array | None
     average: RunningAverage
     candidates: tuple[Candidate, ...]
@@ -404,7 +404,7 @@ class KFAC:
         at = self.model.at(state.weights, x)
         return at, at.loss(y), at.gradient(y)
 
-    def parts(self, N: int, rng: np.random.Generator) -> tuple[slice | Array, slice | Array]:
+    def parts(self, N: int, rng: np.random.Generator) -> tuple[Rows, Rows]:
         """Return the rows of the tau1 part and of the tau2 part of a batch of N; a fraction of 1 is the whole."""
         return _part("tau1", self.tau1, N, rng), _part("tau2", self.tau2, N, rng)
 
@@ -486,10 +486,9 @@ class KFAC:
         return getattr(structure, name, getattr(Curvature, name))
 
 
-def _part(name: str, fraction: float, N: int, rng: np.random.Generator) -> slice | Array:
+def _part(name: str, fraction: float, N: int, rng: np.random.Generator) -> Rows:
     n = int(fraction * N)
     if n < 1:
-        raise ValueError(f"x is a batch of {N}, too small for {name} = {fraction:g}: at least {math.ceil(1 / fraction)} "
-                         "examples are needed")
-    rows: Array = rng.permutation(N)[:n]
-    return slice(None) if n == N else rows
+        raise ValueError(f"x is a batch of {N}, too small for {name} = {fraction:g}: it needs at least "
+                         f"{math.ceil(1 / fraction)} examples")
+    return slice(None) if n == N else rng.permutation(N)[:n]

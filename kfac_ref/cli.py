@@ -1,0 +1,102 @@
+"""The command line: ``kfac-ref demo`` runs the main job; ``python -m kfac_ref`` is the same."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__, datasets, experiments
+
+#: What NumPy's libraries read when they are loaded. Small matrices are multiplied faster by one thread (and NumPy and
+#: SciPy each bring a pool of threads of their own); and arrays of a megabyte are taken from memory that the process
+#: keeps, where glibc would else ask the system for fresh pages at every temporary array.
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1073741824",
+               "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "67108864"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 only if all was done and written.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; those of the process unless told.
+
+    Returns
+    -------
+    int
+        0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    """
+    parser = argparse.ArgumentParser(prog="kfac-ref", description="The reference implementation of K-FAC.")
+    parser.add_argument("--version", action="version", version=f"kfac_ref {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo = commands.add_parser("demo", help="train on digits with K-FAC and baselines, compare with the exact Fisher")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where to write (default: demo)")
+    demo.add_argument("--seed", type=int, default=0, help="the first of three seeds (default: 0)")
+    demo.add_argument("--quick", action="store_true", help="a few seconds, short runs: shows that everything works")
+    demo.add_argument("--tune", action="store_true", help="run the grid of settings again instead; takes many minutes")
+    arguments = parser.parse_args(argv)
+    if argv is None:
+        _restart_with_environment()
+    try:
+        return _demo(arguments.out, arguments.seed, arguments.quick, arguments.tune)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (OSError, ValueError) as error:
+        print(f"kfac-ref: {error}", file=sys.stderr)
+        return 1
+
+
+def _restart_with_environment() -> None:
+    """Start this process again with `ENVIRONMENT`, in which what the user has set stays: it is read at start only."""
+    missing = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    if missing and os.name == "posix":
+        os.execve(sys.executable, [sys.executable, "-m", "kfac_ref", *sys.argv[1:]], os.environ | missing)
+
+
+def _demo(out: Path, seed: int, quick: bool, tune: bool) -> int:
+    if seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {seed}")
+    _check_writable(out)
+    data = datasets.digits()
+    shorten = 50 if quick else 1
+    if tune:
+        chosen = experiments.tune(data, print, shorten)
+        _write(out / "tune.json", json.dumps(chosen, indent=1))
+        return 0
+    start = time.perf_counter()
+    histories = experiments.convergence(data, seed, shorten)
+    levels = experiments.format_table(experiments.level_table(histories))
+    print("Digits autoencoder: iterations and seconds until the training error (mean over cases of the sum of squared")
+    print(f"differences) is at most ..., median (range) over the seeds {seed} to {seed + len(experiments.SEEDS) - 1}\n")
+    print(levels, end="\n\n")
+    found = experiments.stages(data, seed, (3, 10) if quick else (10, 200), 200 if quick else None)
+    print("Digits classifier: relative Frobenius error against the exact Fisher; (best) is the least that any")
+    print("Kronecker product could reach in that layer's block\n")
+    print(experiments.format_table(experiments.fisher_table(found)), end="\n\n")
+    experiments.convergence_figure(histories).savefig(out / "convergence.png")
+    experiments.fisher_figure(found).savefig(out / "fisher.png")
+    _write(out / "summary.json", json.dumps(experiments.summary(histories, found, seed), indent=1))
+    print(f"wrote convergence.png, fisher.png and summary.json to {out}/ ({time.perf_counter() - start:.0f} seconds)")
+    return 0
+
+
+def _check_writable(out: Path) -> None:
+    """Refuse a folder that cannot be written, before anything is computed."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".kfac_ref_probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be written: {error.strerror or error}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,280 @@
+"""The loop around an optimizer: which batch comes when, what is measured, and what is kept.
+
+Batches walk through the examples in a new random order each epoch. The batch of step k depends on the seed, the sizes
+of the batches before it and nothing else. The paper's schedule (sec. 13) grows the batch exponentially::
+
+    m_k = min(m_1 exp((k-1)/b), N)                     with b such that m_500 = N
+
+and its iterates are averaged (sec. 13)::
+
+    theta_bar = xi theta_bar + (1 - xi) theta          with xi = min(1 - 1/k, 0.99), so the first is taken whole
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from . import checks
+from .checks import Array, Direction, Labels, Rows
+from .model import Model
+
+#: Tells the epochs' generators apart from those of the optimizers, which are seeded with (seed, step).
+_BATCHES = 1
+
+Schedule = Callable[[int], int]
+
+
+class Optimizer(Protocol):
+    """What a training run needs of an optimizer."""
+
+    @property
+    def model(self) -> Model:
+        """The model that it trains."""
+
+    def init(self, weights: Direction, seed: int = 0) -> Any:
+        """Return the state before the first step, with a field ``weights``."""
+
+    def step(self, state: Any, x: Any, y: Any) -> tuple[Any, Any]:
+        """Return the state after a step, and its record."""
+
+
+def fixed(m: int) -> Schedule:
+    """Return the schedule of batches of `m` examples."""
+    checks.count("m", m)
+    return lambda k: m
+
+
+def growing(N: int, first: int = 1000, full_at: int = 500) -> Schedule:
+    """Return the paper's schedule, which grows exponentially from `first` to all N examples at step `full_at`.
+
+    Parameters
+    ----------
+    N : int
+        The number of examples.
+    first : int
+        m_1; the paper's 1000.
+    full_at : int
+        The step that uses all; the paper's 500.
+
+    Returns
+    -------
+    function of k = 1, 2, ...
+        The size of batch k.
+
+    Notes
+    -----
+    Source: Martens & Grosse 2015, sec. 13.
+
+    Examples
+    --------
+    >>> [growing(60000)(k) for k in (1, 250, 500, 501)]
+    [1000, 7714, 60000, 60000]
+    """
+    checks.count("N", N)
+    checks.count("first", first)
+    checks.count("full_at", full_at, 2)
+    if first >= N:
+        return lambda k: N
+    b = (full_at - 1) / math.log(N / first)
+    return lambda k: N if k >= full_at else min(round(first * math.exp((k - 1) / b)), N)
+
+
+def batches(N: int, schedule: Schedule, seed: int) -> Iterator[Rows]:
+    """Yield the rows of batch k = 1, 2, ...: a new random order in each epoch, `slice(None)` for all N.
+
+    Parameters
+    ----------
+    N : int
+        The number of examples.
+    schedule : function of k
+        The size of batch k, at most N.
+    seed : int
+        Epoch e is shuffled by a generator of (seed, e).
+
+    Yields
+    ------
+    (m,) int array or slice
+        The rows.
+
+    Raises
+    ------
+    ValueError
+        For a batch larger than the data.
+    """
+    start = 0
+    order = [_epoch(N, seed, 0)]
+    first = 0                                           # the epoch of order[0]
+    for k in itertools.count(1):
+        m = schedule(k)
+        if not 1 <= m <= N:
+            raise ValueError(f"schedule must give batches of 1..{N} examples, got {m} at step {k}")
+        if m == N:
+            yield slice(None)
+            continue
+        while start + m > (first + len(order)) * N:
+            order.append(_epoch(N, seed, first + len(order)))
+        while start >= (first + 1) * N:
+            del order[0]
+            first += 1
+        offset = start - first * N
+        yield np.concatenate(order)[offset:offset + m]
+        start += m
+
+
+def _epoch(N: int, seed: int, epoch: int) -> Labels:
+    return np.random.default_rng((seed, epoch, _BATCHES)).permutation(N)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Losses and errors over whole sets after step k, for the current iterate and the average of the iterates.
+
+    Attributes
+    ----------
+    k : int
+        Steps taken; 0 is the start.
+    seconds : float
+        Spent in steps so far; evaluation is left out.
+    loss, error : float
+        h and the reported error on the training set, at the current iterate.
+    averaged_error : float
+        The same error at the averaged iterate.
+    test_loss, test_error, averaged_test_error : float
+        On the held-out set; NaN where there is none.
+    """
+
+    k: int
+    seconds: float
+    loss: float
+    error: float
+    averaged_error: float
+    test_loss: float
+    test_error: float
+    averaged_test_error: float
+
+
+@dataclass(eq=False)
+class History:
+    """What a training run leaves: it grows while the run goes on, and an interrupted one is as good as far as it goes.
+
+    Attributes
+    ----------
+    state : Any
+        The optimizer's last state; ``state.weights`` is the current iterate.
+    averaged : tuple of arrays
+        The averaged iterate.
+    records : list
+        The optimizer's record of each step.
+    evaluations : list of Evaluation
+        At the steps that were asked for.
+    seconds : float
+        Spent in steps.
+    interrupted : bool
+        Whether Ctrl-C ended the run.
+    """
+
+    state: Any
+    averaged: tuple[Array, ...]
+    records: list[Any] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    seconds: float = 0.0
+    interrupted: bool = False
+
+
+def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: int, schedule: Schedule | None = None,
+          seed: int = 0, evaluate_at: Collection[int] = (), test: tuple[Any, Any] | None = None, xi: float = 0.99,
+          progress: bool = True, name: str = "training") -> History:
+    """Train a model.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        ``KFAC(model, ...)``, ``SGD(model, ...)`` and so on.
+    weights : list of arrays
+        Where to start.
+    x, y : arrays
+        All training inputs and targets (or labels).
+    iterations : int
+        The number of steps.
+    schedule : function of k, optional
+        The size of batch k: `fixed`, `growing`, or your own; all examples unless told.
+    seed : int
+        Of the order of the examples and of the optimizer's sampling.
+    evaluate_at : collection of int
+        The steps after which loss and error are measured over the whole sets; 0 is the start.
+    test : (x, y), optional
+        A held-out set, measured as well.
+    xi : float
+        The decay of the average of the iterates.
+    progress : bool
+        Whether to show a bar on a terminal (it is never shown elsewhere).
+    name : str
+        What the bar is called.
+
+    Returns
+    -------
+    History
+        Complete, or as far as it went before Ctrl-C.
+
+    Raises
+    ------
+    ValueError
+        For bad data or settings, before the first step.
+
+    Notes
+    -----
+    Source: Martens & Grosse 2015, sec. 13.
+    """
+    checks.count("iterations", iterations, 0)
+    checks.number("xi", xi, 0, 1)
+    model = optimizer.model
+    at = model.at(weights, x)
+    model.likelihood.check(at.z, y)
+    x, y = at.x, np.asarray(y)
+    if test is not None:
+        model.likelihood.check(model.at(weights, test[0]).z, test[1])
+    history = History(optimizer.init(weights, seed), at.weights)
+    rows = batches(len(x), schedule or fixed(len(x)), seed)
+
+    def evaluate(k: int) -> None:
+        now, average = (model.at(W, x) for W in (history.state.weights, history.averaged))
+        held_out = [math.nan] * 3
+        if test is not None:
+            now_test, average_test = (model.at(W, test[0]) for W in (history.state.weights, history.averaged))
+            held_out = [now_test.loss(test[1]), now_test.error(test[1]), average_test.error(test[1])]
+        history.evaluations.append(Evaluation(k, history.seconds, now.loss(y), now.error(y), average.error(y),
+                                              *held_out))
+
+    if 0 in evaluate_at:
+        evaluate(0)
+    # disable=None: no bar where the output is no terminal.
+    bar = tqdm(range(1, iterations + 1), desc=name, leave=False, disable=None if progress else True)
+    try:
+        for k in bar:
+            start = time.perf_counter()
+            chosen = next(rows)
+            state, record = optimizer.step(history.state, x[chosen], y[chosen])
+            history.seconds += time.perf_counter() - start
+            keep = min(1 - 1 / k, xi)
+            averaged = tuple(keep * a + (1 - keep) * w for a, w in zip(history.averaged, state.weights, strict=True))
+            history.state, history.averaged = state, averaged
+            history.records.append(record)
+            if k in evaluate_at:
+                evaluate(k)
+            if not bar.disable:
+                shown = {name: f"{getattr(record, name):.3g}" for name in ("loss", "lambda_", "gamma")
+                         if hasattr(record, name)}
+                bar.set_postfix({name.rstrip("_"): text for name, text in shown.items()}, refresh=False)
+    except KeyboardInterrupt:
+        history.interrupted = True
+    finally:
+        bar.close()
+    return history
