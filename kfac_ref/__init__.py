@@ -1,17 +1,43 @@
-"""kfac_ref: the reference implementation of K-FAC, written by hand in NumPy, beside an exact Fisher."""
+"""K-FAC by hand: the map of the package, which reads from top to bottom beside the paper.
+
+Martens & Grosse 2015, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", arXiv 1503.05671.
+
+==========  ========================================  =================================================================
+section     module                                    names
+==========  ========================================  =================================================================
+2.1         `params`, `network`                       `MLP`: forward, backward, tangent (R-operator)
+2.2         `likelihoods`, `model`                    `Gaussian`, `Categorical`, `Bernoulli`; `Model`, `Point`
+2.2         `fisher`                                  `exact_fisher`, `fisher_block`, `fisher_product`, `fisher_gram`;
+                                                      `sampled_fisher`, `empirical_fisher`
+3           `kronecker`                               vec, products, solves, the rearrangement, the nearest product
+3, 5        `factors`                                 `exact_factors`, `sampled_factors`, `empirical_factors`;
+                                                      `Factors`, `RunningAverage`
+4.2, 6.3    `curvature`                               `BlockDiagonal` (F-breve), `EigenDamped`, `Full` (F~);
+                                                      `ExactBlockDiagonal`, `Exact`
+6           `damping`                                 pi, factored Tikhonov, the rules of lambda and gamma
+6.4, 7      `quadratic_model`                         M(delta), alpha and mu, rho
+9           `optimizers`                              `KFAC`, `NaturalGradient`, `SGD`, `Adam`
+13          `datasets`, `training`                    `digits`; `train`, batch schedules, averaging of iterates
+13          `plotting`, `experiments`, `cli`          figures, the demo; not imported here, so Matplotlib is not either
+app. B      `kronecker`                               `solve_sum`
+==========  ========================================  =================================================================
+"""
 
 from . import (
     checks,
     curvature,
     damping,
+    datasets,
     factors,
     fisher,
     kronecker,
     likelihoods,
+    model,
     network,
     optimizers,
     params,
     quadratic_model,
+    training,
 )
 from .factors import Factors, RunningAverage, empirical_factors, exact_factors, sampled_factors
 from .fisher import empirical_fisher, exact_fisher, fisher_block, fisher_gram, fisher_product, sampled_fisher
@@ -20,3 +46,37 @@ from .model import Model, Point
 from .network import MLP
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "MLP",
+    "Bernoulli",
+    "Categorical",
+    "Factors",
+    "Gaussian",
+    "Model",
+    "Point",
+    "RunningAverage",
+    "checks",
+    "curvature",
+    "damping",
+    "datasets",
+    "empirical_factors",
+    "empirical_fisher",
+    "exact_factors",
+    "exact_fisher",
+    "factors",
+    "fisher",
+    "fisher_block",
+    "fisher_gram",
+    "fisher_product",
+    "kronecker",
+    "likelihoods",
+    "model",
+    "network",
+    "optimizers",
+    "params",
+    "quadratic_model",
+    "sampled_factors",
+    "sampled_fisher",
+    "training",
+]

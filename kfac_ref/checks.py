@@ -39,9 +39,25 @@ def finite(name: str, a: Array) -> Array:
                      f"the first at {place}")
 
 
+def array(name: str, a: Any) -> NDArray[Any]:
+    """Return `a` as an array, or refuse lists of different lengths."""
+    try:
+        return np.asarray(a)
+    except ValueError:
+        raise ValueError(f"{name} must be a rectangular array, got a ragged {type(a).__name__}") from None
+
+
+def precision(name: str, dtype: DTypeLike) -> np.dtype[Any]:
+    """Return `dtype` if it is one of the two that everything is computed in."""
+    dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(f"{name} must be float64 or float32, got {dtype}")
+    return dtype
+
+
 def real_array(name: str, a: Any, shape: tuple[int | None, ...], dtype: DTypeLike) -> Array:
     """Return `a` as a finite array of `dtype` and `shape`, in which ``None`` stands for any length but 0."""
-    a = np.asarray(a)
+    a = array(name, a)
     if a.dtype.kind not in "fiub":
         raise ValueError(f"{name} must hold real numbers, got dtype {a.dtype}")
     wanted = "(" + ", ".join("any" if d is None else str(d) for d in shape) + ("," if len(shape) == 1 else "") + ")"
@@ -49,7 +65,9 @@ def real_array(name: str, a: Any, shape: tuple[int | None, ...], dtype: DTypeLik
         raise ValueError(f"{name} must have shape {wanted}, got {a.shape}")
     if 0 in a.shape:
         raise ValueError(f"{name} must not be empty, got shape {a.shape}")
-    return finite(name, a.astype(dtype, copy=False))
+    with np.errstate(over="ignore"):                        # what float32 cannot hold becomes infinite, and is refused
+        a = a.astype(dtype, copy=False)
+    return finite(name, a)
 
 
 def direction(name: str, V: Direction, shapes: Sequence[tuple[int, int]], dtype: DTypeLike) -> tuple[Array, ...]:
@@ -64,7 +82,7 @@ def direction(name: str, V: Direction, shapes: Sequence[tuple[int, int]], dtype:
 
 def labels(name: str, y: Any, classes: int, shape: tuple[int, ...]) -> Labels:
     """Return `y` as integers in 0..classes-1; its trailing dimensions must be `shape`."""
-    y = np.asarray(y)
+    y = array(name, y)
     if y.dtype.kind not in "iu":
         raise ValueError(f"{name} must hold integer labels 0..{classes - 1}, got dtype {y.dtype}")
     if y.shape[y.ndim - len(shape):] != shape or y.ndim > len(shape) + 1:
@@ -80,7 +98,7 @@ def labels(name: str, y: Any, classes: int, shape: tuple[int, ...]) -> Labels:
 def targets(name: str, y: Any, shape: tuple[int, ...], dtype: DTypeLike,
             interval: tuple[float, float] | None = None) -> Array:
     """Return `y` as real targets, trailing dimensions `shape`, inside the closed `interval` where one is given."""
-    y = np.asarray(y)
+    y = array(name, y)
     if y.ndim not in (len(shape), len(shape) + 1) or y.shape[y.ndim - len(shape):] != shape:
         raise ValueError(f"{name} must have shape {shape}, or a stack of those, got {y.shape}")
     y = real_array(name, y, y.shape, dtype)

@@ -7,16 +7,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import __version__, datasets, experiments
 
-#: What NumPy's libraries read when they are loaded. Small matrices are multiplied faster by one thread (and NumPy and
-#: SciPy each bring a pool of threads of their own); and arrays of a megabyte are taken from memory that the process
-#: keeps, where glibc would else ask the system for fresh pages at every temporary array.
-ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1073741824",
-               "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "67108864"}
+#: Arrays of a megabyte are taken from memory that the process keeps, where glibc would else ask the system for fresh
+#: pages at every temporary array; read when a process starts.
+MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "67108864"}
+#: Small matrices are multiplied faster by one thread; and NumPy and SciPy bring a pool of threads each, which get in
+#: each other's way. Read when NumPy is imported.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--tune", action="store_true", help="run the grid of settings again instead; takes many minutes")
     arguments = parser.parse_args(argv)
     if argv is None:
-        _restart_with_environment()
+        restart_with(ONE_THREAD | MEMORY, ["-m", "kfac_ref", *sys.argv[1:]])
     try:
         return _demo(arguments.out, arguments.seed, arguments.quick, arguments.tune)
     except KeyboardInterrupt:
@@ -53,11 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _restart_with_environment() -> None:
-    """Start this process again with `ENVIRONMENT`, in which what the user has set stays: it is read at start only."""
-    missing = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+def restart_with(variables: Mapping[str, str], arguments: Sequence[str]) -> None:
+    """Start this process again with environment variables that are read at start only; what the user has set stays.
+
+    Parameters
+    ----------
+    variables : mapping
+        Names and values.
+    arguments : sequence of str
+        What Python is called with.
+    """
+    missing = {name: value for name, value in variables.items() if name not in os.environ}
     if missing and os.name == "posix":
-        os.execve(sys.executable, [sys.executable, "-m", "kfac_ref", *sys.argv[1:]], os.environ | missing)
+        os.execve(sys.executable, [sys.executable, *arguments], os.environ | missing)
 
 
 def _demo(out: Path, seed: int, quick: bool, tune: bool) -> int:

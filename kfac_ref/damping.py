@@ -28,7 +28,12 @@ Balance: TypeAlias = Callable[[Array, Array], float]
 
 
 def trace_pi(A: Array, G: Array) -> float:
-    """Return ``sqrt((tr A / n) / (tr G / m))`` for A (n, n) and G (m, m); 1 where that is not a positive number.
+    """Return ``sqrt((tr A / n) / (tr G / m))``; 1 where that is not a positive number.
+
+    Parameters
+    ----------
+    A, G : (n, n), (m, m) arrays
+        The factors of a layer.
 
     Notes
     -----
@@ -44,7 +49,12 @@ def trace_pi(A: Array, G: Array) -> float:
 
 
 def frobenius_pi(A: Array, G: Array) -> float:
-    """Return ``sqrt(||A kron I|| / ||I kron G||)`` in the Frobenius norm, for A (n, n) and G (m, m); 1 as above.
+    """Return ``sqrt(||A kron I|| / ||I kron G||)`` in the Frobenius norm; 1 where that is not a positive number.
+
+    Parameters
+    ----------
+    A, G : (n, n), (m, m) arrays
+        The factors of a layer.
 
     Notes
     -----
@@ -90,7 +100,15 @@ def factored_tikhonov(A: Array, G: Array, damping: float, pi: float) -> tuple[Ar
 
 
 def add_to_diagonal(S: Array, c: float) -> Array:
-    """Return ``S + c I`` as a new array."""
+    """Return ``S + c I`` as a new array.
+
+    Parameters
+    ----------
+    S : (n, n) array
+        A square matrix.
+    c : float
+        The shift of its diagonal.
+    """
     S = S.copy()
     np.einsum("ii->i", S)[:] += c
     return S

@@ -106,7 +106,18 @@ METHODS: dict[str, Method] = {
 
 
 def evaluation_steps(iterations: int) -> list[int]:
-    """Return the steps at which a run is evaluated: 0, then each `SPACING` times the last, and the end."""
+    """Return the steps at which a run is evaluated: 0, then each `SPACING` times the last, and the end.
+
+    Parameters
+    ----------
+    iterations : int
+        Steps of the run.
+
+    Returns
+    -------
+    list of int
+        Ascending, without repetitions.
+    """
     steps = [0]
     while steps[-1] < iterations:
         steps.append(min(max(steps[-1] + 1, math.ceil(steps[-1] * SPACING)), iterations))
@@ -145,7 +156,20 @@ def run(method: Method, settings: Mapping[str, float], data: Dataset, seed: int,
 
 
 def reached(history: training.History, level: float) -> tuple[int, float] | None:
-    """Return the first evaluated step whose training error is at most `level`, and the seconds until then."""
+    """Return the first evaluated step whose training error is at most `level`, and the seconds until then.
+
+    Parameters
+    ----------
+    history : History
+        A run.
+    level : float
+        An error: mean over cases of the sum of squared differences.
+
+    Returns
+    -------
+    (int, float) or None
+        None where the run does not get there.
+    """
     return next(((e.k, e.seconds) for e in history.evaluations if e.error <= level), None)
 
 
@@ -241,7 +265,31 @@ class Stage:
 
 
 def stage(name: str, model: Model, weights: Direction, data: Dataset, cases: int | None = None) -> Stage:
-    """Compare the exact Fisher at some weights with F~ and F-breve, undamped, over the training cases."""
+    """Compare the exact Fisher at some weights with F~ and F-breve, undamped, over the training cases.
+
+    Parameters
+    ----------
+    name : str
+        When.
+    model : Model
+        A classifier.
+    weights : list of (d_{i+1}, d_i + 1) arrays
+        Its parameters at that time.
+    data : Dataset
+        The digits.
+    cases : int, optional
+        How many training cases the Fisher is a mean over; all unless told.
+
+    Returns
+    -------
+    Stage
+        The three matrices and their errors.
+
+    Raises
+    ------
+    ValueError
+        For weights that do not fit, or a Fisher of more than 4 GiB.
+    """
     at = model.at(weights, data.x[:cases])
     fac = factors.exact_factors(at)
     F = exact_fisher(at)
@@ -259,7 +307,13 @@ def stage(name: str, model: Model, weights: Direction, data: Dataset, cases: int
 
 
 def relative_error(B: Array, F: Array) -> float:
-    """Return ``||B - F|| / ||F||`` in the Frobenius norm."""
+    """Return ``||B - F|| / ||F||`` in the Frobenius norm.
+
+    Parameters
+    ----------
+    B, F : (p, q) arrays
+        The approximation and the exact matrix.
+    """
     return float(np.linalg.norm(B - F) / np.linalg.norm(F))
 
 
@@ -294,7 +348,18 @@ def stages(data: Dataset, seed: int = 0, steps: tuple[int, int] = (10, 200), cas
 
 
 def level_table(histories: Mapping[str, Sequence[training.History]]) -> list[list[str]]:
-    """Return the rows of the convergence table: iterations and seconds to each level, median and range over seeds."""
+    """Return the rows of the convergence table: iterations and seconds to each level, median and range over seeds.
+
+    Parameters
+    ----------
+    histories : mapping from name to sequence of History
+        Runs of each method, one a seed.
+
+    Returns
+    -------
+    list of list of str
+        The head, then two rows a method.
+    """
     rows = [["error at most", "", *(f"{level:g}" for level in LEVELS), "last error"]]
     for name, runs in histories.items():
         hits = [[reached(h, level) for h in runs] for level in LEVELS]
@@ -316,7 +381,18 @@ def _spread(values: Sequence[float | None], form: str) -> str:
 
 
 def fisher_table(found: Sequence[Stage]) -> list[list[str]]:
-    """Return the rows of the second table: relative Frobenius errors, whole and block by block."""
+    """Return the rows of the second table: relative Frobenius errors, whole and block by block.
+
+    Parameters
+    ----------
+    found : sequence of Stage
+        At least one.
+
+    Returns
+    -------
+    list of list of str
+        The head, then one row a stage.
+    """
     layers = len(found[0].errors["blocks"])
     rows = [["relative error", "F~", "F-breve", *(f"layer {i}: A(x)G (best)" for i in range(layers)), "wrong labels"]]
     for s in found:
@@ -327,7 +403,18 @@ def fisher_table(found: Sequence[Stage]) -> list[list[str]]:
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Align the columns of a table, the first to the left, the others to the right, and rule off the head."""
+    """Align the columns of a table, the first to the left, the others to the right, and rule off the head.
+
+    Parameters
+    ----------
+    rows : sequence of sequences of str
+        The head first; all of one length.
+
+    Returns
+    -------
+    str
+        Lines without a newline at the end.
+    """
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
              .rstrip() for row in rows]
@@ -335,7 +422,18 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def convergence_figure(histories: Mapping[str, Sequence[training.History]]) -> Figure:
-    """Draw the autoencoder's error against iterations and seconds, with the numbers of one level in the caption."""
+    """Draw the autoencoder's error against iterations and seconds, with the numbers of one level in the caption.
+
+    Parameters
+    ----------
+    histories : mapping from name to sequence of History
+        Runs of each method, one a seed. ``K-FAC, m = 500`` must be among them.
+
+    Returns
+    -------
+    Figure
+        Two panels.
+    """
     curves = {name: plotting.Curve(np.array([e.k for e in runs[0].evaluations[1:]]),
                                    np.array([[e.seconds for e in h.evaluations[1:]] for h in runs]),
                                    np.array([[e.error for e in h.evaluations[1:]] for h in runs]))
@@ -362,7 +460,18 @@ def _medians(runs: Sequence[training.History], level: float) -> tuple[float, flo
 
 
 def fisher_figure(found: Sequence[Stage]) -> Figure:
-    """Draw |F|, |F~| and their difference at each stage, with the errors in the caption."""
+    """Draw |F|, |F~| and their difference at each stage, with the errors in the caption.
+
+    Parameters
+    ----------
+    found : sequence of Stage
+        Of the network of `classifier`.
+
+    Returns
+    -------
+    Figure
+        One row a stage.
+    """
     sizes = [m * n for m, n in classifier().network.shapes]
     parts = [f"{s.name} F~ is off by {100 * s.errors['whole']['F_tilde']:.0f}% and its diagonal blocks alone by "
              f"{100 * s.errors['whole']['F_breve']:.0f}%" for s in found]
@@ -372,7 +481,22 @@ def fisher_figure(found: Sequence[Stage]) -> Figure:
 
 
 def summary(histories: Mapping[str, Sequence[training.History]], found: Sequence[Stage], seed: int) -> dict[str, Any]:
-    """Return every number of the demo as plain data for JSON; keys that end in ``seconds`` differ from run to run."""
+    """Return every number of the demo as plain data for JSON; keys that end in ``seconds`` differ from run to run.
+
+    Parameters
+    ----------
+    histories : mapping from name to sequence of History
+        Runs of each method, one a seed. The names are those of `METHODS`.
+    found : sequence of Stage
+        The classifier's.
+    seed : int
+        Of the demo.
+
+    Returns
+    -------
+    dict
+        ``seed``, ``environment``, ``autoencoder`` (by method) and ``classifier`` (by stage).
+    """
     return {
         "seed": seed,
         "environment": environment(),

@@ -34,7 +34,13 @@ CHUNK_BYTES = 128 * 2**20
 
 
 def exact_columns(at: Point) -> Array:
-    """Return the columns of a root of F_R as a stack to send back, (C, N, C): column k of each example is [k, n]."""
+    """Return the columns of a root of F_R as a stack to send back, (C, N, C): column k of each example is [k, n].
+
+    Parameters
+    ----------
+    at : Point
+        Where.
+    """
     return np.ascontiguousarray(np.moveaxis(at.model.likelihood.fisher_root(at.z), 2, 0))
 
 
@@ -52,6 +58,11 @@ def sampled_columns(at: Point, targets: Any) -> Array:
     -------
     (M, N, C) array
         The stack to send back.
+
+    Raises
+    ------
+    ValueError
+        For targets that do not fit: wrong shape, a label out of range.
     """
     dz = at.model.likelihood.gradient(at.z, targets)
     dz = dz[None] if dz.ndim == 2 else dz
@@ -59,7 +70,20 @@ def sampled_columns(at: Point, targets: Any) -> Array:
 
 
 def empirical_columns(at: Point, y: Any) -> Array:
-    """Return the gradients at the labels as a stack of one, (1, N, C)."""
+    """Return the gradients at the labels as a stack of one, (1, N, C).
+
+    Parameters
+    ----------
+    at : Point
+        Where.
+    y : (N,) or (N, C) array
+        The labels or targets.
+
+    Raises
+    ------
+    ValueError
+        For labels that do not fit, or a stack of draws.
+    """
     dz = at.model.likelihood.gradient(at.z, y)
     if dz.ndim != 2:
         raise ValueError(f"y must be one target for each of the {len(at)} examples, got a stack of {len(dz)}")
@@ -94,17 +118,59 @@ def exact_fisher(at: Point, max_bytes: int | None = None) -> Array:
 
 
 def sampled_fisher(at: Point, targets: Any, max_bytes: int | None = None) -> Array:
-    """Return the Fisher matrix with targets that were drawn, in place of the expectation over them; (P, P).
+    """Return the Fisher matrix with targets that were drawn, in place of the expectation over them.
 
-    `targets` are as in `sampled_columns`; errors as in `exact_fisher`.
+    Parameters
+    ----------
+    at : Point
+        Where.
+    targets : (N,), (M, N), (N, C) or (M, N, C) array
+        As drawn by ``at.sample``; M draws are averaged.
+    max_bytes : int, optional
+        A larger matrix is refused; 4 GiB unless told.
+
+    Returns
+    -------
+    F : (P, P) array
+        Mean over the examples and draws of the outer products of the gradients at the targets.
+
+    Raises
+    ------
+    ValueError
+        For targets that do not fit, or a matrix of more than `max_bytes`.
+
+    Notes
+    -----
+    Source: Martens & Grosse 2015, sec. 2.2.
     """
     return _dense(at, lambda at: sampled_columns(at, targets), max_bytes)
 
 
 def empirical_fisher(at: Point, y: Any, max_bytes: int | None = None) -> Array:
-    """Return the mean of the outer products of the gradients at the labels `y`; (P, P). This is not the Fisher.
+    """Return the mean of the outer products of the gradients at the labels; this is not the Fisher.
 
-    Errors as in `exact_fisher`.
+    Parameters
+    ----------
+    at : Point
+        Where.
+    y : (N,) or (N, C) array
+        The labels or targets.
+    max_bytes : int, optional
+        A larger matrix is refused; 4 GiB unless told.
+
+    Returns
+    -------
+    (P, P) array
+        Mean over the examples.
+
+    Raises
+    ------
+    ValueError
+        For labels that do not fit, or a matrix of more than `max_bytes`.
+
+    Notes
+    -----
+    Source: Kunstner et al. 2019.
     """
     return _dense(at, lambda at: empirical_columns(at, y), max_bytes)
 

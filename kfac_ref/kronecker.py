@@ -30,12 +30,31 @@ from .checks import Array
 
 
 def vec(V: Array) -> Array:
-    """Stack the columns of a matrix: (m, n) to (m n,)."""
+    """Stack the columns of a matrix: (m, n) to (m n,).
+
+    Parameters
+    ----------
+    V : (m, n) array
+        A matrix.
+    """
     return V.ravel(order="F")
 
 
 def unvec(v: Array, m: int, n: int) -> Array:
-    """Return the (m, n) matrix whose stacked columns are `v`."""
+    """Return the (m, n) matrix whose stacked columns are `v`.
+
+    Parameters
+    ----------
+    v : (m n,) array
+        A vector.
+    m, n : int
+        Rows and columns.
+
+    Raises
+    ------
+    ValueError
+        Where `v` does not have m n entries.
+    """
     return v.reshape((m, n), order="F")
 
 
@@ -85,14 +104,14 @@ class Cholesky:
         ------
         numpy.linalg.LinAlgError
             A ``ValueError`` that names the smallest eigenvalue, where S is not positive definite, or is singular to
-            rounding: Cholesky of an exactly singular matrix often succeeds with a last pivot of rounding size, so a
-            smallest squared pivot below n eps times the largest diagonal entry is refused as well.
+            rounding.
         """
-        try:
-            lower = scipy.linalg.cholesky(S, lower=True, check_finite=False)
-        except np.linalg.LinAlgError:
-            lower = None
-        if lower is None or (np.diag(lower) ** 2).min() < len(S) * np.finfo(S.dtype).eps * np.diag(S).max():
+        # Cholesky of an exactly singular matrix often succeeds, with a last pivot of rounding size or, behind an
+        # ill-conditioned block, a larger one. LAPACK's estimate of the condition tells them: of random singular
+        # matrices that passed, the reciprocal condition was 2 eps at most. (NaN compares as singular, too.)
+        potrf, pocon = scipy.linalg.get_lapack_funcs(("potrf", "pocon"), (S,))
+        lower, info = potrf(S, lower=1, clean=1)
+        if info or not pocon(lower, np.abs(S).sum(axis=0).max(), uplo="L")[0] >= 8 * np.finfo(S.dtype).eps:
             smallest = float(scipy.linalg.eigvalsh(checks.finite(name, S))[0])
             raise np.linalg.LinAlgError(f"{name} ({len(S)} x {len(S)}) is singular to rounding: its smallest "
                                         f"eigenvalue is {smallest:.3g}; {remedy}")
@@ -167,7 +186,13 @@ class Eigen:
 
 
 def spectrum(A: Eigen, G: Eigen) -> Array:
-    """Return the eigenvalues of A kron G as an (m, n) matrix: entry (j, i) is ``values_G[j] values_A[i]``."""
+    """Return the eigenvalues of A kron G as an (m, n) matrix: entry (j, i) is ``values_G[j] values_A[i]``.
+
+    Parameters
+    ----------
+    A, G : Eigen
+        Of the (n, n) and (m, m) factors.
+    """
     return np.outer(G.values, A.values)
 
 
@@ -215,7 +240,15 @@ def rearrange(B: Array, A_shape: tuple[int, int], G_shape: tuple[int, int]) -> A
 
 
 def unrearrange(R: Array, A_shape: tuple[int, int], G_shape: tuple[int, int]) -> Array:
-    """Undo `rearrange`: from (m_1 m_2, n_1 n_2) back to (n_1 m_1, n_2 m_2)."""
+    """Undo `rearrange`: from (m_1 m_2, n_1 n_2) back to (n_1 m_1, n_2 m_2).
+
+    Parameters
+    ----------
+    R : (m_1 m_2, n_1 n_2) array
+        A rearranged matrix.
+    A_shape, G_shape : (n_1, n_2), (m_1, m_2)
+        The shapes of the factors.
+    """
     (n1, n2), (m1, m2) = A_shape, G_shape
     return R.reshape(m2, m1, n2, n1).transpose(3, 1, 2, 0).reshape(n1 * m1, n2 * m2)
 
@@ -254,10 +287,10 @@ def solve_sum(A: Array, B: Array, C: Array, D: Array, V: Array, sign: int = 1, n
 
     Parameters
     ----------
-    A, C : (n, n) arrays
-        A symmetric positive definite, C symmetric positive semi-definite.
-    B, D : (m, m) arrays
-        B symmetric positive definite, D symmetric positive semi-definite.
+    A, B : (n, n), (m, m) arrays
+        Symmetric positive definite.
+    C, D : (n, n), (m, m) arrays
+        Symmetric positive semi-definite.
     V : (m, n) array
         The right-hand side.
     sign : {1, -1}
@@ -274,6 +307,8 @@ def solve_sum(A: Array, B: Array, C: Array, D: Array, V: Array, sign: int = 1, n
     ------
     numpy.linalg.LinAlgError
         A ``ValueError``, where A or B is not positive definite, or where the sum is singular to rounding.
+    ValueError
+        For another sign.
 
     Notes
     -----
@@ -286,7 +321,8 @@ def solve_sum(A: Array, B: Array, C: Array, D: Array, V: Array, sign: int = 1, n
     s1, K1 = _relative_eigen(C, A, f"the first factor of {name}")
     s2, K2 = _relative_eigen(D, B, f"the second factor of {name}")
     scales = 1 + sign * np.outer(s2, s1)
-    if np.abs(scales).min() < len(s1) * len(s2) * np.finfo(scales.dtype).eps * np.abs(scales).max():
+    # The two terms of 1 - s1 s2 are of size 1 where they cancel.
+    if np.abs(scales).min() <= len(s1) * len(s2) * np.finfo(scales.dtype).eps * max(1, np.abs(scales).max()):
         raise np.linalg.LinAlgError(f"{name} is singular to rounding: 1 {'+' if sign > 0 else '-'} s1 s2 comes down "
                                     f"to {np.abs(scales).min():.3g}; add damping to its first product")
     return K2 @ ((K2.T @ V @ K1) / scales) @ K1.T

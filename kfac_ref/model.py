@@ -21,7 +21,6 @@ from . import checks
 from .checks import Array, Direction, Rows
 from .likelihoods import Likelihood
 from .network import MLP, Pass
-from .params import inner
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,34 @@ class Model:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        checks.number("weight_decay", self.weight_decay, 0)
+        object.__setattr__(self, "weight_decay", checks.number("weight_decay", self.weight_decay, 0))
 
     def init(self, rng: np.random.Generator, scheme: str = "sparse", dtype: DTypeLike = np.float64) -> list[Array]:
-        """Draw initial weights: see `MLP.init`."""
+        """Draw initial weights.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            Where randomness comes from.
+        scheme : {"sparse", "glorot"}
+            As in `MLP.init`.
+        dtype : {numpy.float64, numpy.float32}
+            The precision of everything that is computed from these weights.
+
+        Returns
+        -------
+        weights : list of (d_{i+1}, d_i + 1) arrays
+            One a layer, the bias in the last column.
+
+        Raises
+        ------
+        ValueError
+            For an unknown scheme.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, sec. 13, for ``sparse``.
+        """
         return self.network.init(rng, scheme, dtype)
 
     def at(self, weights: Direction, x: Any) -> Point:
@@ -78,9 +101,7 @@ class Model:
         ValueError
             For wrong shapes (naming the layer), NaN or infinity, an empty batch.
         """
-        dtype = np.asarray(weights[0]).dtype if len(weights) else np.dtype(float)
-        if dtype not in (np.float32, np.float64):
-            raise ValueError(f"weights must be float64 or float32, got {dtype}")
+        dtype = checks.precision("weights", checks.array("weights[0]", weights[0]).dtype) if len(weights) else float
         W = checks.direction("weights", weights, self.network.shapes, dtype)
         x = checks.real_array("x", x, (None, self.network.sizes[0]), dtype)
         return Point(self, W, self.network.forward(W, x))
@@ -129,50 +150,186 @@ class Point:
         return len(self.z)
 
     def take(self, rows: Rows) -> Point:
-        """Return this point for some of its examples, without another forward pass."""
+        """Return this point for some of its examples, without another forward pass.
+
+        Parameters
+        ----------
+        rows : slice or (n,) int array
+            Which examples.
+
+        Returns
+        -------
+        Point
+            Of n examples, in the order of `rows`.
+
+        Raises
+        ------
+        ValueError
+            Where no example is chosen, or `rows` is of another form.
+        """
         if isinstance(rows, slice) and rows == slice(None):
             return self                                 # with the slopes that it may have computed already
+        if not isinstance(rows, slice) and np.ndim(rows) != 1:
+            raise ValueError(f"rows must be a slice or a list of row numbers, got {rows!r}")
         part = Point(self.model, self.weights, self.forward.take(rows))
         if not len(part):
             raise ValueError("rows must choose at least one example")
         return part
 
     def backward(self, dz: Array) -> list[Array]:
-        """Send `dz`, (N, C) or a stack (K, N, C), back: ``g[i]`` with respect to ``s[i]``, never divided by N."""
+        """Send gradients with respect to z back through the network.
+
+        Parameters
+        ----------
+        dz : (N, C) or (K, N, C) array
+            One vector for each example, or a stack of K.
+
+        Returns
+        -------
+        g : list of (N, d_{i+1}) or (K, N, d_{i+1}) arrays
+            ``g[i]`` is the gradient with respect to ``s[i]``, example by example, never divided by N.
+
+        Raises
+        ------
+        ValueError
+            For a wrong shape.
+        """
         dz = np.asarray(dz, dtype=self.z.dtype)
         if dz.ndim not in (2, 3) or dz.shape[-2:] != self.z.shape:
             raise ValueError(f"dz must have shape {self.z.shape}, or a stack of those, got {dz.shape}")
         return self.model.network.backward(self.weights, self.forward, dz)
 
     def tangent(self, V: Direction) -> Array:
-        """Return J V: the derivative of z in the direction V of the weights, (N, C)."""
+        """Return J V: the derivative of z in the direction V of the weights, (N, C).
+
+        Parameters
+        ----------
+        V : list of (d_{i+1}, d_i + 1) arrays
+            A direction.
+
+        Raises
+        ------
+        ValueError
+            For wrong shapes (naming the layer), NaN or infinity.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, sec. 6.4 and app. C (the R-operator).
+        """
         V = checks.direction("V", V, self.model.network.shapes, self.z.dtype)
         return self.model.network.tangent(self.weights, self.forward, V)
 
     def adjoint(self, dz: Array) -> list[Array]:
-        """Return J^T dz: the direction ``sum over n of g_i^T a_bar_i``, from dz of shape (N, C)."""
+        """Return the direction ``J^T dz``, a sum over the examples.
+
+        Parameters
+        ----------
+        dz : (N, C) array
+            One vector for each example.
+
+        Returns
+        -------
+        list of (d_{i+1}, d_i + 1) arrays
+            ``g_i^T a_bar_i``.
+
+        Raises
+        ------
+        ValueError
+            For a wrong shape.
+        """
         if np.ndim(dz) != 2:
             raise ValueError(f"dz must have shape {self.z.shape}, got {np.shape(dz)}")
         return [g.T @ a_bar for g, a_bar in zip(self.backward(dz), self.a_bar, strict=True)]
 
     def loss(self, y: Any) -> float:
-        """Return h: the mean nll over the batch plus (eta/2) ||theta||^2."""
+        """Return h: the mean nll over the batch, in nats, plus ``(eta/2) ||theta||^2``.
+
+        Parameters
+        ----------
+        y : (N,) or (N, C) array
+            The labels or targets.
+
+        Raises
+        ------
+        ValueError
+            For labels that do not fit, or a stack of draws.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, sec. 2.2.
+        """
         # Summed in double precision whatever the dtype: rho is made from differences of losses.
-        nll = self.model.likelihood.nll(self.z, y).sum(dtype=np.float64) / len(self)
-        return float(nll + self.model.weight_decay / 2 * inner(self.weights, self.weights))
+        squares = sum(float(np.sum(np.square(W, dtype=np.float64))) for W in self.weights)
+        return self._mean(self.model.likelihood.nll(self.z, y)) + self.model.weight_decay / 2 * squares
 
     def gradient(self, y: Any) -> list[Array]:
-        """Return grad h, a direction: the mean over the batch, weight decay included."""
+        """Return grad h: the mean over the batch, weight decay included.
+
+        Parameters
+        ----------
+        y : (N,) or (N, C) array
+            The labels or targets.
+
+        Returns
+        -------
+        grad : list of (d_{i+1}, d_i + 1) arrays
+            A direction.
+
+        Raises
+        ------
+        ValueError
+            For labels that do not fit, or a stack of draws.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, sec. 2.2.
+        """
         dz = self.model.likelihood.gradient(self.z, y) / len(self)
+        if dz.ndim != 2:
+            raise ValueError(f"y must hold one target for each example, got a stack of {len(dz)}")
         eta = self.model.weight_decay
         return [D + eta * W if eta else D for D, W in zip(self.adjoint(dz), self.weights, strict=True)]
 
     def sample(self, rng: np.random.Generator, draws: int | None = None) -> Any:
-        """Draw targets from the model's own prediction: one for each example, or a stack of `draws`."""
+        """Draw targets from the model's own prediction.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            Where randomness comes from.
+        draws : int, optional
+            The number M of targets for each example; one, without the leading axis, unless told.
+
+        Returns
+        -------
+        (N,), (M, N), (N, C) or (M, N, C) array
+            Labels for a categorical, else numbers.
+
+        Raises
+        ------
+        ValueError
+            For fewer than one draw.
+        """
         if draws is not None:
             checks.count("draws", draws)
         return self.model.likelihood.sample(self.z, rng, draws)
 
     def error(self, y: Any) -> float:
-        """Return the reported error: mean of sum (y - t)^2 for autoencoders, the rate of wrong labels for classes."""
-        return float(self.model.likelihood.error(self.z, y).sum(dtype=np.float64) / len(self))
+        """Return the reported error: mean of sum (y - t)^2 for autoencoders, the rate of wrong labels for classes.
+
+        Parameters
+        ----------
+        y : (N,) or (N, C) array
+            The labels or targets.
+
+        Raises
+        ------
+        ValueError
+            For labels that do not fit, or a stack of draws.
+        """
+        return self._mean(self.model.likelihood.error(self.z, y))
+
+    def _mean(self, values: Array) -> float:
+        if values.ndim != 1:
+            raise ValueError(f"y must hold one target for each example, got a stack of {len(values)}")
+        return float(values.sum(dtype=np.float64) / len(self))

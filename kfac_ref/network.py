@@ -87,7 +87,18 @@ class Pass:
                      for f, s, a_bar in zip(self.activations[:-1], self.s[:-1], inputs, strict=True))
 
     def take(self, rows: Rows) -> Pass:
-        """Return the pass of some of the examples, without computing it again."""
+        """Return the pass of some of the examples, without computing it again.
+
+        Parameters
+        ----------
+        rows : slice or (n,) int array
+            Which examples.
+
+        Returns
+        -------
+        Pass
+            Of n examples, in the order of `rows`.
+        """
         return Pass(self.activations, tuple(a[rows] for a in self.a_bar), tuple(s[rows] for s in self.s))
 
 
@@ -175,6 +186,7 @@ class MLP:
         ValueError
             For an unknown scheme.
         """
+        dtype = checks.precision("dtype", dtype)
         draw = checks.known("scheme", scheme, {"sparse": _sparse, "glorot": _glorot})
         names = (*self.hidden, "identity")
         return [draw(rng, m, n - 1, name).astype(dtype) for (m, n), name in zip(self.shapes, names, strict=True)]

@@ -66,25 +66,77 @@ def unflatten(theta: Array, shapes: Sequence[tuple[int, int]]) -> list[Array]:
 
 
 def inner(U: Direction, V: Direction) -> float:
-    """Return the Euclidean inner product ``u^T v`` of two directions."""
+    """Return the Euclidean inner product ``u^T v`` of two directions.
+
+    Parameters
+    ----------
+    U, V : lists of (m_i, n_i) arrays
+        Directions of the same shapes.
+
+    Raises
+    ------
+    ValueError
+        Where the two do not fit.
+    """
     return float(sum(np.vdot(u, v) for u, v in zip(U, V, strict=True)))
 
 
 def norm(V: Direction) -> float:
-    """Return the Euclidean norm of a direction."""
+    """Return the Euclidean norm of a direction.
+
+    Parameters
+    ----------
+    V : list of (m_i, n_i) arrays
+        A direction.
+    """
     return float(np.sqrt(inner(V, V)))
 
 
 def scale(c: float, V: Direction) -> list[Array]:
-    """Return ``c v`` in the dtype of `V`."""
+    """Return ``c v`` in the dtype of `V`.
+
+    Parameters
+    ----------
+    c : float
+        The multiplier.
+    V : list of (m_i, n_i) arrays
+        A direction.
+
+    Returns
+    -------
+    list of (m_i, n_i) arrays
+        New arrays.
+    """
     return [v.dtype.type(c) * v for v in V]
 
 
 def add(U: Direction, V: Direction) -> list[Array]:
-    """Return ``u + v``."""
+    """Return ``u + v``.
+
+    Parameters
+    ----------
+    U, V : lists of (m_i, n_i) arrays
+        Directions of the same shapes.
+
+    Returns
+    -------
+    list of (m_i, n_i) arrays
+        New arrays.
+
+    Raises
+    ------
+    ValueError
+        Where the two do not fit.
+    """
     return [u + v for u, v in zip(U, V, strict=True)]
 
 
 def zeros_like(V: Direction) -> list[Array]:
-    """Return the zero direction of the shapes and dtype of `V`."""
+    """Return the zero direction of the shapes and dtype of `V`.
+
+    Parameters
+    ----------
+    V : list of (m_i, n_i) arrays
+        A direction; its values are not read.
+    """
     return [np.zeros_like(v) for v in V]

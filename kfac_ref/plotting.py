@@ -54,7 +54,17 @@ def style() -> AbstractContextManager[None]:
 
 
 def caption(figure: Figure, text: str, width: int) -> None:
-    """Write a caption under a figure, in lines of `width` characters."""
+    """Write a caption under a figure.
+
+    Parameters
+    ----------
+    figure : Figure
+        Is changed.
+    text : str
+        The caption.
+    width : int
+        Its lines are broken at so many characters.
+    """
     figure.supxlabel("\n".join(textwrap.wrap(text, width)), x=0.01, ha="left", fontsize=9)
 
 
@@ -136,7 +146,20 @@ def fisher_rows(rows: Mapping[str, tuple[Array, Array]], sizes: Sequence[int], t
 
 
 def pooled(M: Array, cells: int) -> Array:
-    """Return the means of a square matrix over square cells, so many that no more than `cells` stand in a row."""
+    """Return the means of a square matrix over square cells.
+
+    Parameters
+    ----------
+    M : (P, P) array
+        A matrix.
+    cells : int
+        No more than so many cells stand in a row.
+
+    Returns
+    -------
+    (c, c) array
+        c is at most `cells`; the cells of the last row and column may be smaller than the others.
+    """
     k = -(-len(M) // cells)
     starts = np.arange(0, len(M), k)
     counts = np.diff(np.append(starts, len(M)))

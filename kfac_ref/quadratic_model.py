@@ -51,15 +51,32 @@ class SmallModel:
         return self.Q + self.damping * self.inner
 
     def value(self, c: Sequence[float] | Array) -> float:
-        """Return ``M(sum_k c_k v_k) - M(0)``."""
+        """Return ``M(sum_k c_k v_k) - M(0)``.
+
+        Parameters
+        ----------
+        c : (K,) array or sequence of float
+            The coefficients of the directions.
+        """
         c = np.asarray(c)
         return float(self.slope @ c + c @ self.B @ c / 2)
 
     def minimum(self) -> tuple[tuple[float, ...], float]:
-        """Return the best coefficients c and ``M - M(0)`` there, which is never positive.
+        """Return the best coefficients and the decrease of M that they reach.
 
         A direction that is zero, or that lies in the span of those before it up to rounding, is dropped (its
         coefficient is 0), not inverted.
+
+        Returns
+        -------
+        c : tuple of K float
+            The coefficients.
+        decrease : float
+            ``M - M(0)``, never positive.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, sec. 6.4 and 7.
         """
         B = self.B
         chosen: list[int] = []

@@ -40,14 +40,48 @@ class Optimizer(Protocol):
         """The model that it trains."""
 
     def init(self, weights: Direction, seed: int = 0) -> Any:
-        """Return the state before the first step, with a field ``weights``."""
+        """Return the state before the first step, with a field ``weights``.
+
+        Parameters
+        ----------
+        weights : list of (d_{i+1}, d_i + 1) arrays
+            Where to start.
+        seed : int
+            What all sampling of the run is drawn from.
+        """
 
     def step(self, state: Any, x: Any, y: Any) -> tuple[Any, Any]:
-        """Return the state after a step, and its record."""
+        """Return the state after a step, and its record.
+
+        Parameters
+        ----------
+        state : Any
+            From `init` or the last step; not changed.
+        x : (N, d_0) array
+            The batch.
+        y : (N,) or (N, C) array
+            Its labels or targets.
+        """
 
 
 def fixed(m: int) -> Schedule:
-    """Return the schedule of batches of `m` examples."""
+    """Return the schedule of batches of `m` examples.
+
+    Parameters
+    ----------
+    m : int
+        Examples in each batch.
+
+    Returns
+    -------
+    function of k = 1, 2, ...
+        The size of batch k.
+
+    Raises
+    ------
+    ValueError
+        For fewer than one example.
+    """
     checks.count("m", m)
     return lambda k: m
 
@@ -68,6 +102,11 @@ def growing(N: int, first: int = 1000, full_at: int = 500) -> Schedule:
     -------
     function of k = 1, 2, ...
         The size of batch k.
+
+    Raises
+    ------
+    ValueError
+        For N or `first` below 1, or `full_at` below 2.
 
     Notes
     -----
@@ -245,6 +284,13 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     rows = batches(len(x), schedule or fixed(len(x)), seed)
 
     def evaluate(k: int) -> None:
+        """Append the evaluation after a step to the history.
+
+        Parameters
+        ----------
+        k : int
+            The step; 0 is the start.
+        """
         now, average = (model.at(W, x) for W in (history.state.weights, history.averaged))
         held_out = [math.nan] * 3
         if test is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -18,6 +19,8 @@ import scipy.linalg
 
 from .. import checks, params
 from ..checks import Array, Direction
+from ..factors import Factors
+from ..model import Point
 
 
 class Curvature(abc.ABC):
@@ -49,11 +52,43 @@ class Curvature(abc.ABC):
 
     @abc.abstractmethod
     def product(self, V: Direction) -> list[Array]:
-        """Return ``C v``."""
+        """Return ``C v``.
+
+        Parameters
+        ----------
+        V : list of (d_{i+1}, d_i + 1) arrays
+            A direction.
+
+        Returns
+        -------
+        list of (d_{i+1}, d_i + 1) arrays
+            A direction.
+
+        Raises
+        ------
+        ValueError
+            For wrong shapes (naming the layer), NaN or infinity.
+        """
 
     @abc.abstractmethod
     def solve(self, V: Direction) -> list[Array]:
-        """Return ``C^{-1} v``."""
+        """Return ``C^{-1} v``.
+
+        Parameters
+        ----------
+        V : list of (d_{i+1}, d_i + 1) arrays
+            A direction.
+
+        Returns
+        -------
+        list of (d_{i+1}, d_i + 1) arrays
+            A direction; there is no minus sign in it.
+
+        Raises
+        ------
+        ValueError
+            For wrong shapes (naming the layer), NaN or infinity, or where C is singular to rounding.
+        """
 
     def kept(self) -> Curvature:
         """Return the same matrix in the form that suits many solves; itself, where there is no better one."""
@@ -82,10 +117,75 @@ class Curvature(abc.ABC):
 
 
 def block_diagonal(blocks: Sequence[Array]) -> Array:
-    """Return the matrix with these blocks on its diagonal, in their dtype."""
+    """Return the matrix with these blocks on its diagonal, in their dtype.
+
+    Parameters
+    ----------
+    blocks : sequence of (p_i, p_i) arrays
+        One a layer.
+
+    Returns
+    -------
+    (P, P) array
+        P is the sum of the p_i; zero outside the blocks.
+    """
     return scipy.linalg.block_diag(*blocks)
 
 
-def check_damping(damping: float) -> None:
-    """Refuse a negative damping."""
-    checks.number("damping", damping, 0)
+@dataclass(frozen=True, eq=False)
+class OfFactors(Curvature):
+    """A structure made from factors; its subclasses say how.
+
+    Parameters
+    ----------
+    factors : Factors
+        A and G of each layer, and the cross factors that `reach` tells of.
+    damping : float
+        The number under the root, at least 0.
+    """
+
+    factors: Factors
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "damping", checks.number("damping", self.damping, 0))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """The shapes of the weights."""
+        return tuple((len(G), len(A)) for A, G in zip(self.factors.A, self.factors.G, strict=True))
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """The precision of the matrix."""
+        return self.factors.A[0].dtype
+
+
+@dataclass(frozen=True, eq=False)
+class OfPoint(Curvature):
+    """A structure made from a point, since factors do not say enough; its subclasses say how.
+
+    Parameters
+    ----------
+    at : Point
+        Where.
+    damping : float
+        The number under the root, at least 0.
+    """
+
+    takes_point: ClassVar[bool] = True
+    at: Point
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "damping", checks.number("damping", self.damping, 0))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """The shapes of the weights."""
+        return self.at.model.network.shapes
+
+    @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """The precision of the matrix."""
+        return self.at.z.dtype

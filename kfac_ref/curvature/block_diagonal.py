@@ -14,13 +14,12 @@ import numpy as np
 from .. import kronecker
 from ..checks import Array, Direction
 from ..damping import Balance, factored_tikhonov, trace_pi
-from ..factors import Factors
 from ..kronecker import Cholesky, Inverse
-from .base import Curvature, block_diagonal, check_damping
+from .base import OfFactors, block_diagonal
 
 
 @dataclass(frozen=True, eq=False)
-class BlockDiagonal(Curvature):
+class BlockDiagonal(OfFactors):
     """The block-diagonal approximation with factored Tikhonov damping.
 
     Parameters
@@ -40,23 +39,8 @@ class BlockDiagonal(Curvature):
     Source: Martens & Grosse 2015, sec. 4.2 and 6.3.
     """
 
-    factors: Factors
-    damping: float = 0.0
     pi: Balance = trace_pi
     factor: type[Cholesky] | type[Inverse] = Cholesky
-
-    def __post_init__(self) -> None:
-        check_damping(self.damping)
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """The shapes of the weights."""
-        return tuple((len(G), len(A)) for A, G in zip(self.factors.A, self.factors.G, strict=True))
-
-    @property
-    def dtype(self) -> np.dtype[np.floating]:
-        """The precision of the matrix."""
-        return self.factors.A[0].dtype
 
     @cached_property
     def pis(self) -> tuple[float, ...]:

@@ -14,13 +14,12 @@ import numpy as np
 from .. import kronecker
 from ..checks import Array, Direction
 from ..damping import add_to_diagonal
-from ..factors import Factors
 from ..kronecker import Eigen
-from .base import Curvature, block_diagonal, check_damping
+from .base import OfFactors, block_diagonal
 
 
 @dataclass(frozen=True, eq=False)
-class EigenDamped(Curvature):
+class EigenDamped(OfFactors):
     """``blockdiag(A_i kron G_i) + damping I``.
 
     Parameters
@@ -35,22 +34,6 @@ class EigenDamped(Curvature):
     The eigenproblems cost about ten times the Cholesky factors of `BlockDiagonal`.
     Source: the exact Tikhonov damping that Martens & Grosse 2015, sec. 6.3, approximate.
     """
-
-    factors: Factors
-    damping: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_damping(self.damping)
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """The shapes of the weights."""
-        return tuple((len(G), len(A)) for A, G in zip(self.factors.A, self.factors.G, strict=True))
-
-    @property
-    def dtype(self) -> np.dtype[np.floating]:
-        """The precision of the matrix."""
-        return self.factors.A[0].dtype
 
     def product(self, V: Direction) -> list[Array]:
         """Return ``G_i V_i A_i + damping V_i``."""
@@ -84,8 +67,8 @@ class EigenDamped(Curvature):
         for i, pair in enumerate(zip(self.factors.A, self.factors.G, strict=True)):
             A, G = (Eigen.factor(S) for S in pair)
             scales = kronecker.spectrum(A, G) + self.damping
-            if scales.min() < scales.size * np.finfo(self.dtype).eps * scales.max():
-                name, worst = min((("A", A), ("G", G)), key=lambda e: e[1].values[0] / e[1].values[-1])
+            if scales.min() <= scales.size * np.finfo(self.dtype).eps * scales.max():
+                name, worst = min((("A", A), ("G", G)), key=lambda e: e[1].values[0] / (e[1].values[-1] or 1))
                 raise np.linalg.LinAlgError(f"layer {i} is singular to rounding: factor {name} has the smallest "
                                             f"eigenvalue {worst.values[0]:.3g}; give a larger damping")
             layers.append((A, G, scales))

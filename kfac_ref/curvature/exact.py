@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
-
-import numpy as np
 
 from ..checks import Array, Direction
 from ..damping import add_to_diagonal
 from ..fisher import exact_fisher, fisher_product
 from ..kronecker import Cholesky
-from ..model import Point
 from ..params import add, flatten, scale, unflatten
-from .base import Curvature, check_damping
+from .base import OfPoint
 
 
 @dataclass(frozen=True, eq=False)
-class Exact(Curvature):
+class Exact(OfPoint):
     """``F + damping I``, with F the exact Fisher at a point.
 
     Parameters
@@ -33,23 +29,6 @@ class Exact(Curvature):
     `product` needs no dense matrix; `solve` forms F, (P, P), and factors it at its first call.
     Source: Martens & Grosse 2015, sec. 2.2 and 6.1.
     """
-
-    takes_point: ClassVar[bool] = True
-    at: Point
-    damping: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_damping(self.damping)
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """The shapes of the weights."""
-        return self.at.model.network.shapes
-
-    @property
-    def dtype(self) -> np.dtype[np.floating]:
-        """The precision of the matrix."""
-        return self.at.z.dtype
 
     def product(self, V: Direction) -> list[Array]:
         """Return ``F v + damping v``."""

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
-
-import numpy as np
 
 from .. import checks
 from ..checks import Array, Direction
 from ..damping import add_to_diagonal
 from ..fisher import fisher_block
 from ..kronecker import Cholesky, unvec, vec
-from ..model import Point
-from .base import Curvature, block_diagonal, check_damping
+from .base import OfPoint, block_diagonal
 
 
 @dataclass(frozen=True, eq=False)
-class ExactBlockDiagonal(Curvature):
+class ExactBlockDiagonal(OfPoint):
     """``blockdiag(F_ii) + damping I``: what is left of the Fisher when layers are taken one by one.
 
     Parameters
@@ -32,23 +28,6 @@ class ExactBlockDiagonal(Curvature):
     -----
     Source: Martens & Grosse 2015, sec. 3 and 4.
     """
-
-    takes_point: ClassVar[bool] = True
-    at: Point
-    damping: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_damping(self.damping)
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """The shapes of the weights."""
-        return self.at.model.network.shapes
-
-    @property
-    def dtype(self) -> np.dtype[np.floating]:
-        """The precision of the matrix."""
-        return self.at.z.dtype
 
     def product(self, V: Direction) -> list[Array]:
         """Return ``(F_ii + damping I) v_i``, layer by layer."""

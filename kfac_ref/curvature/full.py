@@ -16,14 +16,13 @@ import numpy as np
 
 from ..checks import Array, Direction
 from ..damping import add_to_diagonal
-from ..factors import Factors
 from ..kronecker import Cholesky, product
 from ..params import flatten, unflatten
-from .base import Curvature, check_damping
+from .base import OfFactors
 
 
 @dataclass(frozen=True, eq=False)
-class Full(Curvature):
+class Full(OfFactors):
     """``F~ + damping I``, all layers with all.
 
     Parameters
@@ -39,23 +38,11 @@ class Full(Curvature):
     """
 
     reach: ClassVar[float] = math.inf
-    factors: Factors
-    damping: float = 0.0
 
     def __post_init__(self) -> None:
-        check_damping(self.damping)
+        super().__post_init__()
         for j in range(len(self.factors)):
             self.factors.pair(0, j)                 # refuses factors without their cross factors
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """The shapes of the weights."""
-        return tuple((len(G), len(A)) for A, G in zip(self.factors.A, self.factors.G, strict=True))
-
-    @property
-    def dtype(self) -> np.dtype[np.floating]:
-        """The precision of the matrix."""
-        return self.factors.A[0].dtype
 
     def product(self, V: Direction) -> list[Array]:
         """Return ``U_i = sum over j of G_ij V_j A_ij^T``, plus ``damping V_i``."""

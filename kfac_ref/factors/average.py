@@ -37,13 +37,35 @@ class RunningAverage:
 
     @property
     def factors(self) -> Factors:
-        """The averaged factors."""
+        """The averaged factors.
+
+        Raises
+        ------
+        ValueError
+            Before the first batch.
+        """
         if self.latest is None:
             raise ValueError("the running average holds no factors yet: call update first")
         return self.latest
 
     def update(self, factors: Factors) -> RunningAverage:
-        """Return the average with one more batch in it; its ``n`` counts all examples seen."""
+        """Return the average with one more batch in it; its ``n`` counts all examples seen.
+
+        Parameters
+        ----------
+        factors : Factors
+            Of the new batch.
+
+        Returns
+        -------
+        RunningAverage
+            A new one, with k + 1 batches.
+
+        Raises
+        ------
+        ValueError
+            Where `factors` are not of the network and reach of those before.
+        """
         k = self.k + 1
         epsilon = min(1 - 1 / k, self.ceiling)
         if self.latest is None:

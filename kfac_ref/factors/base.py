@@ -53,6 +53,18 @@ class Factors:
     def pair(self, i: int, j: int) -> tuple[Array, Array]:
         """Return A_ij and G_ij for any two layers.
 
+        Parameters
+        ----------
+        i, j : int
+            Layers, 0..L-1.
+
+        Returns
+        -------
+        A : (d_i + 1, d_j + 1) array
+            E[a_bar_i a_bar_j^T].
+        G : (d_{i+1}, d_{j+1}) array
+            E[g_i g_j^T].
+
         Raises
         ------
         ValueError
@@ -71,12 +83,42 @@ class Factors:
                          "more")
 
     def merge(self, other: Factors) -> Factors:
-        """Return the factors of both sets of examples together: means weighted by their counts."""
+        """Return the factors of both sets of examples together: means weighted by their counts.
+
+        Parameters
+        ----------
+        other : Factors
+            Of the other set.
+
+        Returns
+        -------
+        Factors
+            Its ``n`` is the sum of the two.
+
+        Raises
+        ------
+        ValueError
+            Where the two are not of the same network and reach.
+        """
         n = self.n + other.n
         return self.combine(other, lambda a, b: (self.n * a + other.n * b) / n, n)
 
     def combine(self, other: Factors, mix: Callable[[Array, Array], Array], n: int) -> Factors:
         """Return the factors ``mix(ours, theirs)``, array by array.
+
+        Parameters
+        ----------
+        other : Factors
+            Theirs.
+        mix : function of two arrays
+            Makes an array of the same shape.
+        n : int
+            The number of examples behind the result.
+
+        Returns
+        -------
+        Factors
+            A new value.
 
         Raises
         ------
@@ -88,6 +130,13 @@ class Factors:
             raise ValueError(f"other must hold factors of the same shapes and pairs: expected {ours}, got {theirs}")
 
         def mixed(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, ...]:
+            """Mix two tuples of arrays, one pair at a time.
+
+            Parameters
+            ----------
+            a, b : tuples of arrays
+                Ours and theirs.
+            """
             return tuple(mix(x, y) for x, y in zip(a, b, strict=True))
 
         return Factors(mixed(self.A, other.A), mixed(self.G, other.G), mixed(self.A_cross, other.A_cross),

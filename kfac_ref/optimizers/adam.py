@@ -79,13 +79,53 @@ class Adam:
         checks.number("epsilon", self.epsilon, 0, above=True)
 
     def init(self, weights: Direction, seed: int = 0) -> State:
-        """Return the state before the first step; `seed` has no effect, since nothing is sampled."""
+        """Return the state before the first step.
+
+        Parameters
+        ----------
+        weights : list of (d_{i+1}, d_i + 1) arrays
+            Where to start; not copied and never changed.
+        seed : int
+            Without effect, since nothing is sampled.
+
+        Returns
+        -------
+        State
+            With k = 0 and both moments zero.
+
+        Raises
+        ------
+        ValueError
+            For wrong shapes (naming the layer), NaN or infinity.
+        """
         weights = checks.direction("weights", weights, self.model.network.shapes, np.asarray(weights[0]).dtype)
         zero = tuple(params.zeros_like(weights))
         return State(weights, 0, zero, zero)
 
     def step(self, state: State, x: Any, y: Any) -> tuple[State, Record]:
-        """Take one step; x is (N, d_0), y the labels or targets. The state is not changed."""
+        """Take one step.
+
+        Parameters
+        ----------
+        state : State
+            From `init` or the last step; not changed.
+        x : (N, d_0) array
+            The batch.
+        y : (N,) or (N, C) array
+            Its labels or targets.
+
+        Returns
+        -------
+        state : State
+            After the step.
+        record : Record
+            What it did.
+
+        Raises
+        ------
+        ValueError
+            For bad data.
+        """
         clock = Clock()
         t = state.k + 1
         with clock.stage("gradient"):

@@ -321,6 +321,11 @@ class KFAC:
         -------
         State
             With ``gamma = sqrt(lambda_0 + eta)``, clipped to its range.
+
+        Raises
+        ------
+        ValueError
+            For wrong shapes (naming the layer), NaN or infinity, or a negative seed.
         """
         checks.count("seed", seed, 0)
         weights = checks.direction("weights", weights, self.model.network.shapes, np.asarray(weights[0]).dtype)
@@ -355,7 +360,31 @@ class KFAC:
         return detail.state, detail.record
 
     def explain(self, state: State, x: Any, y: Any) -> Detail:
-        """Take one step and return every intermediate by name; parameters and errors as in `step`."""
+        """Take one step and return every intermediate by name.
+
+        Parameters
+        ----------
+        state : State
+            From `init` or the last step; not changed.
+        x : (N, d_0) array
+            The batch.
+        y : (N,) or (N, C) array
+            Its labels or targets.
+
+        Returns
+        -------
+        Detail
+            Its ``state`` and ``record`` are what `step` returns.
+
+        Raises
+        ------
+        ValueError
+            As in `step`.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, Algorithm 2 (sec. 9).
+        """
         clock = Clock()
         k = state.k + 1
         rng = np.random.default_rng((state.seed, k))
@@ -400,44 +429,215 @@ class KFAC:
     # The lines of the algorithm.
 
     def gradient(self, state: State, x: Any, y: Any) -> tuple[Point, float, list[Array]]:
-        """Return the point, h and grad h on the batch, by one forward and one backward pass."""
+        """Run the network forward and backward on the batch.
+
+        Parameters
+        ----------
+        state : State
+            Before the step.
+        x : (N, d_0) array
+            The batch.
+        y : (N,) or (N, C) array
+            Its labels or targets.
+
+        Returns
+        -------
+        at : Point
+            The model at these weights.
+        h : float
+            The loss, weight decay included.
+        grad : list of (d_{i+1}, d_i + 1) arrays
+            grad h.
+
+        Raises
+        ------
+        ValueError
+            For bad data.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, sec. 2.2.
+        """
         at = self.model.at(state.weights, x)
         return at, at.loss(y), at.gradient(y)
 
     def parts(self, N: int, rng: np.random.Generator) -> tuple[Rows, Rows]:
-        """Return the rows of the tau1 part and of the tau2 part of a batch of N; a fraction of 1 is the whole."""
+        """Choose the tau1 part and the tau2 part of a batch, each without replacement.
+
+        Parameters
+        ----------
+        N : int
+            The number of examples.
+        rng : numpy.random.Generator
+            That of the step.
+
+        Returns
+        -------
+        rows1, rows2 : (n,) int arrays or slices
+            ``n = floor(tau N)`` rows each; a slice where that is the whole.
+
+        Raises
+        ------
+        ValueError
+            For a batch too small for tau1 or tau2.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, sec. 8.
+        """
         return _part("tau1", self.tau1, N, rng), _part("tau2", self.tau2, N, rng)
 
     def update_average(self, state: State, part: Point, rng: np.random.Generator) -> tuple[RunningAverage, Any]:
-        """Sample targets on the tau1 part and return the running average with its factors, and the targets."""
+        """Sample targets on the tau1 part and add its factors to the running average.
+
+        Parameters
+        ----------
+        state : State
+            Before the step.
+        part : Point
+            The tau1 part.
+        rng : numpy.random.Generator
+            That of the step.
+
+        Returns
+        -------
+        average : RunningAverage
+            With this part in it; as it was for a structure that is made from a point.
+        targets : (n,) or (n, C) array or None
+            What was sampled; None for a structure that is made from a point.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, sec. 5.
+        """
         if self._attribute("takes_point"):
             return state.average, None
         targets = part.sample(rng)
         return state.average.update(sampled_factors(part, targets, self._attribute("reach"))), targets
 
     def gammas(self, state: State) -> tuple[float, ...]:
-        """Return the gammas to try at the next step: three every T2 steps, else the present one."""
+        """Return the gammas to try at the next step: three every T2 steps, else the present one.
+
+        Parameters
+        ----------
+        state : State
+            Before the step.
+
+        Returns
+        -------
+        tuple of float
+            As in `gamma_candidates`.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, sec. 6.6.
+        """
         if (state.k + 1) % self.T2:
             return (state.gamma,)
         return gamma_candidates(state.gamma, self._omega2, self._gamma_min, self.gamma_max)
 
     def refresh_is_due(self, k: int) -> bool:
-        """Return whether step k makes its inverses anew: every T3 steps, and at k <= 3."""
+        """Return whether step k makes its inverses anew: every T3 steps, and at k <= 3.
+
+        Parameters
+        ----------
+        k : int
+            The step, from 1.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, sec. 8.
+        """
         return k <= 3 or k % self.T3 == 0
 
     def curvature(self, state: State, at: Point, average: RunningAverage, gamma: float) -> Curvature:
-        """Return the structure, damped with gamma, in the form that suits T3 solves."""
+        """Return the structure, damped with gamma, in the form that suits T3 solves.
+
+        Parameters
+        ----------
+        state : State
+            Before the step.
+        at : Point
+            The whole batch; read by a structure that is made from a point.
+        average : RunningAverage
+            Its factors are read by all others.
+        gamma : float
+            The strength of the factored damping, which is ``gamma^2`` under the root.
+
+        Returns
+        -------
+        Curvature
+            Of the batch or the average, damped.
+
+        Raises
+        ------
+        ValueError
+            Where the structure refuses its factors, or is singular to rounding.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, sec. 4 and 6.
+        """
         source = at if self._attribute("takes_point") else average.factors
         C = self.structure(source, damping=gamma**2)
         return C.kept() if self.T3 > 1 else C
 
     def direction(self, curvature: Curvature, grad: Direction) -> list[Array]:
-        """Return Delta, minus the damped inverse times the gradient."""
+        """Return Delta, minus the damped inverse times the gradient.
+
+        Parameters
+        ----------
+        curvature : Curvature
+            Damped.
+        grad : list of (d_{i+1}, d_i + 1) arrays
+            grad h.
+
+        Returns
+        -------
+        Delta : list of (d_{i+1}, d_i + 1) arrays
+            ``-C^{-1} grad``.
+
+        Raises
+        ------
+        ValueError
+            Where the curvature is singular to rounding.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, sec. 6.4.
+        """
         return params.scale(-1.0, curvature.solve(grad))
 
     def rescale(self, part: Point, grad: Direction, gamma: float, curvature: Curvature, Delta: list[Array],
                 delta_0: Direction | None, lambda_: float) -> Candidate:
-        """Minimize the quadratic model, with the exact F on the tau2 part, over Delta and the last step."""
+        """Minimize the quadratic model, with the exact F on the tau2 part, over Delta and the last step.
+
+        Parameters
+        ----------
+        part : Point
+            The tau2 part.
+        grad : list of (d_{i+1}, d_i + 1) arrays
+            grad h on the whole batch.
+        gamma : float
+            The strength of the factored damping; kept in the result.
+        curvature : Curvature
+            The structure with that damping; kept in the result.
+        Delta : list of (d_{i+1}, d_i + 1) arrays
+            ``-C^{-1} grad``.
+        delta_0 : list of (d_{i+1}, d_i + 1) arrays or None
+            The last step; None leaves it out, with mu = 0.
+        lambda_ : float
+            The strength of the damping of M, to which eta is added.
+
+        Returns
+        -------
+        Candidate
+            With alpha, mu and ``M(delta) - M(0)``.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, sec. 6.4 and 7.
+        """
         directions: list[Direction] = [Delta] if delta_0 is None else [Delta, delta_0]
         model = SmallModel(fisher_gram(part, directions),
                            np.array([[params.inner(U, V) for V in directions] for U in directions]),
@@ -447,17 +647,73 @@ class KFAC:
         return Candidate(gamma, curvature, Delta, model, alpha, mu[0] if mu else 0.0, decrease)
 
     def best(self, candidates: Sequence[Candidate]) -> Candidate:
-        """Return the candidate with the lowest M(delta), the first of equals."""
+        """Return the candidate with the lowest M(delta), the first of equals.
+
+        Parameters
+        ----------
+        candidates : sequence of Candidate
+            One for each gamma, at least one.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, sec. 6.6.
+        """
         return min(candidates, key=lambda c: c.decrease)
 
     def combine(self, chosen: Candidate, delta_0: Direction | None) -> list[Array]:
-        """Return ``delta = alpha Delta + mu delta_0``."""
+        """Return ``delta = alpha Delta + mu delta_0``.
+
+        Parameters
+        ----------
+        chosen : Candidate
+            Gives alpha, mu and Delta.
+        delta_0 : list of (d_{i+1}, d_i + 1) arrays or None
+            The last step; None leaves it out.
+
+        Returns
+        -------
+        delta : list of (d_{i+1}, d_i + 1) arrays
+            The step.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, sec. 7.
+        """
         delta = params.scale(chosen.alpha, chosen.Delta)
         return delta if delta_0 is None else params.add(delta, params.scale(chosen.mu, delta_0))
 
     def look_back(self, moved: Direction, x: Any, y: Any, h: float, predicted: float,
                   lambda_: float) -> tuple[float, float, float]:
-        """Return the actual change of h at the new weights, rho, and the next lambda."""
+        """Compare the actual change of h with the predicted one, and adapt lambda.
+
+        Parameters
+        ----------
+        moved : list of (d_{i+1}, d_i + 1) arrays
+            The new weights.
+        x : (N, d_0) array
+            The batch.
+        y : (N,) or (N, C) array
+            Its labels or targets.
+        h : float
+            The loss before the step, weight decay included.
+        predicted : float
+            ``M(delta) - M(0)``, not positive.
+        lambda_ : float
+            Its value in this step.
+
+        Returns
+        -------
+        actual : float
+            ``h(theta + delta) - h(theta)``; inf where the new weights are not finite.
+        rho : float
+            As in `reduction_ratio`.
+        lambda_ : float
+            Of the next step.
+
+        Notes
+        -----
+        Source: Martens & Grosse 2015, sec. 6.5.
+        """
         finite = all(np.isfinite(W).all() for W in moved)
         actual = self.model.at(moved, x).loss(y) - h if finite else math.inf
         rho = reduction_ratio(actual, predicted)

@@ -37,6 +37,11 @@ def nesterov_schedule(mu_max: float, period: int = 250) -> Callable[[int], float
     function of t
         The momentum.
 
+    Raises
+    ------
+    ValueError
+        For a ceiling outside [0, 1], or a period below 1.
+
     Notes
     -----
     Source: Sutskever et al. 2013, as used in Martens & Grosse 2015, sec. 13.
@@ -107,12 +112,52 @@ class SGD:
             checks.number("momentum", self.momentum, 0, 1)
 
     def init(self, weights: Direction, seed: int = 0) -> State:
-        """Return the state before the first step; `seed` has no effect, since nothing is sampled."""
+        """Return the state before the first step.
+
+        Parameters
+        ----------
+        weights : list of (d_{i+1}, d_i + 1) arrays
+            Where to start; not copied and never changed.
+        seed : int
+            Without effect, since nothing is sampled.
+
+        Returns
+        -------
+        State
+            With k = 0 and no velocity.
+
+        Raises
+        ------
+        ValueError
+            For wrong shapes (naming the layer), NaN or infinity.
+        """
         weights = checks.direction("weights", weights, self.model.network.shapes, np.asarray(weights[0]).dtype)
         return State(weights, 0, tuple(params.zeros_like(weights)))
 
     def step(self, state: State, x: Any, y: Any) -> tuple[State, Record]:
-        """Take one step; x is (N, d_0), y the labels or targets. The state is not changed."""
+        """Take one step.
+
+        Parameters
+        ----------
+        state : State
+            From `init` or the last step; not changed.
+        x : (N, d_0) array
+            The batch.
+        y : (N,) or (N, C) array
+            Its labels or targets.
+
+        Returns
+        -------
+        state : State
+            After the step.
+        record : Record
+            What it did.
+
+        Raises
+        ------
+        ValueError
+            For bad data.
+        """
         clock = Clock()
         mu = self.momentum(state.k) if callable(self.momentum) else self.momentum
         with clock.stage("gradient"):

@@ -1,0 +1,377 @@
+"""Every structure through the same tests, which find the structures by themselves; then what is particular to each."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import re
+
+import numpy as np
+import pytest
+
+import kfac_ref as kr
+from kfac_ref import params
+from kfac_ref.curvature import BlockDiagonal, Curvature, EigenDamped, Exact, ExactBlockDiagonal, Full
+from kfac_ref.damping import factored_tikhonov, frobenius_pi, trace_pi
+from tests.problems import close, direction, problem, relative
+
+
+def structures():
+    """Return every structure that can be made."""
+    public = (getattr(kr.curvature, name) for name in kr.curvature.__all__)
+    return [s for s in public if isinstance(s, type) and issubclass(s, Curvature) and not inspect.isabstract(s)]
+
+
+def build(structure, at, damping):
+    return structure(at if structure.takes_point else kr.exact_factors(at, structure.reach), damping=damping)
+
+
+def dead_relu():
+    """Return a problem whose hidden layer is off on all inputs, so that the first layer has G = 0."""
+    p = problem("gaussian", (3, 4, 2), "relu", N=5)
+    first = p.at.weights[0].copy()
+    first[:, -1] = -100
+    return p._replace(at=p.model.at([first, p.at.weights[1]], p.at.x))
+
+
+def dead_input(N=60, dtype=np.float64, likelihood="gaussian"):
+    """Return a problem with an input that is always 0, so that the first A is singular, and nothing else is."""
+    p = problem(likelihood, (3, 4, 2), N=N, dtype=dtype)
+    x = p.at.x.copy()
+    x[:, 1] = 0
+    return p._replace(at=p.model.at(p.at.weights, x))
+
+
+PROBLEMS = {
+    "categorical": problem("categorical", (4, 5, 3)),
+    "gaussian": problem("gaussian", (3, 4, 3, 2), ("tanh", "softplus"), N=9),
+    "bernoulli": problem("bernoulli", (2, 3, 3), "logistic", N=6),
+    "equal widths": problem("gaussian", (3, 3, 3, 3), N=8),        # here cross factors are square, but not symmetric
+    "widths of 1": problem("bernoulli", (1, 1, 3, 1), N=5),
+    "one weight": problem("gaussian", (1, 1), N=3),
+    "one example": problem("categorical", (4, 3, 3), N=1),
+    "rank-deficient": problem("categorical", (6, 5, 4), "relu", N=2),
+    "dead layer": dead_relu(),
+    "dead input": dead_input(),
+}
+DAMPING = 0.1
+
+
+@pytest.fixture(params=PROBLEMS)
+def p(request):
+    return PROBLEMS[request.param]
+
+
+def test_every_structure_of_the_package_is_public():
+    def below(cls):
+        return {cls}.union(*(below(sub) for sub in cls.__subclasses__()))
+
+    ours = {s for s in below(Curvature) if s.__module__.startswith("kfac_ref.") and not inspect.isabstract(s)}
+    assert ours == set(structures())
+
+
+@pytest.mark.parametrize("structure", structures())
+class TestEveryStructure:
+    def test_solve_undoes_product(self, structure, p):
+        C, V = build(structure, p.at, DAMPING), direction(p)
+        for back in (C.solve(C.product(V)), C.product(C.solve(V))):
+            assert [b.shape for b in back] == list(p.shapes)
+            for b, v in zip(back, V, strict=True):
+                close(b, v, rtol=1e-11)
+
+    def test_dense_agrees_with_product_on_every_basis_vector(self, structure, p):
+        C = build(structure, p.at, DAMPING)
+        basis = np.eye(p.at.model.network.parameters)
+        columns = [params.flatten(C.product(params.unflatten(e, p.shapes))) for e in basis]
+        close(C.dense(), np.stack(columns, axis=1), rtol=1e-13)
+
+    def test_inverse_dense_is_the_inverse(self, structure, p):
+        C = build(structure, p.at, DAMPING)
+        close(C.inverse_dense() @ C.dense(), np.eye(len(C.dense())), rtol=1e-11)
+
+    def test_inverse_dense_agrees_with_solve(self, structure, p):
+        C, V = build(structure, p.at, DAMPING), direction(p)
+        close(C.inverse_dense() @ params.flatten(V), params.flatten(C.solve(V)), rtol=1e-11)
+
+    def test_it_is_symmetric_and_positive_definite_when_damped(self, structure, p):
+        for S in (build(structure, p.at, DAMPING).dense(), build(structure, p.at, DAMPING).inverse_dense()):
+            close(S, S.T, rtol=1e-13)
+            assert np.linalg.eigvalsh(S)[0] > 0
+
+    def test_damping_makes_it_larger(self, structure, p):
+        large, small = (build(structure, p.at, damping).dense() for damping in (0.5, 0.1))
+        assert np.linalg.eigvalsh(large - small)[0] > 0
+
+    def test_kept_is_the_same_matrix(self, structure, p):
+        C, V = build(structure, p.at, DAMPING), direction(p)
+        kept = C.kept()
+        assert isinstance(kept, structure)
+        for ours, theirs in ((kept.solve(V), C.solve(V)), (kept.product(V), C.product(V))):
+            close(params.flatten(ours), params.flatten(theirs), rtol=1e-11)
+        close(kept.inverse_dense(), C.inverse_dense(), rtol=1e-11)
+
+    def test_directions_are_left_as_they_were(self, structure):
+        q = PROBLEMS["gaussian"]
+        C, V = build(structure, q.at, DAMPING), direction(q)
+        C.product(V)
+        C.solve(V)
+        for v, before in zip(V, direction(q), strict=True):
+            np.testing.assert_array_equal(v, before)
+
+    @pytest.mark.parametrize("number", [float, np.float64])
+    def test_float32_stays_float32(self, structure, number):
+        q, q32 = (problem("gaussian", (3, 4, 2), dtype=dtype) for dtype in (np.float64, np.float32))
+        C, C32 = build(structure, q.at, number(DAMPING)), build(structure, q32.at, number(DAMPING))
+        assert C32.dtype == np.float32
+        V = direction(q)
+        for method in ("product", "solve"):
+            single, double = getattr(C32, method)(direction(q32)), getattr(C, method)(V)
+            assert {s.dtype for s in single} == {np.dtype(np.float32)}
+            # float32 has 7 digits; those that damping of .1 leaves of a curvature of about 10 are 5.
+            close(params.flatten(single), params.flatten(double), rtol=1e-4)
+        assert C32.dense().dtype == C32.inverse_dense().dtype == np.float32
+
+    def test_a_float64_direction_is_taken_in_float32(self, structure):
+        q = problem(dtype=np.float32)
+        V = [v.astype(float) for v in direction(q)]
+        for U in (build(structure, q.at, DAMPING).product(V), build(structure, q.at, DAMPING).solve(V)):
+            assert {u.dtype for u in U} == {np.dtype(np.float32)}
+
+    @pytest.mark.parametrize("method", ["product", "solve"])
+    def test_directions_that_do_not_fit_are_refused(self, structure, method):
+        q = PROBLEMS["categorical"]
+        apply, (first, last) = getattr(build(structure, q.at, DAMPING), method), direction(q)
+        nan = last.copy()
+        nan[1, 2] = np.nan
+        for V, message in (
+                ([first], "V must hold one array a layer: expected 2, got 1"),
+                ([first, last.T], r"V\[1\] must have shape \(3, 6\), got \(6, 3\)"),
+                ([first, last[None]], r"V\[1\] must have shape \(3, 6\), got \(1, 3, 6\)"),
+                (params.flatten([first, last]), "V must be a list of 2 arrays, one a layer, got ndarray"),
+                ([first, nan], r"V\[1\] must be finite: 1 of 18 entries are NaN or infinite, the first at \(1, 2\)"),
+                ([first, last * 1j], r"V\[1\] must hold real numbers, got dtype complex128")):
+            with pytest.raises(ValueError, match=message):
+                apply(V)
+
+    @pytest.mark.parametrize("damping", [-1e-3, math.nan, math.inf, "much"])
+    def test_dampings_that_are_none_are_refused(self, structure, damping):
+        with pytest.raises(ValueError, match="damping must be"):
+            build(structure, PROBLEMS["one weight"].at, damping)
+
+    def test_dense_forms_refuse_sizes_by_their_bytes(self, structure):
+        C = build(structure, PROBLEMS["categorical"].at, DAMPING)
+        size = 43 * 43 * 8
+        for form in (C.dense, C.inverse_dense):
+            with pytest.raises(ValueError, match=f"is 43 x 43 and takes {size:,} bytes, more than max_bytes = "
+                                                 f"{size - 1:,}"):
+                form(max_bytes=size - 1)
+            assert form(max_bytes=size).shape == (43, 43)
+
+    @pytest.mark.parametrize("dtype", [np.float64, np.float32])
+    def test_undamped_and_singular_it_can_be_looked_at_but_not_solved_with(self, structure, dtype):
+        q = dead_input(dtype=dtype)
+        C, V = build(structure, q.at, 0.0), direction(q)
+        assert abs(np.linalg.eigvalsh(C.dense())[0]) < 10 * np.finfo(dtype).eps * np.abs(C.dense()).max()
+        close(C.dense() @ params.flatten(V), params.flatten(C.product(V)), rtol=100 * np.finfo(dtype).eps)
+        for refusing in (C, C.kept()):
+            with pytest.raises(np.linalg.LinAlgError, match=REFUSAL) as error:
+                refusing.solve(V)
+            smallest = float(re.search(REFUSAL, str(error.value))["smallest"])
+            assert abs(smallest) < 100 * np.finfo(dtype).eps * np.abs(C.dense()).max()
+            with pytest.raises(np.linalg.LinAlgError, match=REFUSAL):
+                refusing.inverse_dense()
+
+    @pytest.mark.parametrize("N", [1, 40])
+    def test_undamped_on_a_categorical_whose_last_G_is_singular(self, structure, N):
+        q = problem("categorical", (3, 4, 3), N=N)
+        C, V = build(structure, q.at, 0.0), direction(q)
+        values = np.linalg.eigvalsh(C.dense())
+        close(C.dense() @ params.flatten(V), params.flatten(C.product(V)), rtol=1e-12)
+        if values[0] < 1e-13 * values[-1]:
+            with pytest.raises(np.linalg.LinAlgError, match=REFUSAL):
+                C.solve(V)
+        else:
+            close(params.flatten(C.solve(C.product(V))), params.flatten(V), rtol=1e-14 * values[-1] / values[0])
+
+    def test_undamped_and_regular_it_is_solved_with(self, structure):
+        q = problem("gaussian", (2, 3, 2), N=60)
+        C, V = build(structure, q.at, 0.0), direction(q)
+        values = np.linalg.eigvalsh(C.dense())
+        assert 1 < values[-1] / values[0] < 1e7
+        # Rounding of the product, of size eps, is amplified by the condition number.
+        close(params.flatten(C.solve(C.product(V))), params.flatten(V), rtol=1e-14 * values[-1] / values[0])
+
+
+# What is singular (a factor of a layer, or the matrix by name), its smallest eigenvalue, the remedy.
+REFUSAL = (r"(layer \d|Fisher).* singular to rounding.*smallest eigenvalue (is )?(?P<smallest>[-+.e\d]+); "
+           r"give a larger damping")
+
+
+# Messages that name the factor
+
+
+@pytest.mark.parametrize(("q", "name", "layer"), [
+    (dead_input(), "A", 0), (problem("categorical", (3, 4, 3), N=60), "G", 1), (dead_relu(), "G", 0)],
+    ids=["dead input", "categorical", "dead layer"])
+def test_structures_of_factors_name_the_layer_and_the_factor(q, name, layer):
+    fac = kr.exact_factors(q.at)
+    with pytest.raises(np.linalg.LinAlgError, match=f"factor {name} of layer {layer} .*smallest eigenvalue is"):
+        BlockDiagonal(fac).solve(direction(q))
+    with pytest.raises(np.linalg.LinAlgError, match=f"layer {layer} .*factor {name} has the smallest eigenvalue"):
+        EigenDamped(fac).solve(direction(q))
+
+
+@pytest.mark.parametrize("structure", [BlockDiagonal, EigenDamped, Full])
+def test_a_layer_that_is_zero_throughout_is_refused(structure):
+    fac = kr.Factors((np.eye(2),), (np.zeros((3, 3)),), (), (), 1)
+    with pytest.raises(np.linalg.LinAlgError, match="smallest eigenvalue"):
+        structure(fac).solve([np.ones((3, 2))])
+
+
+def test_structures_of_a_point_name_the_matrix():
+    q = dead_input()
+    with pytest.raises(np.linalg.LinAlgError, match=r"the exact Fisher \(26 x 26\) is singular"):
+        Exact(q.at).solve(direction(q))
+    with pytest.raises(np.linalg.LinAlgError, match=r"the Fisher block of layer 0 \(16 x 16\) is singular"):
+        ExactBlockDiagonal(q.at).solve(direction(q))
+    with pytest.raises(np.linalg.LinAlgError, match=r"the Kronecker-factored Fisher \(26 x 26\) is singular"):
+        Full(kr.exact_factors(q.at)).solve(direction(q))
+
+
+def test_a_singular_G_is_refused_however_it_was_rounded():
+    survivors = []
+    for seed in range(40):
+        q = problem("categorical", (3, 4, 3), N=40, seed=seed)
+        try:
+            BlockDiagonal(kr.exact_factors(q.at, 0)).solve(direction(q))
+            survivors.append(seed)
+        except np.linalg.LinAlgError:
+            pass
+    assert survivors == []
+
+
+# What each one is
+
+
+def blocks(at):
+    """Return the slice of each layer in a vector of parameters."""
+    ends = np.cumsum([0] + [m * n for m, n in at.model.network.shapes])
+    return [slice(a, b) for a, b in itertools.pairwise(ends)]
+
+
+def only_diagonal_blocks(S, at):
+    D = np.zeros_like(S)
+    for rows in blocks(at):
+        D[rows, rows] = S[rows, rows]
+    return D
+
+
+@pytest.mark.parametrize("pi", [trace_pi, frobenius_pi, lambda A, G: 2.0])
+def test_block_diagonal_is_a_product_of_damped_factors(p, pi):
+    fac = kr.exact_factors(p.at, 0)
+    expected = np.zeros((p.at.model.network.parameters,) * 2)
+    for rows, A, G in zip(blocks(p.at), fac.A, fac.G, strict=True):
+        expected[rows, rows] = np.kron(*factored_tikhonov(A, G, DAMPING, pi(A, G)))
+    close(BlockDiagonal(fac, DAMPING, pi).dense(), expected, rtol=1e-14)
+    assert BlockDiagonal(fac, DAMPING, pi).pis == tuple(pi(A, G) for A, G in zip(fac.A, fac.G, strict=True))
+
+
+def test_the_other_structures_damp_with_a_multiple_of_the_identity(p):
+    P = p.at.model.network.parameters
+    fac, F = kr.exact_factors(p.at), kr.exact_fisher(p.at)
+    layers = range(len(fac))
+    F_tilde = np.block([[np.kron(*fac.pair(i, j)) for j in layers] for i in layers])
+    for C, S in ((Exact(p.at, DAMPING), F), (ExactBlockDiagonal(p.at, DAMPING), only_diagonal_blocks(F, p.at)),
+                 (Full(fac, DAMPING), F_tilde), (EigenDamped(fac, DAMPING), only_diagonal_blocks(F_tilde, p.at))):
+        close(C.dense(), S + DAMPING * np.eye(P), rtol=1e-13)
+
+
+def test_the_structures_differ():
+    q = PROBLEMS["categorical"]
+    dense = [build(s, q.at, DAMPING).dense() for s in structures()]
+    for k, S in enumerate(dense):
+        for T in dense[:k]:
+            assert relative(S, T) > 1e-3
+
+
+def test_factored_and_exact_damping_differ_and_agree_undamped():
+    q = problem("gaussian", (2, 3, 2), N=60)
+    fac = kr.exact_factors(q.at)
+    V = direction(q)
+    assert relative(BlockDiagonal(fac, DAMPING).dense(), EigenDamped(fac, DAMPING).dense()) > 1e-3
+    assert relative(params.flatten(BlockDiagonal(fac, DAMPING).solve(V)),
+                    params.flatten(EigenDamped(fac, DAMPING).solve(V))) > 1e-3
+    close(BlockDiagonal(fac).dense(), EigenDamped(fac).dense(), rtol=1e-14)
+    # The condition number of the largest block is about 1e3.
+    close(params.flatten(BlockDiagonal(fac).solve(V)), params.flatten(EigenDamped(fac).solve(V)), rtol=1e-11)
+
+
+def test_eigen_damped_is_the_solution_of_appendix_B(p):
+    fac, V, root = kr.exact_factors(p.at, 0), direction(p), math.sqrt(DAMPING)
+    for A, G, v, u in zip(fac.A, fac.G, V, EigenDamped(fac, DAMPING).solve(V), strict=True):
+        # Appendix B wants definite matrices in one of the two products: here the damping.
+        dI, dJ = root * np.eye(len(A)), root * np.eye(len(G))
+        close(u, kr.kronecker.solve_sum(dI, dJ, A, G, v), rtol=1e-11)
+
+
+def test_block_diagonal_undamped_holds_the_blocks_of_full(p):
+    fac = kr.exact_factors(p.at)
+    full = Full(fac).dense()
+    close(BlockDiagonal(fac).dense(), only_diagonal_blocks(full, p.at), rtol=1e-14)
+    if len(fac) > 1 and any(G.any() for G in fac.G_cross):
+        assert relative(BlockDiagonal(fac).dense(), full) > 1e-3
+
+
+@pytest.mark.parametrize("reach", [0, 1])
+def test_full_needs_the_cross_factors(reach):
+    q = problem(sizes=(4, 3, 5, 2))
+    with pytest.raises(ValueError, match=f"no cross factors of layers 0 and {reach + 1}: estimate them with "
+                                         f"reach={reach + 1} or more"):
+        Full(kr.exact_factors(q.at, reach))
+    assert Full(kr.exact_factors(q.at, 2), DAMPING).dense().shape == (47, 47)
+
+
+# A structure of the user's own
+
+
+class RankOne(Curvature):
+    """``c I + u u^T``, with the four members that a user writes."""
+
+    def __init__(self, u, c):
+        self.u, self.c = u, c
+
+    @property
+    def shapes(self):
+        return [u.shape for u in self.u]
+
+    @property
+    def dtype(self):
+        return self.u[0].dtype
+
+    def product(self, V):
+        return params.add(params.scale(self.c, V), params.scale(params.inner(self.u, V), self.u))
+
+    def solve(self, V):
+        share = params.inner(self.u, V) / (self.c + params.inner(self.u, self.u))
+        return params.scale(1 / self.c, params.add(V, params.scale(-share, self.u)))
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-13), (np.float32, 1e-5)])
+def test_a_structure_of_the_users_own_gets_its_dense_forms(dtype, rtol):
+    C = RankOne(direction(problem(dtype=dtype)), 2.0)
+    u = params.flatten(C.u)
+    expected = 2 * np.eye(len(u)) + np.outer(u, u)
+    close(C.dense(), expected, rtol)
+    close(C.inverse_dense(), np.linalg.solve(expected, np.eye(len(u))), rtol)
+    assert C.dense().dtype == C.inverse_dense().dtype == dtype
+    assert C.kept() is C
+    size = len(u) ** 2 * C.dtype.itemsize
+    for form in (C.dense, C.inverse_dense):
+        with pytest.raises(ValueError, match=f"the dense RankOne is 43 x 43 and takes {size:,} bytes"):
+            form(max_bytes=size - 1)
+
+
+def test_a_structure_without_its_members_cannot_be_made():
+    with pytest.raises(TypeError, match="abstract"):
+        Curvature()
