@@ -1,0 +1,168 @@
+"""Break the package on purpose, one line at a time, and see which tests notice: ``python -m tests.mutants [NAME ...]``.
+
+Each mutant is a mistake that K-FAC implementations make. It is put into a copy of the package, the identity tests of
+that copy are run, and the matrix of who killed whom is printed. The no-op mutants change the code and nothing that it
+computes: they must survive, or the tests assert more than they should.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+#: The tests of identities; whole runs and pictures are left out, since they say little about where a mistake is.
+IDENTITIES = ("network", "likelihoods", "params", "model", "kronecker", "fisher", "factors", "damping", "structures",
+              "exactness", "quadratic_model", "kfac", "baselines")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A line of the package and what a mistaken one would say."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    survives: bool = False
+
+
+MUTANTS = (
+    Mutant("G divided by N squared", "factors/expectations.py", "G = {key: part / n for", "G = {key: part / n**2 for"),
+    Mutant("labels in place of samples", "optimizers/kfac.py",
+           "average, targets = self.update_average(state, at.take(rows1), rng)",
+           "targets = np.asarray(y)[rows1]; "
+           "average = state.average.update(sampled_factors(at.take(rows1), targets, self._attribute('reach')))"),
+    Mutant("likeliest class in place of a sample", "likelihoods.py", "y: Labels = np.sum(u >= edges, axis=-1)",
+           "y: Labels = np.broadcast_to(z.argmax(axis=1), (draws or 1, len(z)))"),
+    Mutant("square of the mean gradient", "factors/expectations.py", "part = g[i].T @ g[j]",
+           "part = np.outer(g[i].mean(0), g[j].mean(0)) * len(g[i])"),
+    Mutant("samples summed with 1/M on the gradients", "fisher.py",
+           "return dz / at.z.dtype.type(np.sqrt(len(dz)))", "return dz / len(dz)"),
+    Mutant("Kronecker factors swapped", "curvature/block_diagonal.py", "[np.kron(A, G) for A, G in self.damped]",
+           "[np.kron(G, A) for A, G in self.damped]"),
+    Mutant("rearrangement with rows stacked", "kronecker.py",
+           "B.reshape(n1, m1, n2, m2).transpose(3, 1, 2, 0)", "B.reshape(n1, m1, n2, m2).transpose(1, 3, 2, 0)"),
+    Mutant("bias column first", "network.py", "a_bar[:, :-1] = a\n    a_bar[:, -1] = 1",
+           "a_bar[:, 1:] = a\n    a_bar[:, 0] = 1"),
+    Mutant("bias column sent backwards", "network.py", "W.shape[0]) @ W[:, :-1])", "W.shape[0]) @ W[:, 1:])"),
+    Mutant("slopes left out of the backward pass", "network.py", "            da *= slope\n", ""),
+    Mutant("tangent without the layers below", "network.py", "ds = ds @ W[:, :-1].T + a_bar @ v.T", "ds = a_bar @ v.T"),
+    Mutant("logistic' = 1 - a", "network.py", "lambda s, a: a * (1 - a), lambda", "lambda s, a: 1 - a, lambda"),
+    Mutant("missing 1/2 in the squared error", "likelihoods.py", "return self.error(z, y) / 2",
+           "return self.error(z, y)"),
+    Mutant("F_R of the classes without p p^T", "likelihoods.py", "F = -p[:, :, None] * p[:, None, :]",
+           "F = 0 * p[:, :, None] * p[:, None, :]"),
+    Mutant("root of F_R transposed", "likelihoods.py", "B = -p[:, :, None] * q[:, None, :]",
+           "B = -q[:, :, None] * p[:, None, :]"),
+    Mutant("1 - p by subtraction", "likelihoods.py",
+           "    np.put_along_axis(others, leader, rest.sum(axis=1, keepdims=True), axis=1)", "    #"),
+    Mutant("weight decay left out of the gradient", "model.py", "[D + eta * W if eta else D for", "[D for"),
+    Mutant("A centred", "factors/expectations.py", "at.a_bar[i].T @ at.a_bar[j] / n",
+           "(at.a_bar[i] - at.a_bar[i].mean(0)).T @ at.a_bar[j] / n"),
+    Mutant("G of the layer before", "factors/expectations.py", "tuple(G[i, i] for i in range(L))",
+           "tuple(G[max(i - 1, 0), max(i - 1, 0)] for i in range(L))"),
+    Mutant("cross factors not transposed below the diagonal", "factors/base.py", "return A.T, G.T", "return A, G"),
+    Mutant("factors merged by a plain mean", "factors/base.py", "(self.n * a + other.n * b) / n", "(a + b) / 2"),
+    Mutant("running average started at the identity", "factors/average.py",
+           "return RunningAverage(self.ceiling, k, factors)",
+           "import numpy as np; return RunningAverage(self.ceiling, k, factors.combine("
+           "factors, lambda a, b: 0.95 * np.eye(*a.shape) + 0.05 * b, factors.n))"),
+    Mutant("running average with a fixed rate", "factors/average.py", "epsilon = min(1 - 1 / k, self.ceiling)",
+           "epsilon = self.ceiling"),
+    Mutant("pi squared", "damping.py", "return math.sqrt(float(a) / float(g))", "return float(a) / float(g)"),
+    Mutant("pi upside down", "damping.py", "return math.sqrt(float(a) / float(g))",
+           "return math.sqrt(float(g) / float(a))"),
+    Mutant("damping not under the root", "damping.py", "root = math.sqrt(damping)", "root = damping"),
+    Mutant("exact damping under the root", "curvature/eigen_damped.py", "kronecker.spectrum(A, G) + self.damping",
+           "kronecker.spectrum(A, G) + self.damping**0.5"),
+    Mutant("lambda rule upside down", "damping.py", "    return lambda_ / omega1", "    return lambda_ * omega1"),
+    Mutant("gradient not multiplied by the inverse of A", "kronecker.py", "return A.solve(G.solve(V).T).T",
+           "return G.solve(V)"),
+    Mutant("gram of directions not divided by N", "fisher.py", "np.vdot(u, Fv) / len(at)", "np.vdot(u, Fv)"),
+    Mutant("quadratic model without its 1/2", "quadratic_model.py", "c @ self.B @ c / 2", "c @ self.B @ c"),
+    Mutant("lambda left out of the quadratic model", "optimizers/kfac.py", "lambda_ + self.model.weight_decay, float(",
+           "self.model.weight_decay, float("),
+    Mutant("momentum left out of the step", "optimizers/kfac.py", "return delta if delta_0 is None else params.add(",
+           "return delta if True else params.add("),
+    Mutant("gamma of the highest M", "optimizers/kfac.py", "return min(candidates,", "return max(candidates,"),
+    Mutant("damping gamma in place of its square", "optimizers/kfac.py", "damping=gamma**2)\n        return",
+           "damping=gamma)\n        return"),
+    Mutant("momentum of Polyak in place of Nesterov", "optimizers/sgd.py", "params.add(state.weights, drift), x)",
+           "state.weights, x)"),
+    Mutant("Adam without bias correction", "optimizers/adam.py", "self.learning_rate / (1 - self.beta1**t)",
+           "self.learning_rate"),
+    Mutant("no-op: chunks of another size", "fisher.py", "CHUNK_BYTES = 128 * 2**20", "CHUNK_BYTES = 2**14", True),
+    Mutant("no-op: A solved before G", "kronecker.py", "return A.solve(G.solve(V).T).T",
+           "return G.solve(A.solve(V.T).T)", True),
+    Mutant("no-op: a root of the other sign", "likelihoods.py", "return _diagonal(np.sqrt(p * q))",
+           "return -_diagonal(np.sqrt(p * q))", True),
+    Mutant("no-op: norms by another formula", "params.py", "return float(np.sqrt(inner(V, V)))",
+           "return inner(V, V) ** 0.5", True),
+)
+
+
+def run(mutant: Mutant) -> Counter[str]:
+    """Run the identity tests on a copy of the package with this mutant, and return the failures by test file."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in ("kfac_ref", "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "setup.cfg", copy)
+        path = copy / "kfac_ref" / mutant.file
+        text = path.read_text()
+        if text.count(mutant.right) != 1:
+            raise ValueError(f"mutant {mutant.name!r}: its line stands {text.count(mutant.right)} times in "
+                             f"{mutant.file}: {mutant.right!r}")
+        path.write_text(text.replace(mutant.right, mutant.wrong))
+        tests = [f"tests/test_{name}.py" for name in IDENTITIES]
+        command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", *tests]
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "KFAC_REF_HYPOTHESIS": "mutants", "COLUMNS": "200",
+                                    "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+        failed = re.findall(r"^(?:FAILED|ERROR) tests/test_(\w+)\.py", done.stdout, re.MULTILINE)
+        if done.returncode not in (0, 1, 2) or (done.returncode and not failed):
+            raise RuntimeError(f"mutant {mutant.name!r}: pytest ended with {done.returncode}\n"
+                               f"{done.stdout}{done.stderr}")
+        return Counter(failed)
+
+
+def matrix(mutants: tuple[Mutant, ...] = MUTANTS) -> dict[Mutant, Counter[str]]:
+    """Run mutants, two at a time, and return who failed."""
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(mutants, pool.map(run, mutants), strict=True))
+
+
+def report(kills: dict[Mutant, Counter[str]]) -> str:
+    """Return the kill matrix as text: failures of each test file, and the verdict."""
+    head = f"{'mutant':50s}" + "".join(f"{name[:9]:>10s}" for name in IDENTITIES) + "   verdict"
+    lines = [head, "-" * len(head)]
+    for mutant, failed in kills.items():
+        verdict = ("killed" if failed else "survived") + ("" if bool(failed) != mutant.survives else "  <-- WRONG")
+        counts = "".join(f"{failed[name] or '.':>10}" for name in IDENTITIES)
+        lines.append(f"{mutant.name:50s}{counts}   {verdict}")
+    wrong = [m for m in kills if not m.survives]
+    no_op = [m for m in kills if m.survives]
+    lines.append(f"\n{sum(bool(kills[m]) for m in wrong)} of {len(wrong)} mutants killed, "
+                 f"{sum(not kills[m] for m in no_op)} of {len(no_op)} no-op mutants survived")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Print the matrix of all mutants, or of those whose names hold one of the arguments."""
+    wanted = tuple(m for m in MUTANTS if not sys.argv[1:] or any(word in m.name for word in sys.argv[1:]))
+    kills = matrix(wanted)
+    print(report(kills))
+    return int(any(bool(failed) == mutant.survives for mutant, failed in kills.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
