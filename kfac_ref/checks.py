@@ -110,14 +110,16 @@ def targets(name: str, y: Any, shape: tuple[int, ...], dtype: DTypeLike,
     return y
 
 
-def number(name: str, value: Any, low: float, high: float = np.inf, *, above: bool = False) -> float:
-    """Return `value` as a float in [low, high], or in (low, high] where `above` is set."""
+def number(name: str, value: Any, low: float, high: float = np.inf, *, above: bool = False,
+           below: bool = False) -> float:
+    """Return `value` as a finite float in [low, high]; `above` leaves out the lower end, `below` the upper one."""
     try:
         value = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number, got {value!r}") from None
-    if not ((value > low if above else value >= low) and value <= high) or not np.isfinite(value):
-        upper = "" if high == np.inf else f" and at most {high:g}"
+    inside = (value > low if above else value >= low) and (value < high if below else value <= high)
+    if not inside or not np.isfinite(value):
+        upper = "" if high == np.inf else f" and {'below' if below else 'at most'} {high:g}"
         raise ValueError(f"{name} must be {'above' if above else 'at least'} {low:g}{upper}, got {value:g}")
     return value
 

@@ -74,8 +74,8 @@ class Adam:
 
     def __post_init__(self) -> None:
         checks.number("learning_rate", self.learning_rate, 0, above=True)
-        checks.number("beta1", self.beta1, 0, 1 - 1e-12)
-        checks.number("beta2", self.beta2, 0, 1 - 1e-12)
+        checks.number("beta1", self.beta1, 0, 1, below=True)
+        checks.number("beta2", self.beta2, 0, 1, below=True)
         checks.number("epsilon", self.epsilon, 0, above=True)
 
     def init(self, weights: Direction, seed: int = 0) -> State:

@@ -113,7 +113,8 @@ class Record:
     predicted : float
         ``M(delta) - M(0)``.
     actual, rho : float
-        ``h(theta + delta) - h(theta)`` and its ratio to `predicted`; NaN where not measured (only every T1 steps).
+        ``h(theta + delta) - h(theta)`` and its ratio to `predicted`; NaN where not measured (only every T1 steps), and
+        rho also where both are of rounding size, as at the optimum: lambda then stays.
     gradient_norm, step_norm : float
         Euclidean norms of grad h and of delta.
     refreshed : bool
@@ -291,16 +292,16 @@ class KFAC:
         if self.T2 % self.T3:
             raise ValueError(f"T2 must be a multiple of T3, got T2 = {self.T2} and T3 = {self.T3}: the candidates of "
                              "gamma need inverses of their own")
-        for name, period in (("omega1", self.T1), ("omega2", self.T2 / 2)):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, (19 / 20) ** period)
-            checks.number(name, getattr(self, name), 0, 1, above=True)
+        for name in ("omega1", "omega2"):
+            if getattr(self, name) is not None:
+                checks.number(name, getattr(self, name), 0, 1, above=True)
         for name in ("tau1", "tau2"):
             checks.number(name, getattr(self, name), 0, 1, above=True)
         checks.number("ceiling", self.ceiling, 0, 1)
-        if self.gamma_min is None:
-            object.__setattr__(self, "gamma_min", math.sqrt(self.model.weight_decay))
-        checks.number("gamma_min", self.gamma_min, 0)
+        if self.gamma_min is not None:
+            checks.number("gamma_min", self.gamma_min, 0)
+        if self.gamma_max != math.inf:
+            checks.number("gamma_max", self.gamma_max, 0)
         if not self.gamma_max >= self._gamma_min:
             raise ValueError(f"gamma_max must be at least gamma_min = {self._gamma_min:g}, got {self.gamma_max!r}")
         checks.number("lambda_floor", self.lambda_floor, 0)
@@ -409,16 +410,17 @@ class KFAC:
             moved = tuple(params.add(state.weights, delta))
         actual = rho = math.nan
         lambda_ = state.lambda_
-        safeguards = ["gamma clipped"] if len(gammas) > 1 and self._clips(state.gamma) else []
+        safeguards = ["gamma clipped"] if k % self.T2 == 0 and self._clips(state.gamma) else []
         undone = False
         if k % self.T1 == 0:
             with clock.stage("rho"):
                 actual, rho, lambda_ = self.look_back(moved, x, y, h, chosen.decrease, state.lambda_)
-            undone = self.undo is not None and not rho >= -self.undo
+            undone = self.undo is not None and (not math.isfinite(actual) or rho < -self.undo)
             if rho > 3 / 4 and lambda_ > self._omega1 * state.lambda_:
                 safeguards.append("lambda floor")
             if undone:
                 safeguards.append("undone")
+                lambda_ = max(lambda_, self.lambda_floor)       # a lambda of 0 would lead to the same step again
         after = State(state.weights if undone else moved, state.seed, k, lambda_, chosen.gamma, average,
                       None if undone else tuple(delta), chosen.curvature)
         record = Record(k, len(at), h, state.lambda_, chosen.gamma, tuple((c.gamma, c.decrease) for c in candidates),
@@ -658,7 +660,7 @@ class KFAC:
         -----
         Source: Martens & Grosse 2015, sec. 6.6.
         """
-        return min(candidates, key=lambda c: c.decrease)
+        return min(candidates, key=lambda c: c.decrease if math.isfinite(c.decrease) else math.inf)
 
     def combine(self, chosen: Candidate, delta_0: Direction | None) -> list[Array]:
         """Return ``delta = alpha Delta + mu delta_0``.
@@ -715,23 +717,26 @@ class KFAC:
         Source: Martens & Grosse 2015, sec. 6.5.
         """
         finite = all(np.isfinite(W).all() for W in moved)
-        actual = self.model.at(moved, x).loss(y) - h if finite else math.inf
+        with np.errstate(over="ignore", invalid="ignore"):
+            actual = self.model.at(moved, x).loss(y) - h if finite else math.inf
+        if abs(actual) + abs(predicted) <= 16 * np.finfo(moved[0].dtype).eps * abs(h):
+            return actual, math.nan, lambda_                    # at the optimum: their ratio is rounding, no evidence
         rho = reduction_ratio(actual, predicted)
         return actual, rho, next_lambda(lambda_, rho, self._omega1, self.lambda_floor)
 
-    # The optional settings after __post_init__ has filled them in.
+    # The optional settings: where nothing was said, they follow from others.
 
     @property
     def _omega1(self) -> float:
-        return float(self.omega1 or 0)
+        return (19 / 20) ** self.T1 if self.omega1 is None else float(self.omega1)
 
     @property
     def _omega2(self) -> float:
-        return float(self.omega2 or 0)
+        return (19 / 20) ** (self.T2 / 2) if self.omega2 is None else float(self.omega2)
 
     @property
     def _gamma_min(self) -> float:
-        return float(self.gamma_min or 0)
+        return math.sqrt(self.model.weight_decay) if self.gamma_min is None else float(self.gamma_min)
 
     def _clips(self, gamma: float) -> bool:
         return gamma * self._omega2 < self._gamma_min or gamma / self._omega2 > self.gamma_max
@@ -743,8 +748,8 @@ class KFAC:
 
 
 def _part(name: str, fraction: float, N: int, rng: np.random.Generator) -> Rows:
-    n = int(fraction * N)
+    n = math.floor(fraction * N + 1e-9)                     # 0.29 of 100 is 29, whatever 0.29 rounds to
     if n < 1:
         raise ValueError(f"x is a batch of {N}, too small for {name} = {fraction:g}: it needs at least "
-                         f"{math.ceil(1 / fraction)} examples")
+                         f"{math.ceil(1 / fraction - 1e-9)} examples")
     return slice(None) if n == N else rng.permutation(N)[:n]

@@ -40,7 +40,7 @@ def nesterov_schedule(mu_max: float, period: int = 250) -> Callable[[int], float
     Raises
     ------
     ValueError
-        For a ceiling outside [0, 1], or a period below 1.
+        For a ceiling outside [0, 1), or a period below 1.
 
     Notes
     -----
@@ -51,7 +51,7 @@ def nesterov_schedule(mu_max: float, period: int = 250) -> Callable[[int], float
     >>> [nesterov_schedule(0.99, period=10)(t) for t in (0, 9, 10, 30)]
     [0.5, 0.5, 0.75, 0.875]
     """
-    checks.number("mu_max", mu_max, 0, 1)
+    checks.number("mu_max", mu_max, 0, 1, below=True)
     checks.count("period", period)
     return lambda t: min(1 - 2 ** (-1 - math.log2(t // period + 1)), mu_max)
 
@@ -109,7 +109,7 @@ class SGD:
     def __post_init__(self) -> None:
         checks.number("learning_rate", self.learning_rate, 0, above=True)
         if not callable(self.momentum):
-            checks.number("momentum", self.momentum, 0, 1)
+            checks.number("momentum", self.momentum, 0, 1, below=True)
 
     def init(self, weights: Direction, seed: int = 0) -> State:
         """Return the state before the first step.
