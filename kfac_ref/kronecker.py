@@ -121,6 +121,10 @@ class Cholesky:
         """Return ``S^{-1} B`` by two triangular solves."""
         return scipy.linalg.cho_solve((self.lower, True), B, check_finite=False)
 
+    def solve_right(self, B: Array) -> Array:
+        """Return ``B S^{-1}``."""
+        return self.solve(B.T).T                # S is symmetric: B S^{-1} = (S^{-1} B^T)^T
+
     def inverse(self) -> Array:
         """Return ``S^{-1}`` (LAPACK's potri), for a matrix that is applied many times before it changes."""
         potri = scipy.linalg.get_lapack_funcs("potri", (self.lower,))
@@ -144,6 +148,10 @@ class Inverse:
     def solve(self, B: Array) -> Array:
         """Return ``S^{-1} B`` as one matrix product."""
         return self.matrix @ B
+
+    def solve_right(self, B: Array) -> Array:
+        """Return ``B S^{-1}`` as one matrix product."""
+        return B @ self.matrix
 
     def inverse(self) -> Array:
         """Return ``S^{-1}``."""
@@ -169,7 +177,7 @@ def solve(A: Cholesky | Inverse, G: Cholesky | Inverse, V: Array) -> Array:
     -----
     Source: Martens & Grosse 2015, sec. 4.2.
     """
-    return A.solve(G.solve(V).T).T          # A is symmetric: V A^{-1} = (A^{-1} V^T)^T
+    return A.solve_right(G.solve(V))
 
 
 @dataclass(frozen=True)

@@ -144,37 +144,35 @@ class Categorical:
 
     def nll(self, z: Array, y: Any) -> Array:
         """Return ``logsumexp(z) - z_y`` of each example, (N,); tiny where z_y leads by far, and then exact too."""
-        y = self.check(z, y)[..., None]
-        top = z.max(axis=1, keepdims=True)
-        e = np.exp(z - top)
-        leader = z.argmax(axis=1)[:, None]
-        np.put_along_axis(e, leader, 0, axis=1)
+        y, n, leader = self.check(z, y), np.arange(len(z)), z.argmax(axis=1)
+        top = z[n, leader]
+        e = np.exp(z - top[:, None])
+        e[n, leader] = 0
         tail = np.log1p(e.sum(axis=1))                     # logsumexp(z) - max(z): the leader's own term is the 1
-        z_y = np.take_along_axis(np.broadcast_to(z, (*y.shape[:-1], z.shape[1])), y, axis=-1)[..., 0]
-        return tail + (top[:, 0] - z_y)
+        return tail + (top - z[n, y])
 
     def gradient(self, z: Array, y: Any) -> Array:
         """Return ``p - onehot(y)``, in which ``p_y - 1`` is minus the sum of the others."""
-        p, others = _softmax(z)
-        y = self.check(z, y)[..., None]
-        g = np.broadcast_to(p, (*y.shape[:-1], z.shape[1])).copy()
-        at_y = np.take_along_axis(np.broadcast_to(others, g.shape), y, axis=-1)
-        np.put_along_axis(g, y, -at_y, axis=-1)
-        return g
+        y = self.check(z, y)
+        p = _softmax(z)
+        draws, n = y.reshape(-1, len(z)), np.arange(len(z))
+        g = np.repeat(p[None], len(draws), axis=0)
+        g[np.arange(len(draws))[:, None], n, draws] = -_others(p)[n, draws]
+        return g.reshape(*y.shape, z.shape[1])
 
     def fisher(self, z: Array) -> Array:
         """Return ``diag(p) - p p^T``, (N, C, C), its diagonal as p (1 - p)."""
-        p, others = _softmax(z)
+        p = _softmax(z)
         F = -p[:, :, None] * p[:, None, :]
-        np.einsum("ncc->nc", F)[:] = p * others
+        np.einsum("ncc->nc", F)[:] = p * _others(p)
         return F
 
     def fisher_root(self, z: Array) -> Array:
         """Return ``diag(sqrt p) - p sqrt(p)^T``, (N, C, C), its diagonal as sqrt(p) (1 - p)."""
-        p, others = _softmax(z)
+        p = _softmax(z)
         q = np.sqrt(p)
         B = -p[:, :, None] * q[:, None, :]
-        np.einsum("ncc->nc", B)[:] = q * others
+        np.einsum("ncc->nc", B)[:] = q * _others(p)
         return B
 
     def fisher_product(self, z: Array, v: Array) -> Array:
@@ -183,14 +181,13 @@ class Categorical:
         F_R maps constants to 0, so v is first shifted to be 0 at the likeliest class: what is left of ``p^T v`` then
         holds small probabilities alone, and nothing cancels.
         """
-        p, _ = _softmax(z)
-        leader = np.broadcast_to(z.argmax(axis=1)[:, None], (*v.shape[:-1], 1))
-        w = v - np.take_along_axis(v, leader, axis=-1)
+        p = _softmax(z)
+        w = v - v[..., np.arange(len(z)), z.argmax(axis=1)][..., None]
         return p * (w - np.sum(p * w, axis=-1, keepdims=True))
 
     def sample(self, z: Array, rng: np.random.Generator, draws: int | None = None) -> Labels:
         """Draw labels: (N,), or (draws, N)."""
-        p, _ = _softmax(z)
+        p = _softmax(z)
         edges = np.cumsum(p, axis=1)
         u = rng.random((draws or 1, len(z), 1)) * edges[:, -1:]      # the last edge is 1 up to rounding
         y: Labels = np.sum(u >= edges, axis=-1)
@@ -199,7 +196,7 @@ class Categorical:
 
     def outcomes(self, z: Array) -> tuple[Labels, Array]:
         """Return the C labels, (C, N), and their probabilities, (C, N)."""
-        p, _ = _softmax(z)
+        p = _softmax(z)
         y: Labels = np.repeat(np.arange(z.shape[1])[:, None], len(z), axis=1)
         return y, p.T
 
@@ -277,16 +274,21 @@ class Bernoulli:
         return np.sum(np.square(self.gradient(z, y)), axis=-1)
 
 
-def _softmax(z: Array) -> tuple[Array, Array]:
-    """Return p and 1 - p, each with full relative accuracy."""
+def _softmax(z: Array) -> Array:
+    """Return the probabilities p of the classes, each with full relative accuracy."""
     p = np.exp(z - z.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
-    others = 1 - p                                          # exact enough where p <= 1/2 ...
-    leader = z.argmax(axis=1)[:, None]
+    return p
+
+
+def _others(p: Array) -> Array:
+    """Return 1 - p with full relative accuracy, where each row of p adds up to 1."""
+    n, leader = np.arange(len(p)), p.argmax(axis=1)
     rest = p.copy()
-    np.put_along_axis(rest, leader, 0, axis=1)
-    np.put_along_axis(others, leader, rest.sum(axis=1, keepdims=True), axis=1)      # ... and the leader's is a sum
-    return p, others
+    rest[n, leader] = 0
+    others = 1 - p                                          # exact enough where p <= 1/2 ...
+    others[n, leader] = rest.sum(axis=1)                    # ... and the leader's is the sum of the small ones
+    return others
 
 
 def _logistic_pair(z: Array) -> tuple[Array, Array]:

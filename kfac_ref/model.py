@@ -259,7 +259,7 @@ class Point:
         Source: Martens & Grosse 2015, sec. 2.2.
         """
         # Summed in double precision whatever the dtype: rho is made from differences of losses.
-        squares = sum(float(np.sum(np.square(W, dtype=np.float64))) for W in self.weights)
+        squares = sum(float(np.einsum("mn,mn->", W, W, dtype=np.float64)) for W in self.weights)
         return self._mean(self.model.likelihood.nll(self.z, y)) + self.model.weight_decay / 2 * squares
 
     def gradient(self, y: Any) -> list[Array]:

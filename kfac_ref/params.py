@@ -81,6 +81,26 @@ def inner(U: Direction, V: Direction) -> float:
     return float(sum(np.vdot(u, v) for u, v in zip(U, V, strict=True)))
 
 
+def gram(directions: Sequence[Direction]) -> Array:
+    """Return the inner products of a few directions with each other.
+
+    Parameters
+    ----------
+    directions : sequence of K directions
+        Lists of arrays of the same shapes.
+
+    Returns
+    -------
+    (K, K) float64 array
+        ``v_k^T v_l``, symmetric.
+    """
+    products = np.empty((len(directions), len(directions)))
+    for k, U in enumerate(directions):
+        for m, V in enumerate(directions[:k + 1]):
+            products[k, m] = products[m, k] = inner(U, V)
+    return products
+
+
 def norm(V: Direction) -> float:
     """Return the Euclidean norm of a direction.
 

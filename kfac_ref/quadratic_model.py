@@ -61,6 +61,22 @@ class SmallModel:
         c = np.asarray(c)
         return float(self.slope @ c + c @ self.B @ c / 2)
 
+    def length(self, c: Sequence[float]) -> float:
+        """Return the Euclidean norm of ``sum_k c_k v_k``.
+
+        Parameters
+        ----------
+        c : sequence of K float
+            Coefficients; those beyond the K-th are of directions that are not there, and not read.
+
+        Returns
+        -------
+        float
+            The norm.
+        """
+        used = np.array(c[:len(self.inner)])
+        return math.sqrt(max(float(used @ self.inner @ used), 0.0))
+
     def minimum(self) -> tuple[tuple[float, ...], float]:
         """Return the best coefficients and the decrease of M that they reach.
 
@@ -78,26 +94,32 @@ class SmallModel:
         -----
         Source: Martens & Grosse 2015, sec. 6.4 and 7.
         """
+        # Scaled to a unit diagonal: the two directions of a step may differ in length by many orders.
         B = self.B
-        chosen: list[int] = []
-        for k in range(len(B)):
-            if B[k, k] > 0 and self._pivot(B, chosen, k) > 100 * self.rounding * B[k, k]:
-                chosen.append(k)
+        length = np.sqrt(np.maximum(np.diag(B), 0))
+        divisor = np.where(length > 0, length, 1)
+        unit = B / np.outer(divisor, divisor)
+        chosen = _independent(unit.tolist(), (length > 0).tolist(), 100 * self.rounding)
         c = np.zeros(len(B))
         if chosen:
-            # Scaled to a unit diagonal: the two directions of a step may differ in length by many orders.
-            length = np.sqrt(np.diag(B)[chosen])
-            unit = B[np.ix_(chosen, chosen)] / np.outer(length, length)
-            c[chosen] = -np.linalg.solve(unit, self.slope[chosen] / length) / length
+            slope = self.slope / divisor
+            c[chosen] = -np.linalg.solve(unit[np.ix_(chosen, chosen)], slope[chosen]) / length[chosen]
         return tuple(float(ck) for ck in c), self.value(c)
 
-    @staticmethod
-    def _pivot(B: Array, chosen: list[int], k: int) -> float:
-        """Return what is left of B_kk when the chosen directions are projected out: the next pivot of Cholesky."""
-        if not chosen:
-            return float(B[k, k])
-        across = B[chosen, k]
-        return float(B[k, k] - across @ np.linalg.solve(B[np.ix_(chosen, chosen)], across))
+
+def _independent(unit: list[list[float]], nonzero: list[bool], tolerance: float) -> list[int]:
+    """Return which rows of a small matrix of unit diagonal are independent of those before: Cholesky, row by row."""
+    chosen: list[int] = []
+    rows: list[list[float]] = []
+    for k, entries in enumerate(unit):
+        row: list[float] = []
+        for j, other in zip(chosen, rows, strict=True):
+            row.append((entries[j] - sum(a * b for a, b in zip(row, other, strict=False))) / other[-1])
+        pivot = 1 - sum(a * a for a in row)
+        if nonzero[k] and pivot > tolerance:
+            chosen.append(k)
+            rows.append([*row, math.sqrt(pivot)])
+    return chosen
 
 
 def reduction_ratio(actual: float, predicted: float) -> float:

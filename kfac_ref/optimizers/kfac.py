@@ -424,8 +424,8 @@ class KFAC:
         after = State(state.weights if undone else moved, state.seed, k, lambda_, chosen.gamma, average,
                       None if undone else tuple(delta), chosen.curvature)
         record = Record(k, len(at), h, state.lambda_, chosen.gamma, tuple((c.gamma, c.decrease) for c in candidates),
-                        chosen.alpha, chosen.mu, chosen.decrease, actual, rho, params.norm(grad), params.norm(delta),
-                        refresh, tuple(safeguards), clock.seconds)
+                        chosen.alpha, chosen.mu, chosen.decrease, actual, rho, params.norm(grad),
+                        chosen.model.length((chosen.alpha, chosen.mu)), refresh, tuple(safeguards), clock.seconds)
         return Detail(at, grad, rows1, rows2, targets, average, tuple(candidates), chosen, delta, after, record)
 
     # The lines of the algorithm.
@@ -641,8 +641,7 @@ class KFAC:
         Source: Martens & Grosse 2015, sec. 6.4 and 7.
         """
         directions: list[Direction] = [Delta] if delta_0 is None else [Delta, delta_0]
-        model = SmallModel(fisher_gram(part, directions),
-                           np.array([[params.inner(U, V) for V in directions] for U in directions]),
+        model = SmallModel(fisher_gram(part, directions), params.gram(directions),
                            np.array([params.inner(grad, V) for V in directions]),
                            lambda_ + self.model.weight_decay, float(np.finfo(part.z.dtype).eps))
         (alpha, *mu), decrease = model.minimum()
