@@ -24,6 +24,10 @@ Entry = TypeVar("Entry")
 DENSE_BYTES = 4 * 2**30
 
 
+class NotFiniteError(ValueError):
+    """What `finite` raises: also how a run ends whose weights have grown beyond all bounds."""
+
+
 def finite(name: str, a: Array) -> Array:
     """Return `a`, or refuse NaN and infinity with their count and first place."""
     # The sum is finite only if every entry is; it costs one pass and no temporary. (A sum can overflow on finite
@@ -35,8 +39,8 @@ def finite(name: str, a: Array) -> Array:
     if not bad.any():
         return a
     place = tuple(int(i) for i in np.argwhere(bad)[0])
-    raise ValueError(f"{name} must be finite: {int(bad.sum())} of {a.size} entries are NaN or infinite, "
-                     f"the first at {place}")
+    raise NotFiniteError(f"{name} must be finite: {int(bad.sum())} of {a.size} entries are NaN or infinite, "
+                         f"the first at {place}")
 
 
 def array(name: str, a: Any) -> NDArray[Any]:

@@ -8,6 +8,7 @@ from importlib import resources
 import numpy as np
 from numpy.typing import DTypeLike
 
+from . import checks
 from .checks import Array, Labels
 
 
@@ -56,6 +57,7 @@ def digits(dtype: DTypeLike = np.float64) -> Dataset:
     >>> data.x.shape, data.x_test.shape, data.labels[:5].tolist()
     ((1500, 64), (297, 64), [0, 1, 2, 3, 4])
     """
+    dtype = checks.precision("dtype", dtype)
     with resources.as_file(resources.files(__package__) / "data" / "digits.npz") as path, \
             np.load(path, allow_pickle=False) as file:
         images = file["images"].reshape(-1, 64).astype(dtype) / 16

@@ -2,7 +2,8 @@
 
 **The autoencoder.** 64-32-16-8-16-32-64 on the digits, logistic units, a linear code layer, Bernoulli likelihood. K-FAC
 against SGD with Nesterov's momentum and against Adam, both with large and with small batches. The settings come out of
-`GRID`, which gives every method the same number of trials; `tune` runs it again, on seeds other than those reported.
+`METHODS`, whose grids give every method the same number of trials; `tune` runs them again, on seeds other than those
+reported.
 Every method runs a fixed number of iterations, so chosen that all take about as long.
 
 **The classifier.** 64-20-20-20-10 on the digits, tanh, Categorical: the exact Fisher against F~ (all blocks
@@ -26,8 +27,8 @@ import scipy
 import scipy.linalg
 from matplotlib.figure import Figure
 
-from . import curvature, factors, kronecker, plotting, training
-from .checks import Array, Direction
+from . import __version__, curvature, factors, kronecker, plotting, training
+from .checks import Array, Direction, NotFiniteError
 from .datasets import Dataset
 from .fisher import exact_fisher
 from .likelihoods import Bernoulli, Categorical
@@ -41,7 +42,7 @@ LEVELS = (3.0, 2.0, 1.5, 1.0, 0.8, 0.7, 0.6)
 SEEDS = (0, 1, 2)
 TUNING_SEEDS = (100, 101)
 #: The smallest ratio between two evaluated iterations: what is said of iterations to a level is coarser by this.
-SPACING = 1.08
+SPACING = 1.1
 
 
 def autoencoder() -> Model:
@@ -97,11 +98,11 @@ _SGD_GRID = {"learning_rate": (0.03, 0.05, 0.08, 0.12), "mu_max": (0.99, 0.995),
 _ADAM_GRID = {"learning_rate": (0.01, 0.02, 0.03, 0.05), "beta1": (0.9, 0.95), "beta2": (0.99, 0.999)}
 
 METHODS: dict[str, Method] = {
-    "K-FAC, m = 500": Method(_kfac, 500, 1300, _KFAC_GRID, {"lambda_0": 1, "tau1": 1 / 4, "T3": 20}),
-    "SGD, m = 500": Method(_sgd, 500, 4000, _SGD_GRID, {"learning_rate": 0.05, "mu_max": 0.99, "period": 10}),
-    "SGD, m = 100": Method(_sgd, 100, 10000, _SGD_GRID, {"learning_rate": 0.05, "mu_max": 0.99, "period": 10}),
-    "Adam, m = 500": Method(Adam, 500, 3500, _ADAM_GRID, {"learning_rate": 0.02, "beta1": 0.9, "beta2": 0.99}),
-    "Adam, m = 100": Method(Adam, 100, 8500, _ADAM_GRID, {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.99}),
+    "K-FAC, m = 500": Method(_kfac, 500, 900, _KFAC_GRID, {"lambda_0": 1, "tau1": 1 / 4, "T3": 20}),
+    "SGD, m = 500": Method(_sgd, 500, 2400, _SGD_GRID, {"learning_rate": 0.05, "mu_max": 0.99, "period": 10}),
+    "SGD, m = 100": Method(_sgd, 100, 6600, _SGD_GRID, {"learning_rate": 0.05, "mu_max": 0.99, "period": 10}),
+    "Adam, m = 500": Method(Adam, 500, 2300, _ADAM_GRID, {"learning_rate": 0.02, "beta1": 0.9, "beta2": 0.99}),
+    "Adam, m = 100": Method(Adam, 100, 6400, _ADAM_GRID, {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.99}),
 }
 
 
@@ -147,12 +148,20 @@ def run(method: Method, settings: Mapping[str, float], data: Dataset, seed: int,
     -------
     History
         With its evaluations at `evaluation_steps`.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Where the run was interrupted: a part of it is of no use in a comparison.
     """
     model = autoencoder()
     iterations = method.iterations if iterations is None else iterations
-    return training.train(method.make(model, **settings), model.init(np.random.default_rng(seed)), data.x, data.x,
-                          iterations, training.fixed(method.batch), seed, frozenset(evaluation_steps(iterations)),
-                          test=(data.x_test, data.x_test), name=name)
+    history = training.train(method.make(model, **settings), model.init(np.random.default_rng(seed)), data.x, data.x,
+                             iterations, training.fixed(method.batch), seed, frozenset(evaluation_steps(iterations)),
+                             test=(data.x_test, data.x_test), name=name)
+    if history.interrupted:
+        raise KeyboardInterrupt
+    return history
 
 
 def reached(history: training.History, level: float) -> tuple[int, float] | None:
@@ -197,12 +206,16 @@ def tune(data: Dataset, report: Callable[[str], None], shorten: int = 1) -> dict
         iterations = max(1, method.iterations // shorten)
         trials: list[dict[str, Any]] = []
         for settings in method.trials():
-            histories = [run(method, settings, data, seed, iterations, name) for seed in TUNING_SEEDS]
-            scores = [np.mean([math.log(e.error) for e in h.evaluations if e.k >= iterations / 10]) for h in histories]
-            trials.append({"settings": settings, "score": float(np.mean(scores)),
-                           "final_error": float(np.mean([h.evaluations[-1].error for h in histories]))})
+            try:
+                histories = [run(method, settings, data, seed, iterations, name) for seed in TUNING_SEEDS]
+            except NotFiniteError:                          # it blew up
+                trials.append({"settings": settings, "score": math.inf, "final_error": math.inf})
+            else:
+                scores = [np.mean([math.log(e.error) for e in h.evaluations if e.k >= iterations / 10])
+                          for h in histories]
+                trials.append({"settings": settings, "score": float(np.mean(scores)),
+                               "final_error": float(np.mean([h.evaluations[-1].error for h in histories]))})
             report(f"{name}  {settings}  score {trials[-1]['score']:.4f}  final {trials[-1]['final_error']:.4f}")
-        # A run that blew up has a score of inf or NaN and is never chosen.
         best = min(trials, key=lambda t: t["score"] if math.isfinite(t["score"]) else math.inf)
         chosen[name] = {"settings": best["settings"], "trials": trials}
         report(f"{name}: chosen {best['settings']}")
@@ -226,19 +239,13 @@ def convergence(data: Dataset, seed: int = 0, shorten: int = 1) -> dict[str, lis
     dict
         Three histories for each method.
 
-    Raises
-    ------
-    KeyboardInterrupt
-        Where a run was interrupted.
     """
     histories: dict[str, list[training.History]] = {}
     for name, method in METHODS.items():
         histories[name] = []
         for s in (seed + s for s in SEEDS):
-            history = run(method, method.settings, data, s, max(1, method.iterations // shorten), f"{name}, seed {s}")
-            if history.interrupted:
-                raise KeyboardInterrupt
-            histories[name].append(history)
+            histories[name].append(
+                run(method, method.settings, data, s, max(1, method.iterations // shorten), f"{name}, seed {s}"))
     return histories
 
 
@@ -371,13 +378,13 @@ def level_table(histories: Mapping[str, Sequence[training.History]]) -> list[lis
 
 
 def _spread(values: Sequence[float | None], form: str) -> str:
-    """Write the median and range of what the seeds reached; "-" where fewer than half of them did."""
+    """Write the median and range of what the seeds reached; "-" where no more than half did."""
     known = sorted(v for v in values if v is not None)
     if 2 * len(known) <= len(values):
         return "-"
-    middle = sorted(math.inf if v is None else v for v in values)[len(values) // 2]
-    high = form.format(known[-1]) if len(known) == len(values) else "-"
-    return f"{form.format(middle)} ({form.format(known[0])}-{high})"
+    middle = float(np.median([math.inf if v is None else v for v in values]))
+    spread = f"-{form.format(known[-1])}" if len(known) == len(values) else " up"
+    return f"{form.format(middle)} ({form.format(known[0])}{spread})"
 
 
 def fisher_table(found: Sequence[Stage]) -> list[list[str]]:
@@ -517,7 +524,7 @@ def _level(history: training.History, level: float) -> dict[str, float] | None:
 def environment() -> dict[str, Any]:
     """Return the versions and settings on which the bits of a run depend."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    return {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__,
-            "blas": f"{blas.get('name')} {blas.get('version')}", "machine": platform.machine(),
+    return {"kfac_ref": __version__, "python": platform.python_version(), "numpy": np.__version__,
+            "scipy": scipy.__version__, "blas": f"{blas.get('name')} {blas.get('version')}", "machine": platform.machine(),
             "platform": sys.platform, "cores": os.cpu_count(),
             "threads": os.environ.get("OPENBLAS_NUM_THREADS", "not set")}

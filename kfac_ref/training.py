@@ -153,8 +153,7 @@ def batches(N: int, schedule: Schedule, seed: int) -> Iterator[Rows]:
     first = 0                                           # the epoch of order[0]
     for k in itertools.count(1):
         m = schedule(k)
-        if not 1 <= m <= N:
-            raise ValueError(f"schedule must give batches of 1..{N} examples, got {m} at step {k}")
+        _check_size(m, N, k)
         if m == N:
             yield slice(None)
             continue
@@ -166,6 +165,11 @@ def batches(N: int, schedule: Schedule, seed: int) -> Iterator[Rows]:
         offset = start - first * N
         yield np.concatenate(order)[offset:offset + m]
         start += m
+
+
+def _check_size(m: int, N: int, k: int) -> None:
+    if not 1 <= m <= N:
+        raise ValueError(f"schedule must give batches of 1..{N} examples, got {m} at step {k}")
 
 
 def _epoch(N: int, seed: int, epoch: int) -> Labels:
@@ -274,6 +278,7 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     """
     checks.count("iterations", iterations, 0)
     checks.number("xi", xi, 0, 1)
+    checks.count("seed", seed, 0)
     model = optimizer.model
     at = model.at(weights, x)
     model.likelihood.check(at.z, y)
@@ -281,7 +286,10 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     if test is not None:
         model.likelihood.check(model.at(weights, test[0]).z, test[1])
     history = History(optimizer.init(weights, seed), at.weights)
-    rows = batches(len(x), schedule or fixed(len(x)), seed)
+    schedule = schedule or fixed(len(x))
+    for k in range(1, iterations + 1):
+        _check_size(schedule(k), len(x), k)
+    rows = batches(len(x), schedule, seed)
 
     def evaluate(k: int) -> None:
         """Append the evaluation after a step to the history.
@@ -299,11 +307,11 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
         history.evaluations.append(Evaluation(k, history.seconds, now.loss(y), now.error(y), average.error(y),
                                               *held_out))
 
-    if 0 in evaluate_at:
-        evaluate(0)
     # disable=None: no bar where the output is no terminal.
     bar = tqdm(range(1, iterations + 1), desc=name, leave=False, disable=None if progress else True)
     try:
+        if 0 in evaluate_at:
+            evaluate(0)
         for k in bar:
             start = time.perf_counter()
             chosen = next(rows)

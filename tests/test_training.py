@@ -394,7 +394,10 @@ def test_ctrl_c_in_an_evaluation_keeps_the_steps_before_it(monkeypatch, k):
         return error(self, y)
 
     monkeypatch.setattr(kr.Point, "error", interrupted)
-    history = train(SGD(p.model, 0.1), p, 9, evaluate_at={0, 4} if k else {0})
+    try:
+        history = train(SGD(p.model, 0.1), p, 9, evaluate_at={0, 4} if k else {0})
+    except KeyboardInterrupt:           # which would end the whole test run
+        pytest.fail("Ctrl-C got through")
     assert history.interrupted
     assert bits(history.state.weights) == bits(until_then.state.weights)
     assert bits(history.averaged) == bits(until_then.averaged)
@@ -475,20 +478,32 @@ kr.training.train(Slow(model), weights, x, y, 30, name="a run")
 """
 
 
-def on_a_terminal(code):
-    """Run Python code with a terminal of 24 x 120 as its standard error and return what was written on it."""
+def terminal():
+    """Open a terminal of 24 x 120 and return its two ends, ours and that of a process."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    return ours, theirs
+
+
+def rest(ours):
+    """Return all that is still written on a terminal."""
+    written = b""
+    try:
+        while part := os.read(ours, 4096):
+            written += part
+    except OSError:                     # Linux ends a terminal that nobody writes to any more with EIO
+        pass
+    os.close(ours)
+    return written
+
+
+def on_a_terminal(code):
+    """Run Python code with a terminal as its standard error and return what was written on it."""
+    ours, theirs = terminal()
     root = Path(kr.__file__).parents[1]
     with subprocess.Popen([sys.executable, "-c", code], stderr=theirs, stdout=subprocess.DEVNULL, cwd=root) as process:
         os.close(theirs)
-        written = b""
-        try:
-            while part := os.read(ours, 4096):
-                written += part
-        except OSError:             # Linux ends a terminal that nobody writes to any more with EIO
-            pass
-    os.close(ours)
+        written = rest(ours)
     assert process.returncode == 0, written
     return written.decode()
 
