@@ -10,7 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import __version__, datasets, experiments
+from . import __version__, datasets
+from .experiments import autoencoder, classifier, report
 
 #: Arrays of a megabyte are taken from memory that the process keeps, where glibc would else ask the system for fresh
 #: pages at every temporary array; read when a process starts.
@@ -76,22 +77,23 @@ def _demo(out: Path, seed: int, quick: bool, tune: bool) -> int:
     data = datasets.digits()
     shorten = 50 if quick else 1
     if tune:
-        chosen = experiments.tune(data, print, shorten)
+        chosen = autoencoder.tune(data, print, shorten)
         _write(out / "tune.json", json.dumps(chosen, indent=1))
         return 0
     start = time.perf_counter()
-    histories = experiments.convergence(data, seed, shorten)
-    levels = experiments.format_table(experiments.level_table(histories))
+    histories = autoencoder.convergence(data, seed, shorten)
+    levels = report.format_table(autoencoder.level_table(histories))
     print("Digits autoencoder: iterations and seconds until the training error (mean over cases of the sum of squared")
-    print(f"differences) is at most ..., median (range) over the seeds {seed} to {seed + len(experiments.SEEDS) - 1}\n")
+    last = seed + len(autoencoder.SEEDS) - 1
+    print(f"differences) is at most ..., median (range) over the seeds {seed} to {last}\n")
     print(levels, end="\n\n")
-    found = experiments.stages(data, seed, (3, 10) if quick else (10, 200), 200 if quick else None)
+    found = classifier.stages(data, seed, (3, 10) if quick else (10, 200), 200 if quick else None)
     print("Digits classifier: relative Frobenius error against the exact Fisher; (best) is the least that any")
     print("Kronecker product could reach in that layer's block\n")
-    print(experiments.format_table(experiments.fisher_table(found)), end="\n\n")
-    experiments.convergence_figure(histories).savefig(out / "convergence.png")
-    experiments.fisher_figure(found).savefig(out / "fisher.png")
-    _write(out / "summary.json", json.dumps(experiments.summary(histories, found, seed), indent=1))
+    print(report.format_table(classifier.fisher_table(found)), end="\n\n")
+    autoencoder.convergence_figure(histories).savefig(out / "convergence.png")
+    classifier.fisher_figure(found).savefig(out / "fisher.png")
+    _write(out / "summary.json", json.dumps(report.summary(histories, found, seed), indent=1))
     print(f"wrote convergence.png, fisher.png and summary.json to {out}/ ({time.perf_counter() - start:.0f} seconds)")
     return 0
 

@@ -20,7 +20,8 @@ import scipy
 from matplotlib.figure import Figure
 
 import kfac_ref as kr
-from kfac_ref import cli, datasets, experiments, training
+from kfac_ref import cli, datasets, training
+from kfac_ref.experiments import autoencoder, classifier, report
 from kfac_ref.optimizers import KFAC
 
 from .problems import close, relative
@@ -46,7 +47,7 @@ def few(data):
 @pytest.fixture(scope="module")
 def short_runs(data):
     """Return runs of a single step."""
-    return experiments.convergence(data, shorten=10**6)
+    return autoencoder.convergence(data, shorten=10**6)
 
 
 def refused_by_strict_parsers(word):
@@ -99,7 +100,7 @@ def test_the_demo_prints_both_tables(demo):
     for head in ("error at most", "relative error"):
         at = next(i for i, line in enumerate(lines) if line.startswith(head))
         assert set(lines[at + 1]) == {"-"}
-    for name in experiments.METHODS:
+    for name in autoencoder.METHODS:
         row = next(i for i, line in enumerate(lines) if line.startswith(name))
         assert lines[row].split(name)[1].split()[0] == "iterations"
         assert lines[row + 1].split()[0] == "seconds"
@@ -123,16 +124,16 @@ def test_the_demo_writes_three_files_and_nothing_else(demo):
 def test_the_summary_has_every_number(summary):
     assert set(summary) == {"seed", "environment", "autoencoder", "classifier"}
     assert summary["seed"] == 0
-    assert list(summary["autoencoder"]) == list(experiments.METHODS)
+    assert list(summary["autoencoder"]) == list(autoencoder.METHODS)
     assert list(summary["classifier"]) == ["at the start", "after 3 steps", "after 10 steps"]
-    for name, method in experiments.METHODS.items():
+    for name, method in autoencoder.METHODS.items():
         entry = summary["autoencoder"][name]
         assert (entry["batch"], entry["settings"]) == (method.batch, method.settings)
-        assert len(entry["runs"]) == len(experiments.SEEDS)
+        assert len(entry["runs"]) == len(autoencoder.SEEDS)
         for run in entry["runs"]:
-            assert [e["k"] for e in run["evaluations"]] == experiments.evaluation_steps(method.iterations // 50)
+            assert [e["k"] for e in run["evaluations"]] == autoencoder.evaluation_steps(method.iterations // 50)
             assert all(set(e) == set(training.Evaluation.__dataclass_fields__) for e in run["evaluations"])
-            assert list(run["levels"]) == [f"{level:g}" for level in experiments.LEVELS]
+            assert list(run["levels"]) == [f"{level:g}" for level in autoencoder.LEVELS]
 
 
 def test_the_levels_of_the_summary_follow_from_its_evaluations(summary):
@@ -172,7 +173,7 @@ def test_the_same_seed_gives_the_same_summary_apart_from_seconds(summary, again)
 
 
 def test_seeds_follow_one_another_and_differ(data, short_runs):
-    other = experiments.convergence(data, 1, shorten=10**6)
+    other = autoencoder.convergence(data, 1, shorten=10**6)
     for name, runs in short_runs.items():
         errors, others = ([[replace(e, seconds=0.0) for e in h.evaluations] for h in r] for r in (runs, other[name]))
         assert others[:2] == errors[1:]
@@ -181,8 +182,8 @@ def test_seeds_follow_one_another_and_differ(data, short_runs):
 
 def test_the_classifiers_stages_depend_on_the_seed(monkeypatch, few):
     small = kr.Model(kr.MLP((64, 5, 5, 10), "tanh"), kr.Categorical(), weight_decay=1e-5)
-    monkeypatch.setattr(experiments, "classifier", lambda: small)
-    one, two, other = (experiments.stages(few, seed, (1, 2), 3) for seed in (0, 0, 1))
+    monkeypatch.setattr(classifier, "untrained", lambda: small)
+    one, two, other = (classifier.stages(few, seed, (1, 2), 3) for seed in (0, 0, 1))
     assert [s.name for s in one] == ["at the start", "after 1 steps", "after 2 steps"]
     for a, b, c in zip(one, two, other, strict=True):
         assert a.F.tobytes() == b.F.tobytes()
@@ -206,11 +207,11 @@ def quickened(monkeypatch, short_runs):
         asked.append(("stages", seed, steps, cases))
         errors = {"whole": {"F_tilde": 0.1, "F_breve": 0.2}, "train_error": 0.5,
                   "blocks": [{"kronecker_factored": 0.1, "best_kronecker": 0.05}]}
-        return [experiments.Stage("at the start", np.eye(2), np.eye(2), np.eye(2), errors)]
+        return [classifier.Stage("at the start", np.eye(2), np.eye(2), np.eye(2), errors)]
 
-    monkeypatch.setattr(experiments, "convergence", convergence)
-    monkeypatch.setattr(experiments, "stages", stages)
-    monkeypatch.setattr(experiments, "fisher_figure", lambda found: Figure())
+    monkeypatch.setattr(autoencoder, "convergence", convergence)
+    monkeypatch.setattr(classifier, "stages", stages)
+    monkeypatch.setattr(classifier, "fisher_figure", lambda found: Figure())
     return asked
 
 
@@ -222,7 +223,7 @@ def test_options_reach_the_experiments(quickened, tmp_path, options, asked):
     assert quickened == asked
     summary = strict_json(tmp_path / "summary.json")
     assert summary["seed"] == asked[0][1]
-    assert list(summary["autoencoder"]) == list(experiments.METHODS)
+    assert list(summary["autoencoder"]) == list(autoencoder.METHODS)
 
 
 @pytest.mark.parametrize("below", [".", "folder", "folder/folder"])
@@ -280,16 +281,17 @@ def test_ctrl_c_in_a_step_ends_the_demo(monkeypatch, tmp_path, capsys, options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(KFAC, "step", step)
-    monkeypatch.setattr(experiments, "METHODS", {KFAC_NAME: experiments.METHODS[KFAC_NAME]})
+    monkeypatch.setattr(autoencoder, "METHODS", {KFAC_NAME: autoencoder.METHODS[KFAC_NAME]})
     assert status(["demo", "--quick", "--out", str(tmp_path), *options]) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert steps == [0]
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("where", ["convergence", "stages", "convergence_figure", "summary"])
-def test_ctrl_c_anywhere_else_ends_the_demo(quickened, monkeypatch, tmp_path, capsys, where):
-    monkeypatch.setattr(experiments, where, interrupt)
+@pytest.mark.parametrize(("module", "where"), [(autoencoder, "convergence"), (classifier, "stages"),
+                                               (autoencoder, "convergence_figure"), (report, "summary")])
+def test_ctrl_c_anywhere_else_ends_the_demo(quickened, monkeypatch, tmp_path, capsys, module, where):
+    monkeypatch.setattr(module, where, interrupt)
     assert status(["demo", "--quick", "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert not (tmp_path / "summary.json").exists()
@@ -325,7 +327,7 @@ def test_the_parser_ends_the_process(arguments, code, capsys):
 
 
 def test_tuning_writes_what_it_chose(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(experiments, "tune", lambda data, report, shorten: report("a trial") or {"shorten": shorten})
+    monkeypatch.setattr(autoencoder, "tune", lambda data, report, shorten: report("a trial") or {"shorten": shorten})
     assert cli.main(["demo", "--tune", "--quick", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "a trial\n"
     assert strict_json(tmp_path / "tune.json") == {"shorten": 50}
@@ -395,14 +397,14 @@ def test_the_command_starts_itself_again_with_its_own_arguments(execve, monkeypa
 
 @pytest.mark.parametrize("iterations", [0, 1, 2, 12, 13, 14, 26, 1000, 1300, 10000])
 def test_evaluated_steps_rise_by_the_spacing(iterations):
-    steps = experiments.evaluation_steps(iterations)
+    steps = autoencoder.evaluation_steps(iterations)
     assert (steps[0], steps[-1]) == (0, iterations)
     for a, b in pairwise(steps):
         assert a < b
-        assert b <= max(a + 1, a * experiments.SPACING + 1)     # a step is a whole number
-        assert b >= a * experiments.SPACING or b == iterations
+        assert b <= max(a + 1, a * autoencoder.SPACING + 1)     # a step is a whole number
+        assert b >= a * autoencoder.SPACING or b == iterations
     # The last 100 ratios of a long run have no such excuse.
-    assert all(b / a < experiments.SPACING + 1e-2 for a, b in pairwise(steps) if a > 100)
+    assert all(b / a < autoencoder.SPACING + 1e-2 for a, b in pairwise(steps) if a > 100)
 
 
 def history(errors, seconds_a_step=0.5, steps=None):
@@ -414,12 +416,12 @@ def history(errors, seconds_a_step=0.5, steps=None):
 
 def test_a_level_is_reached_where_the_training_error_first_is_at_most_that():
     run = history([4, 3, 2.5, 3.5, 1, math.nan], steps=[0, 2, 5, 9, 20, 30])
-    assert experiments.reached(run, 4) == (0, 0)
-    assert experiments.reached(run, 3) == (2, 1)
-    assert experiments.reached(run, 2.9) == (5, 2.5)
-    assert experiments.reached(run, 2) == (20, 10)
-    assert experiments.reached(run, 0.9) is None
-    assert experiments.reached(history([math.nan] * 3), 100) is None
+    assert autoencoder.reached(run, 4) == (0, 0)
+    assert autoencoder.reached(run, 3) == (2, 1)
+    assert autoencoder.reached(run, 2.9) == (5, 2.5)
+    assert autoencoder.reached(run, 2) == (20, 10)
+    assert autoencoder.reached(run, 0.9) is None
+    assert autoencoder.reached(history([math.nan] * 3), 100) is None
 
 
 @pytest.mark.parametrize(("values", "text"), [
@@ -428,20 +430,20 @@ def test_a_level_is_reached_where_the_training_error_first_is_at_most_that():
     ([1, None, None], "-"), ([None, None, None], "-"), ([None], "-"), ([1, None], "-"), ([0, 0, 1], "0 (0-1)"),
     ([1, 2, 3, 4, None], "3 (1 up)"), ([1, 2, None, None], "-")])
 def test_a_spread_is_the_median_and_the_range(values, text):
-    assert experiments._spread(values, "{:.0f}") == text
+    assert autoencoder._spread(values, "{:.0f}") == text
 
 
 @pytest.mark.parametrize(("values", "text"), [([1, 2], "1.5 (1.0-2.0)"), ([1, 2, 5, 7], "3.5 (1.0-7.0)"),
                                               ([1, 2, 5, None], "3.5 (1.0 up)")])
 def test_the_median_of_an_even_number_lies_between_the_middle_two(values, text):
-    assert experiments._spread(values, "{:.1f}") == text
+    assert autoencoder._spread(values, "{:.1f}") == text
 
 
 def test_the_table_of_levels(monkeypatch):
-    monkeypatch.setattr(experiments, "LEVELS", (3.0, 1.5, 0.8))
+    monkeypatch.setattr(autoencoder, "LEVELS", (3.0, 1.5, 0.8))
     runs = [history([4, 3, 1.2]), history([4, 1.4, 0.5]), history([4, 3.5, 2.75])]
     never = [history([9, 8, 7])] * 3
-    assert experiments.level_table({"one": runs, "two": never}) == [
+    assert autoencoder.level_table({"one": runs, "two": never}) == [
         ["error at most", "", "3", "1.5", "0.8", "last error"],
         ["one", "iterations", "1 (1-2)", "2 (1 up)", "-", "1.200 (0.500-2.750)"],
         ["", "seconds", "0.50 (0.50-1.00)", "1.00 (0.50 up)", "-", ""],
@@ -450,7 +452,7 @@ def test_the_table_of_levels(monkeypatch):
 
 
 def test_a_table_is_aligned():
-    text = experiments.format_table([["name", "a", "long head"], ["b", "12345", "6"], ["longer name", "1", ""]])
+    text = report.format_table([["name", "a", "long head"], ["b", "12345", "6"], ["longer name", "1", ""]])
     assert text.split("\n") == ["name             a  long head",
                                 "-----------------------------",
                                 "b            12345          6",
@@ -458,11 +460,11 @@ def test_a_table_is_aligned():
 
 
 def caption(histories):
-    return " ".join(experiments.convergence_figure(histories)._supxlabel.get_text().split("\n"))
+    return " ".join(autoencoder.convergence_figure(histories)._supxlabel.get_text().split("\n"))
 
 
 def test_the_caption_tells_the_lowest_level_that_k_fac_and_a_baseline_reached(monkeypatch):
-    monkeypatch.setattr(experiments, "LEVELS", (3.0, 1.5, 0.8))
+    monkeypatch.setattr(autoencoder, "LEVELS", (3.0, 1.5, 0.8))
     slow, fast, best = history([4, 3, 2, 1]), history([4, 1, 1, 1]), history([4, 2, 1, 0.5])
     text = caption({KFAC_NAME: [fast, best, fast], "SGD": [slow, slow, fast], "Adam": [history([4, 4, 4, 4])] * 3})
     assert text.endswith(f"To error 1.5: {KFAC_NAME} 1 iterations and 0.5 s; SGD 3 iterations and 1.5 s; "
@@ -475,37 +477,37 @@ def test_the_caption_tells_the_lowest_level_that_k_fac_and_a_baseline_reached(mo
 
 
 def test_every_method_has_as_many_trials():
-    trials = {name: method.trials() for name, method in experiments.METHODS.items()}
+    trials = {name: method.trials() for name, method in autoencoder.METHODS.items()}
     assert {len(t) for t in trials.values()} == {16}
-    for name, method in experiments.METHODS.items():
+    for name, method in autoencoder.METHODS.items():
         assert len({tuple(t.items()) for t in trials[name]}) == 16
         assert method.settings in trials[name]
         assert all(list(t) == list(method.grid) for t in trials[name])
         for settings in trials[name]:
-            method.make(experiments.autoencoder(), **settings)
+            method.make(autoencoder.untrained(), **settings)
 
 
 def test_what_is_reported_was_not_tuned_on():
-    assert not set(experiments.TUNING_SEEDS) & set(experiments.SEEDS)
-    assert len(set(experiments.SEEDS)) == 3
-    assert list(experiments.LEVELS) == sorted(experiments.LEVELS, reverse=True)
+    assert not set(autoencoder.TUNING_SEEDS) & set(autoencoder.SEEDS)
+    assert len(set(autoencoder.SEEDS)) == 3
+    assert list(autoencoder.LEVELS) == sorted(autoencoder.LEVELS, reverse=True)
 
 
 def method(**grid):
-    return experiments.Method(experiments._sgd, 50, 20, grid, {})
+    return autoencoder.Method(autoencoder._sgd, 50, 20, grid, {})
 
 
 def test_tuning_chooses_the_best_score(monkeypatch, few):
     grid = {"learning_rate": (1e-4, 0.05, 1e-3), "mu_max": (0.9,), "period": (10,)}
-    monkeypatch.setattr(experiments, "METHODS", {"SGD": method(**grid)})
+    monkeypatch.setattr(autoencoder, "METHODS", {"SGD": method(**grid)})
     told = []
-    chosen = experiments.tune(few, told.append)["SGD"]
+    chosen = autoencoder.tune(few, told.append)["SGD"]
     assert [t["settings"]["learning_rate"] for t in chosen["trials"]] == [1e-4, 0.05, 1e-3]
     assert chosen["settings"] == {"learning_rate": 0.05, "mu_max": 0.9, "period": 10}
     assert min(chosen["trials"], key=lambda t: t["score"])["settings"] == chosen["settings"]
     assert len(told) == 3 + 1
     # The score by hand, and on the tuning seeds only.
-    runs = [experiments.run(method(**grid), chosen["settings"], few, seed) for seed in experiments.TUNING_SEEDS]
+    runs = [autoencoder.run(method(**grid), chosen["settings"], few, seed) for seed in autoencoder.TUNING_SEEDS]
     logs = [[math.log(e.error) for e in h.evaluations if e.k >= 2] for h in runs]
     trial = chosen["trials"][1]
     close(trial["score"], np.mean(np.mean(logs, axis=1)), rtol=1e-14)
@@ -515,20 +517,20 @@ def test_tuning_chooses_the_best_score(monkeypatch, few):
 @pytest.mark.parametrize("blown_up", [math.inf, math.nan])
 def test_tuning_never_chooses_a_run_that_blew_up(monkeypatch, few, blown_up):
     def run(method, settings, data, seed, iterations, name):
-        return history([5, 4, settings["learning_rate"] if seed == experiments.TUNING_SEEDS[0] else 1e-9])
+        return history([5, 4, settings["learning_rate"] if seed == autoencoder.TUNING_SEEDS[0] else 1e-9])
 
-    monkeypatch.setattr(experiments, "run", run)
+    monkeypatch.setattr(autoencoder, "run", run)
     for rates in ((blown_up, 3, 2), (3, 2, blown_up), (2, blown_up, 3)):
-        monkeypatch.setattr(experiments, "METHODS", {"SGD": method(learning_rate=rates)})
-        assert experiments.tune(few, lambda text: None)["SGD"]["settings"] == {"learning_rate": 2}
+        monkeypatch.setattr(autoencoder, "METHODS", {"SGD": method(learning_rate=rates)})
+        assert autoencoder.tune(few, lambda text: None)["SGD"]["settings"] == {"learning_rate": 2}
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning",
                             "ignore:invalid value encountered:RuntimeWarning")
 def test_a_trial_whose_weights_overflow_does_not_end_the_tuning(monkeypatch, few):
     grid = {"learning_rate": (1e100, 0.05), "mu_max": (0.9,), "period": (10,)}
-    monkeypatch.setattr(experiments, "METHODS", {"SGD": method(**grid)})
-    chosen = experiments.tune(few, lambda text: None)["SGD"]
+    monkeypatch.setattr(autoencoder, "METHODS", {"SGD": method(**grid)})
+    chosen = autoencoder.tune(few, lambda text: None)["SGD"]
     assert chosen["settings"]["learning_rate"] == 0.05
     assert not math.isfinite(chosen["trials"][0]["score"])
 
@@ -541,7 +543,7 @@ def compared(few):
     """Compare a small classifier on 30 digits, and return the model, the point and the stage."""
     model = kr.Model(kr.MLP((64, 3, 4, 10), "tanh"), kr.Categorical(), weight_decay=1e-2)
     weights = model.init(np.random.default_rng(0), "glorot")
-    return model.at(weights, few.x[:30]), experiments.stage("now", model, weights, few, 30)
+    return model.at(weights, few.x[:30]), classifier.stage("now", model, weights, few, 30)
 
 
 def by_kronecker(at, diagonal_only):
@@ -602,24 +604,24 @@ def test_the_best_kronecker_product_of_one_block(compared):
 def test_stages_use_as_many_cases_as_they_are_told(few):
     model = kr.Model(kr.MLP((64, 3, 10), "tanh"), kr.Categorical())
     weights = model.init(np.random.default_rng(0), "glorot")
-    some, every = (experiments.stage("", model, weights, few, cases) for cases in (30, None))
+    some, every = (classifier.stage("", model, weights, few, cases) for cases in (30, None))
     np.testing.assert_array_equal(some.F, kr.exact_fisher(model.at(weights, few.x[:30])))
     np.testing.assert_array_equal(every.F, kr.exact_fisher(model.at(weights, few.x)))
 
 
 def test_the_relative_error():
-    assert experiments.relative_error(np.array([[3.0, 0], [0, 9]]), np.array([[3.0, 4], [0, 12]])) == 5 / 13
-    assert experiments.relative_error(np.zeros((2, 3)), np.ones((2, 3))) == 1
+    assert classifier.relative_error(np.array([[3.0, 0], [0, 9]]), np.array([[3.0, 4], [0, 12]])) == 5 / 13
+    assert classifier.relative_error(np.zeros((2, 3)), np.ones((2, 3))) == 1
     F = np.random.default_rng(0).standard_normal((4, 4))
-    assert experiments.relative_error(F, F) == 0
+    assert classifier.relative_error(F, F) == 0
     # The norm below is that of the exact matrix, not of the approximation.
-    close([experiments.relative_error(2 * F, F), experiments.relative_error(F, 2 * F)], [1, 0.5], rtol=1e-14)
+    close([classifier.relative_error(2 * F, F), classifier.relative_error(F, 2 * F)], [1, 0.5], rtol=1e-14)
 
 
 def test_the_table_of_the_fisher():
     blocks = [{"kronecker_factored": 0.25, "best_kronecker": 0.125}, {"kronecker_factored": 1, "best_kronecker": 0.5}]
     errors = {"whole": {"F_tilde": 0.3751, "F_breve": 2}, "blocks": blocks, "train_error": 0.1234}
-    stage = experiments.Stage("now", np.eye(1), np.eye(1), np.eye(1), errors)
-    assert experiments.fisher_table([stage]) == [
+    stage = classifier.Stage("now", np.eye(1), np.eye(1), np.eye(1), errors)
+    assert classifier.fisher_table([stage]) == [
         ["relative error", "F~", "F-breve", "layer 0: A(x)G (best)", "layer 1: A(x)G (best)", "wrong labels"],
         ["now", "0.375", "2.000", "0.250 (0.125)", "1.000 (0.500)", "12.3%"]]

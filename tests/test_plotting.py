@@ -20,7 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 import kfac_ref
-from kfac_ref import datasets, experiments, plotting, training
+from kfac_ref import datasets, plotting, training
+from kfac_ref.experiments import autoencoder, classifier
 
 NAMES = ("K-FAC, m = 500", "SGD, m = 500", "SGD, m = 100", "Adam, m = 500", "Adam, m = 100")
 LONG = "A caption of many words that would not fit on a single line of any figure in this package. " * 4
@@ -48,7 +49,7 @@ def small_classifier():
 
 @pytest.fixture(scope="module")
 def convergence_of_a_tiny_run():
-    return experiments.convergence_figure(experiments.convergence(datasets.digits(), shorten=10**6))
+    return autoencoder.convergence_figure(autoencoder.convergence(datasets.digits(), shorten=10**6))
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,8 @@ def fisher_of_a_tiny_run():
     data = datasets.digits()
     few = datasets.Dataset(data.x[:100], data.labels[:100], data.x_test, data.labels_test)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments, "classifier", small_classifier)
-        return experiments.fisher_figure(experiments.stages(few, steps=(10, 200)))
+        patch.setattr(classifier, "untrained", small_classifier)
+        return classifier.fisher_figure(classifier.stages(few, steps=(10, 200)))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def convergence_of_late_runs():
         steps = np.round(np.geomspace(1, 98765, 40)).astype(int)
         return training.History(None, (), [], [training.Evaluation(int(k), k / 800, e, e, e, e, e, e)
                                                for k, e in zip(steps, errors, strict=True)])
-    return experiments.convergence_figure({name: [history(name)] * 3 for name in NAMES})
+    return autoencoder.convergence_figure({name: [history(name)] * 3 for name in NAMES})
 
 
 @pytest.fixture(scope="module", params=["fisher", "convergence of late runs", "convergence of a tiny run",
@@ -212,7 +213,7 @@ def test_the_error_axis_has_plain_numbers(convergence):
 
 
 def test_colours_and_dashes_are_distinct():
-    assert len(plotting.COLOURS) == len(plotting.DASHES) >= len(experiments.METHODS)
+    assert len(plotting.COLOURS) == len(plotting.DASHES) >= len(autoencoder.METHODS)
     rgb = np.array([to_rgb(colour) for colour in plotting.COLOURS])
     apart = np.linalg.norm(rgb[:, None] - rgb, axis=-1)[np.triu_indices(len(rgb), 1)]
     assert apart.min() > 0.25
@@ -307,7 +308,7 @@ def test_one_row_is_drawn_as_well():
 def test_the_demo_marks_the_layers_of_its_classifier(fisher_of_a_tiny_run):
     for axes in panels(fisher_of_a_tiny_run):
         assert {line.get_xdata()[0] for line in axes.lines} >= {325, 355, 385}
-    assert [m * n for m, n in experiments.classifier().network.shapes] == [65 * 20, 21 * 20, 21 * 20, 21 * 10]
+    assert [m * n for m, n in classifier.untrained().network.shapes] == [65 * 20, 21 * 20, 21 * 20, 21 * 10]
 
 
 # The style
@@ -342,7 +343,7 @@ def test_a_figure_is_saved_in_the_resolution_of_the_style(convergence):
 
 
 def test_pyplot_is_never_imported():
-    code = ("import sys; from kfac_ref import plotting, experiments; import numpy as np; "
+    code = ("import sys; from kfac_ref import plotting; import kfac_ref.experiments; import numpy as np; "
             "plotting.fisher_rows({'a': (np.eye(4), np.ones((4, 4)))}, (2, 2), 'text'); "
             "sys.exit('matplotlib.pyplot' in sys.modules)")
     root = Path(kfac_ref.__file__).parents[1]

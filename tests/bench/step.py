@@ -29,7 +29,7 @@ import numpy as np
 import scipy.linalg
 
 import kfac_ref as kr
-from kfac_ref.experiments import environment
+from kfac_ref.experiments.report import environment
 
 N = 512
 SMALL = kr.Model(kr.MLP((64, 128, 64, 10), "tanh"), kr.Categorical(), weight_decay=1e-5)

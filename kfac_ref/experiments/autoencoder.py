@@ -1,41 +1,30 @@
-"""The comparisons: what is run against what, with which settings, and the tables that come of it.
+"""The digits autoencoder: K-FAC against tuned baselines, in iterations and in seconds.
 
-**The autoencoder.** 64-32-16-8-16-32-64 on the digits, logistic units, a linear code layer, Bernoulli likelihood. K-FAC
-against SGD with Nesterov's momentum and against Adam, both with large and with small batches. The settings come out of
-`METHODS`, whose grids give every method the same number of trials; `tune` runs them again, on seeds other than those
-reported.
-Every method runs a fixed number of iterations, so chosen that all take about as long.
-
-**The classifier.** 64-20-20-20-10 on the digits, tanh, Categorical: the exact Fisher against F~ (all blocks
-Kronecker-factored) and F-breve (those off the diagonal dropped), as a whole and layer by layer, beside the best that
-any Kronecker product could do.
+64-32-16-8-16-32-64, logistic units, a linear code layer, Bernoulli likelihood. K-FAC against SGD with Nesterov's
+momentum and against Adam, both with large and with small batches. The settings come out of `METHODS`, whose grids give
+every method the same number of trials; `tune` runs them again, on seeds other than those reported. Every method runs a
+fixed number of iterations, so chosen that all take about as long.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import os
-import platform
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy
-import scipy.linalg
 from matplotlib.figure import Figure
 
-from . import __version__, curvature, factors, kronecker, plotting, training
-from .checks import Array, Direction, NotFiniteError
-from .datasets import Dataset
-from .fisher import exact_fisher
-from .likelihoods import Bernoulli, Categorical
-from .model import Model
-from .network import MLP
-from .optimizers import KFAC, SGD, Adam
-from .optimizers.sgd import nesterov_schedule
+from .. import plotting, training
+from ..checks import NotFiniteError
+from ..datasets import Dataset
+from ..likelihoods import Bernoulli
+from ..model import Model
+from ..network import MLP
+from ..optimizers import KFAC, SGD, Adam
+from ..optimizers.sgd import nesterov_schedule
 
 #: The errors (mean over cases of the sum of squared differences) to which iterations and seconds are counted.
 LEVELS = (3.0, 2.0, 1.5, 1.0, 0.8, 0.7, 0.6)
@@ -45,15 +34,10 @@ TUNING_SEEDS = (100, 101)
 SPACING = 1.1
 
 
-def autoencoder() -> Model:
+def untrained() -> Model:
     """Return the digits autoencoder 64-32-16-8-16-32-64."""
     hidden = ("logistic", "logistic", "identity", "logistic", "logistic")
     return Model(MLP((64, 32, 16, 8, 16, 32, 64), hidden), Bernoulli(), weight_decay=1e-5)
-
-
-def classifier() -> Model:
-    """Return the digits classifier 64-20-20-20-10."""
-    return Model(MLP((64, 20, 20, 20, 10), "tanh"), Categorical(), weight_decay=1e-5)
 
 
 @dataclass(frozen=True)
@@ -96,7 +80,6 @@ def _sgd(model: Model, learning_rate: float, mu_max: float, period: int) -> SGD:
 _KFAC_GRID = {"lambda_0": (0.01, 0.1, 1, 10), "tau1": (1 / 4, 1 / 2), "T3": (5, 20)}
 _SGD_GRID = {"learning_rate": (0.03, 0.05, 0.08, 0.12), "mu_max": (0.99, 0.995), "period": (10, 25)}
 _ADAM_GRID = {"learning_rate": (0.01, 0.02, 0.03, 0.05), "beta1": (0.9, 0.95), "beta2": (0.99, 0.999)}
-
 METHODS: dict[str, Method] = {
     "K-FAC, m = 500": Method(_kfac, 500, 900, _KFAC_GRID, {"lambda_0": 1, "tau1": 1 / 4, "T3": 20}),
     "SGD, m = 500": Method(_sgd, 500, 2400, _SGD_GRID, {"learning_rate": 0.05, "mu_max": 0.99, "period": 10}),
@@ -154,7 +137,7 @@ def run(method: Method, settings: Mapping[str, float], data: Dataset, seed: int,
     KeyboardInterrupt
         Where the run was interrupted: a part of it is of no use in a comparison.
     """
-    model = autoencoder()
+    model = untrained()
     iterations = method.iterations if iterations is None else iterations
     history = training.train(method.make(model, **settings), model.init(np.random.default_rng(seed)), data.x, data.x,
                              iterations, training.fixed(method.batch), seed, frozenset(evaluation_steps(iterations)),
@@ -249,111 +232,6 @@ def convergence(data: Dataset, seed: int = 0, shorten: int = 1) -> dict[str, lis
     return histories
 
 
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """The exact Fisher of the classifier and its approximations at one point of the training.
-
-    Attributes
-    ----------
-    name : str
-        When.
-    F, F_tilde, F_breve : (P, P) arrays
-        Exact; all blocks Kronecker-factored; only the diagonal ones.
-    errors : dict
-        ``whole``: relative Frobenius errors of F~ and F-breve. ``blocks``: for each layer, that of A kron G and the
-        best that any Kronecker product could reach. ``train_error``: the rate of wrong labels.
-    """
-
-    name: str
-    F: Array
-    F_tilde: Array
-    F_breve: Array
-    errors: dict[str, Any]
-
-
-def stage(name: str, model: Model, weights: Direction, data: Dataset, cases: int | None = None) -> Stage:
-    """Compare the exact Fisher at some weights with F~ and F-breve, undamped, over the training cases.
-
-    Parameters
-    ----------
-    name : str
-        When.
-    model : Model
-        A classifier.
-    weights : list of (d_{i+1}, d_i + 1) arrays
-        Its parameters at that time.
-    data : Dataset
-        The digits.
-    cases : int, optional
-        How many training cases the Fisher is a mean over; all unless told.
-
-    Returns
-    -------
-    Stage
-        The three matrices and their errors.
-
-    Raises
-    ------
-    ValueError
-        For weights that do not fit, or a Fisher of more than 4 GiB.
-    """
-    at = model.at(weights, data.x[:cases])
-    fac = factors.exact_factors(at)
-    F = exact_fisher(at)
-    F_tilde, F_breve = (structure(fac).dense() for structure in (curvature.Full, curvature.BlockDiagonal))
-    blocks, start = [], 0
-    for m, n in model.network.shapes:
-        rows = slice(start, start := start + m * n)
-        best = kronecker.rearrange(F[rows, rows], (n, n), (m, m))
-        singular = scipy.linalg.svdvals(best)
-        blocks.append({"kronecker_factored": relative_error(F_tilde[rows, rows], F[rows, rows]),
-                       "best_kronecker": float(np.linalg.norm(singular[1:]) / np.linalg.norm(singular))})
-    whole = {"F_tilde": relative_error(F_tilde, F), "F_breve": relative_error(F_breve, F)}
-    errors = {"whole": whole, "blocks": blocks, "train_error": at.error(data.labels[:cases])}
-    return Stage(name, F, F_tilde, F_breve, errors)
-
-
-def relative_error(B: Array, F: Array) -> float:
-    """Return ``||B - F|| / ||F||`` in the Frobenius norm.
-
-    Parameters
-    ----------
-    B, F : (p, q) arrays
-        The approximation and the exact matrix.
-    """
-    return float(np.linalg.norm(B - F) / np.linalg.norm(F))
-
-
-def stages(data: Dataset, seed: int = 0, steps: tuple[int, int] = (10, 200), cases: int | None = None) -> list[Stage]:
-    """Train the classifier with K-FAC on all examples and compare at the start, after a few steps, and trained.
-
-    Parameters
-    ----------
-    data : Dataset
-        The digits.
-    seed : int
-        Of the weights and the sampling.
-    steps : (few, many)
-        The number of steps of the second and the third stage.
-    cases : int, optional
-        How many training cases the Fisher is a mean over; all unless told.
-
-    Returns
-    -------
-    list of three Stage
-        In that order.
-    """
-    model = classifier()
-    opt = KFAC(model)
-    state = opt.init(model.init(np.random.default_rng(seed)), seed)
-    found = [stage("at the start", model, state.weights, data, cases)]
-    for k in range(1, steps[1] + 1):
-        state, _ = opt.step(state, data.x, data.labels)
-        if k in steps:
-            found.append(stage(f"after {k} steps", model, state.weights, data, cases))
-    return found
-
-
 def level_table(histories: Mapping[str, Sequence[training.History]]) -> list[list[str]]:
     """Return the rows of the convergence table: iterations and seconds to each level, median and range over seeds.
 
@@ -385,47 +263,6 @@ def _spread(values: Sequence[float | None], form: str) -> str:
     middle = float(np.median([math.inf if v is None else v for v in values]))
     spread = f"-{form.format(known[-1])}" if len(known) == len(values) else " up"
     return f"{form.format(middle)} ({form.format(known[0])}{spread})"
-
-
-def fisher_table(found: Sequence[Stage]) -> list[list[str]]:
-    """Return the rows of the second table: relative Frobenius errors, whole and block by block.
-
-    Parameters
-    ----------
-    found : sequence of Stage
-        At least one.
-
-    Returns
-    -------
-    list of list of str
-        The head, then one row a stage.
-    """
-    layers = len(found[0].errors["blocks"])
-    rows = [["relative error", "F~", "F-breve", *(f"layer {i}: A(x)G (best)" for i in range(layers)), "wrong labels"]]
-    for s in found:
-        blocks = [f"{b['kronecker_factored']:.3f} ({b['best_kronecker']:.3f})" for b in s.errors["blocks"]]
-        rows.append([s.name, f"{s.errors['whole']['F_tilde']:.3f}", f"{s.errors['whole']['F_breve']:.3f}", *blocks,
-                     f"{100 * s.errors['train_error']:.1f}%"])
-    return rows
-
-
-def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Align the columns of a table, the first to the left, the others to the right, and rule off the head.
-
-    Parameters
-    ----------
-    rows : sequence of sequences of str
-        The head first; all of one length.
-
-    Returns
-    -------
-    str
-        Lines without a newline at the end.
-    """
-    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-             .rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def convergence_figure(histories: Mapping[str, Sequence[training.History]]) -> Figure:
@@ -464,67 +301,3 @@ def _medians(runs: Sequence[training.History], level: float) -> tuple[float, flo
         return None
     missing = [math.inf] * (len(runs) - len(hits))
     return tuple(float(np.median([h[i] for h in hits] + missing)) for i in (0, 1))      # type: ignore[return-value]
-
-
-def fisher_figure(found: Sequence[Stage]) -> Figure:
-    """Draw |F|, |F~| and their difference at each stage, with the errors in the caption.
-
-    Parameters
-    ----------
-    found : sequence of Stage
-        Of the network of `classifier`.
-
-    Returns
-    -------
-    Figure
-        One row a stage.
-    """
-    sizes = [m * n for m, n in classifier().network.shapes]
-    parts = [f"{s.name} F~ is off by {100 * s.errors['whole']['F_tilde']:.0f}% and its diagonal blocks alone by "
-             f"{100 * s.errors['whole']['F_breve']:.0f}%" for s in found]
-    text = ("Digits classifier 64-20-20-20-10 (tanh): the exact Fisher and its Kronecker-factored approximation, layer "
-            f"blocks marked, one colour scale a row. In relative Frobenius norm, {'; '.join(parts)}.")
-    return plotting.fisher_rows({s.name: (s.F, s.F_tilde) for s in found}, sizes, text)
-
-
-def summary(histories: Mapping[str, Sequence[training.History]], found: Sequence[Stage], seed: int) -> dict[str, Any]:
-    """Return every number of the demo as plain data for JSON; keys that end in ``seconds`` differ from run to run.
-
-    Parameters
-    ----------
-    histories : mapping from name to sequence of History
-        Runs of each method, one a seed. The names are those of `METHODS`.
-    found : sequence of Stage
-        The classifier's.
-    seed : int
-        Of the demo.
-
-    Returns
-    -------
-    dict
-        ``seed``, ``environment``, ``autoencoder`` (by method) and ``classifier`` (by stage).
-    """
-    return {
-        "seed": seed,
-        "environment": environment(),
-        "autoencoder": {
-            name: {"batch": METHODS[name].batch, "settings": dict(METHODS[name].settings),
-                   "runs": [{"evaluations": [asdict(e) for e in h.evaluations],
-                             "levels": {f"{level:g}": _level(h, level) for level in LEVELS}} for h in runs]}
-            for name, runs in histories.items()},
-        "classifier": {s.name: s.errors for s in found},
-    }
-
-
-def _level(history: training.History, level: float) -> dict[str, float] | None:
-    hit = reached(history, level)
-    return None if hit is None else {"iterations": hit[0], "seconds": hit[1]}
-
-
-def environment() -> dict[str, Any]:
-    """Return the versions and settings on which the bits of a run depend."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    return {"kfac_ref": __version__, "python": platform.python_version(), "numpy": np.__version__,
-            "scipy": scipy.__version__, "blas": f"{blas.get('name')} {blas.get('version')}", "machine": platform.machine(),
-            "platform": sys.platform, "cores": os.cpu_count(),
-            "threads": os.environ.get("OPENBLAS_NUM_THREADS", "not set")}

@@ -1,0 +1,5 @@
+"""The comparisons: what is run against what, with which settings, and the tables and pictures that come of it."""
+
+from . import autoencoder, classifier, report
+
+__all__ = ["autoencoder", "classifier", "report"]

@@ -1,0 +1,79 @@
+"""What a comparison says: aligned tables, and every number as plain data beside the environment it was measured in."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import scipy
+
+from .. import __version__, training
+from .autoencoder import LEVELS, METHODS, reached
+from .classifier import Stage
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Align the columns of a table, the first to the left, the others to the right, and rule off the head.
+
+    Parameters
+    ----------
+    rows : sequence of sequences of str
+        The head first; all of one length.
+
+    Returns
+    -------
+    str
+        Lines without a newline at the end.
+    """
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+             .rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def summary(histories: Mapping[str, Sequence[training.History]], found: Sequence[Stage], seed: int) -> dict[str, Any]:
+    """Return every number of the demo as plain data for JSON; keys that end in ``seconds`` differ from run to run.
+
+    Parameters
+    ----------
+    histories : mapping from name to sequence of History
+        Runs of each method, one a seed. The names are those of `METHODS`.
+    found : sequence of Stage
+        The classifier's.
+    seed : int
+        Of the demo.
+
+    Returns
+    -------
+    dict
+        ``seed``, ``environment``, ``autoencoder`` (by method) and ``classifier`` (by stage).
+    """
+    return {
+        "seed": seed,
+        "environment": environment(),
+        "autoencoder": {
+            name: {"batch": METHODS[name].batch, "settings": dict(METHODS[name].settings),
+                   "runs": [{"evaluations": [asdict(e) for e in h.evaluations],
+                             "levels": {f"{level:g}": _level(h, level) for level in LEVELS}} for h in runs]}
+            for name, runs in histories.items()},
+        "classifier": {s.name: s.errors for s in found},
+    }
+
+
+def _level(history: training.History, level: float) -> dict[str, float] | None:
+    hit = reached(history, level)
+    return None if hit is None else {"iterations": hit[0], "seconds": hit[1]}
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions and settings on which the bits of a run depend."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return {"kfac_ref": __version__, "python": platform.python_version(), "numpy": np.__version__,
+            "scipy": scipy.__version__, "blas": f"{blas.get('name')} {blas.get('version')}",
+            "machine": platform.machine(), "platform": sys.platform, "cores": os.cpu_count(),
+            "threads": os.environ.get("OPENBLAS_NUM_THREADS", "not set")}
