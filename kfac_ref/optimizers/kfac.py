@@ -219,8 +219,8 @@ class KFAC:
             average, targets = self.update_average(state, at.take(rows1), rng)
         part2 = at.take(rows2)
         candidates = []
-        for gamma in (gammas := self.gammas(state)):
-            refresh = self.refresh_is_due(k) or len(gammas) > 1
+        refresh = self.refresh_is_due(k)                        # always, where there are several gammas
+        for gamma in self.gammas(state):
             with clock.stage("inverses" if refresh else "solve"):
                 C = self.curvature(state, at, average, gamma) if refresh else state.curvature
                 assert C is not None
