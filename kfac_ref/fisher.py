@@ -20,12 +20,13 @@ part of a Fisher.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from . import checks, kronecker
+from . import checks
 from .checks import Array, Direction
 from .model import Point
 
@@ -206,7 +207,9 @@ def fisher_block(at: Point, i: int, j: int, columns: Array | None = None, max_by
     sizes = [m * n for m, n in shapes]
     checks.dense_size(f"the block of layers {i} and {j}", sizes[i], sizes[j], at.z.itemsize, max_bytes)
     g = at.backward(exact_columns(at) if columns is None else columns)
-    return _block(at.a_bar[i], at.a_bar[j], g[i], g[j])
+    block = np.empty((sizes[i], sizes[j]), dtype=at.z.dtype)
+    _fill_block(block, at.a_bar[i], at.a_bar[j], g[i], g[j])
+    return block
 
 
 def fisher_product(at: Point, V: Direction) -> list[Array]:
@@ -260,30 +263,34 @@ def fisher_gram(at: Point, directions: Sequence[Direction]) -> Array:
     return Q
 
 
-def _dense(at: Point, columns: Any, max_bytes: int | None) -> Array:
+def _dense(at: Point, columns: Callable[[Point], Array], max_bytes: int | None) -> Array:
     P = at.model.network.parameters
     checks.dense_size("the Fisher matrix", P, P, at.z.itemsize, max_bytes)
     g = at.backward(columns(at))
     ends = np.cumsum([0] + [m * n for m, n in at.model.network.shapes])
+    layers = [slice(start, end) for start, end in pairwise(ends)]
     F = np.empty((P, P), dtype=at.z.dtype)
     for i in range(len(g)):
         for j in range(i + 1):
-            B = _block(at.a_bar[i], at.a_bar[j], g[i], g[j])
-            F[ends[i]:ends[i + 1], ends[j]:ends[j + 1]] = B
-            F[ends[j]:ends[j + 1], ends[i]:ends[i + 1]] = B.T
+            _fill_block(F[layers[i], layers[j]], at.a_bar[i], at.a_bar[j], g[i], g[j])
+            if j < i:
+                F[layers[j], layers[i]] = F[layers[i], layers[j]].T
     return F
 
 
-def _block(a_i: Array, a_j: Array, g_i: Array, g_j: Array) -> Array:
-    """Return F_ij from inputs (N, n) and stacks of gradients (K, N, m), in chunks of examples of bounded memory."""
-    N, n_i, n_j = len(a_i), a_i.shape[1], a_j.shape[1]
-    m_i, m_j = g_i.shape[2], g_j.shape[2]
+def _fill_block(block: Array, a_i: Array, a_j: Array, g_i: Array, g_j: Array) -> None:
+    """Write F_ij, from inputs (N, n) and stacks of gradients (K, N, m), in chunks of examples of bounded memory."""
+    N, n_i, n_j, m_i, m_j = len(a_i), a_i.shape[1], a_j.shape[1], g_i.shape[2], g_j.shape[2]
     chunk = max(1, CHUNK_BYTES // ((n_i * n_j + m_i * m_j) * a_i.itemsize))
-    R = np.zeros((m_i * m_j, n_i * n_j), dtype=a_i.dtype)
+    # This is R(F_ij) with its rows and columns in another order: entry [a, b, p, q] is the mean of
+    # (a_bar_i)_a (a_bar_j)_b (g_i)_p (g_j)_q, so that whole runs of memory find their place in the block below.
+    R: Array | None = None
     for start in range(0, N, chunk):
         rows = slice(start, start + chunk)
-        # Rows of vec(Gamma)^T and vec(Alpha)^T: the columns of g_i g_j^T stacked are its transpose read row by row.
-        Gamma = g_j[:, rows].transpose(1, 2, 0) @ g_i[:, rows].transpose(1, 0, 2)
-        Alpha = a_j[rows, :, None] * a_i[rows, None, :]
-        R += Gamma.reshape(-1, m_i * m_j).T @ Alpha.reshape(-1, n_i * n_j)
-    return kronecker.unrearrange(R / N, (n_i, n_j), (m_i, m_j))
+        Alpha = a_i[rows, :, None] * a_j[rows, None, :]
+        Gamma = g_i[:, rows].transpose(1, 2, 0) @ g_j[:, rows].transpose(1, 0, 2) / N           # summed over columns
+        part = Alpha.reshape(-1, n_i * n_j).T @ Gamma.reshape(-1, m_i * m_j)
+        R = part if R is None else R + part
+    assert R is not None
+    # Splitting the axes of a slice makes a view of it, so this writes into `block`.
+    block.reshape(n_i, m_i, n_j, m_j)[:] = R.reshape(n_i, n_j, m_i, m_j).transpose(0, 2, 1, 3)

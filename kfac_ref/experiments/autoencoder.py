@@ -77,9 +77,10 @@ def _sgd(model: Model, learning_rate: float, mu_max: float, period: int) -> SGD:
     return SGD(model, learning_rate, nesterov_schedule(mu_max, period))
 
 
-_KFAC_GRID = {"lambda_0": (0.01, 0.1, 1, 10), "tau1": (1 / 4, 1 / 2), "T3": (5, 20)}
-_SGD_GRID = {"learning_rate": (0.03, 0.05, 0.08, 0.12), "mu_max": (0.99, 0.995), "period": (10, 25)}
-_ADAM_GRID = {"learning_rate": (0.01, 0.02, 0.03, 0.05), "beta1": (0.9, 0.95), "beta2": (0.99, 0.999)}
+_KFAC_GRID = {"lambda_0": (0.001, 0.01, 0.1, 1), "tau1": (1 / 8, 1 / 4), "T3": (5, 20)}
+_SGD_GRID = {"learning_rate": (0.03, 0.05, 0.08, 0.12), "mu_max": (0.995, 0.999), "period": (5, 10)}
+_ADAM_GRID = {"learning_rate": (0.01, 0.02, 0.03, 0.05), "beta1": (0.8, 0.9), "beta2": (0.98, 0.99)}
+
 METHODS: dict[str, Method] = {
     "K-FAC, m = 500": Method(_kfac, 500, 900, _KFAC_GRID, {"lambda_0": 1, "tau1": 1 / 4, "T3": 20}),
     "SGD, m = 500": Method(_sgd, 500, 2400, _SGD_GRID, {"learning_rate": 0.05, "mu_max": 0.99, "period": 10}),
