@@ -467,9 +467,9 @@ def test_the_caption_tells_the_lowest_level_that_k_fac_and_a_baseline_reached(mo
     monkeypatch.setattr(autoencoder, "LEVELS", (3.0, 1.5, 0.8))
     slow, fast, best = history([4, 3, 2, 1]), history([4, 1, 1, 1]), history([4, 2, 1, 0.5])
     text = caption({KFAC_NAME: [fast, best, fast], "SGD": [slow, slow, fast], "Adam": [history([4, 4, 4, 4])] * 3})
-    assert text.endswith(f"To error 1.5: {KFAC_NAME} 1 iterations and 0.5 s; SGD 3 iterations and 1.5 s; "
-                         "Adam does not get there.")
-    assert "To error" not in caption({KFAC_NAME: [slow] * 3, "SGD": [history([9, 9, 9, 9])] * 3})
+    assert text.endswith("To an error of 1.5 K-FAC with m = 500 takes 1 iterations and 0.5 s; SGD takes 3 iterations "
+                         "and 1.5 s; Adam does not get there.")
+    assert "To an error" not in caption({KFAC_NAME: [slow] * 3, "SGD": [history([9, 9, 9, 9])] * 3})
     assert "To error" not in caption({KFAC_NAME: [history([9, 9, 9, 9])] * 3, "SGD": [slow] * 3, "Adam": [slow] * 3})
 
 

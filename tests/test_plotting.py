@@ -164,8 +164,8 @@ def test_a_caption_keeps_its_words():
 
 def test_the_long_caption_is_long(convergence_of_late_runs):
     text = " ".join(convergence_of_late_runs._supxlabel.get_text().split("\n"))
-    assert "To error 0.6: K-FAC, m = 500 " in text
-    assert "Adam, m = 100 does not get there." in text
+    assert "To an error of 0.6 K-FAC with m = 500 takes " in text
+    assert "Adam with m = 100 does not get there." in text
 
 
 # Convergence

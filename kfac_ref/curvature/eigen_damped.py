@@ -67,7 +67,7 @@ class EigenDamped(OfFactors):
         for i, pair in enumerate(zip(self.factors.A, self.factors.G, strict=True)):
             A, G = (Eigen.factor(S) for S in pair)
             scales = kronecker.spectrum(A, G) + self.damping
-            if scales.min() <= scales.size * np.finfo(self.dtype).eps * scales.max():
+            if scales.min() <= max(scales.shape) * np.finfo(self.dtype).eps * scales.max():
                 name, worst = min((("A", A), ("G", G)), key=lambda e: e[1].values[0] / (e[1].values[-1] or 1))
                 raise np.linalg.LinAlgError(f"layer {i} is singular to rounding: factor {name} has the smallest "
                                             f"eigenvalue {worst.values[0]:.3g}; give a larger damping")

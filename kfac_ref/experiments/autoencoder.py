@@ -82,11 +82,11 @@ _SGD_GRID = {"learning_rate": (0.03, 0.05, 0.08, 0.12), "mu_max": (0.995, 0.999)
 _ADAM_GRID = {"learning_rate": (0.01, 0.02, 0.03, 0.05), "beta1": (0.8, 0.9), "beta2": (0.98, 0.99)}
 
 METHODS: dict[str, Method] = {
-    "K-FAC, m = 500": Method(_kfac, 500, 900, _KFAC_GRID, {"lambda_0": 1, "tau1": 1 / 4, "T3": 20}),
-    "SGD, m = 500": Method(_sgd, 500, 2400, _SGD_GRID, {"learning_rate": 0.05, "mu_max": 0.99, "period": 10}),
-    "SGD, m = 100": Method(_sgd, 100, 6600, _SGD_GRID, {"learning_rate": 0.05, "mu_max": 0.99, "period": 10}),
-    "Adam, m = 500": Method(Adam, 500, 2300, _ADAM_GRID, {"learning_rate": 0.02, "beta1": 0.9, "beta2": 0.99}),
-    "Adam, m = 100": Method(Adam, 100, 6400, _ADAM_GRID, {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.99}),
+    "K-FAC, m = 500": Method(_kfac, 500, 900, _KFAC_GRID, {"lambda_0": 0.01, "tau1": 1 / 4, "T3": 5}),
+    "SGD, m = 500": Method(_sgd, 500, 2400, _SGD_GRID, {"learning_rate": 0.08, "mu_max": 0.995, "period": 10}),
+    "SGD, m = 100": Method(_sgd, 100, 6600, _SGD_GRID, {"learning_rate": 0.05, "mu_max": 0.995, "period": 10}),
+    "Adam, m = 500": Method(Adam, 500, 2300, _ADAM_GRID, {"learning_rate": 0.03, "beta1": 0.9, "beta2": 0.98}),
+    "Adam, m = 100": Method(Adam, 100, 6400, _ADAM_GRID, {"learning_rate": 0.03, "beta1": 0.8, "beta2": 0.98}),
 }
 
 
@@ -290,9 +290,9 @@ def convergence_figure(histories: Mapping[str, Sequence[training.History]]) -> F
     text = "Digits autoencoder 64-32-16-8-16-32-64: median of three seeds, bands their range."
     if told:
         row = rows[told[-1]]
-        parts = (f"{name} {hit[0]:.0f} iterations and {hit[1]:.1f} s" if hit else f"{name} does not get there"
-                 for name, hit in row.items())
-        text += f" To error {told[-1]:g}: {'; '.join(parts)}."
+        parts = (f"{name.replace(', ', ' with ')} takes {hit[0]:.0f} iterations and {hit[1]:.1f} s" if hit
+                 else f"{name.replace(', ', ' with ')} does not get there" for name, hit in row.items())
+        text += f" To an error of {told[-1]:g} {'; '.join(parts)}."
     return plotting.convergence(curves, "training error\n(mean over cases of the sum of squared differences)", text)
 
 
