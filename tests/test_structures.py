@@ -12,7 +12,19 @@ import pytest
 
 import kfac_ref as kr
 from kfac_ref import params
-from kfac_ref.curvature import BlockDiagonal, Curvature, EigenDamped, Exact, ExactBlockDiagonal, Full
+from kfac_ref.curvature import (
+    EKFAC,
+    BlockDiagonal,
+    BlockTridiagonal,
+    Curvature,
+    Diagonal,
+    EigenDamped,
+    Exact,
+    ExactBlockDiagonal,
+    ExactDual,
+    Full,
+    InputOnly,
+)
 from kfac_ref.damping import factored_tikhonov, frobenius_pi, trace_pi
 from tests.problems import close, direction, problem, relative
 
@@ -27,9 +39,9 @@ def build(structure, at, damping):
     return structure(at if structure.takes_point else kr.exact_factors(at, structure.reach), damping=damping)
 
 
-def dead_relu():
+def dead_relu(likelihood="gaussian"):
     """Return a problem whose hidden layer is off on all inputs, so that the first layer has G = 0."""
-    p = problem("gaussian", (3, 4, 2), "relu", N=5)
+    p = problem(likelihood, (3, 4, 2), "relu", N=5)
     first = p.at.weights[0].copy()
     first[:, -1] = -100
     return p._replace(at=p.model.at([first, p.at.weights[1]], p.at.x))
@@ -175,21 +187,26 @@ class TestEveryStructure:
         assert abs(np.linalg.eigvalsh(C.dense())[0]) < 10 * np.finfo(dtype).eps * np.abs(C.dense()).max()
         close(C.dense() @ params.flatten(V), params.flatten(C.product(V)), rtol=100 * np.finfo(dtype).eps)
         for refusing in (C, C.kept()):
-            with pytest.raises(np.linalg.LinAlgError, match=REFUSAL) as error:
+            with pytest.raises(np.linalg.LinAlgError, match=refusal(structure)) as error:
                 refusing.solve(V)
-            smallest = float(re.search(REFUSAL, str(error.value))["smallest"])
+            smallest = float(re.search(refusal(structure), str(error.value))["smallest"])
             assert abs(smallest) < 100 * np.finfo(dtype).eps * np.abs(C.dense()).max()
-            with pytest.raises(np.linalg.LinAlgError, match=REFUSAL):
+            with pytest.raises(np.linalg.LinAlgError, match=refusal(structure)):
                 refusing.inverse_dense()
 
     @pytest.mark.parametrize("N", [1, 40])
     def test_undamped_on_a_categorical_whose_last_G_is_singular(self, structure, N):
         q = problem("categorical", (3, 4, 3), N=N)
         C, V = build(structure, q.at, 0.0), direction(q)
+        if structure is BlockTridiagonal:                   # its matrix is made of the inverse of that G
+            for refusing in (C.dense, C.inverse_dense, lambda: C.product(V), lambda: C.solve(V)):
+                with pytest.raises(np.linalg.LinAlgError, match=refusal(structure)):
+                    refusing()
+            return
         values = np.linalg.eigvalsh(C.dense())
         close(C.dense() @ params.flatten(V), params.flatten(C.product(V)), rtol=1e-12)
         if values[0] < 1e-13 * values[-1]:
-            with pytest.raises(np.linalg.LinAlgError, match=REFUSAL):
+            with pytest.raises(np.linalg.LinAlgError, match=refusal(structure)):
                 C.solve(V)
         else:
             close(params.flatten(C.solve(C.product(V))), params.flatten(V), rtol=1e-14 * values[-1] / values[0])
@@ -199,6 +216,11 @@ class TestEveryStructure:
         C, V = build(structure, q.at, 0.0), direction(q)
         values = np.linalg.eigvalsh(C.dense())
         assert 1 < values[-1] / values[0] < 1e7
+        if structure is ExactDual:                          # the examples' space has no undamped inverse
+            for refusing in (C.inverse_dense, lambda: C.solve(V)):
+                with pytest.raises(np.linalg.LinAlgError, match=refusal(structure)):
+                    refusing()
+            return
         # Rounding of the product, of size eps, is amplified by the condition number.
         close(params.flatten(C.solve(C.product(V))), params.flatten(V), rtol=1e-14 * values[-1] / values[0])
 
@@ -206,6 +228,16 @@ class TestEveryStructure:
 # What is singular (a factor of a layer, or the matrix by name), its smallest eigenvalue, the remedy.
 REFUSAL = (r"(layer \d|Fisher).* singular to rounding.*smallest eigenvalue (is )?(?P<smallest>[-+.e\d]+); "
            r"give a larger damping")
+REFUSALS = {
+    EKFAC: (r"layer \d is singular to rounding: the smallest eigenvalue in the basis of its factors A and G is "
+            r"(?P<smallest>[-+.e\d]+); give a larger damping"),
+    ExactDual: (r"the exact Fisher cannot be solved in the space of the examples without damping: its smallest "
+                r"eigenvalue may be (?P<smallest>0); give a larger damping"),
+}
+
+
+def refusal(structure):
+    return REFUSALS.get(structure, REFUSAL)
 
 
 # Messages that name the factor
@@ -237,6 +269,65 @@ def test_structures_of_a_point_name_the_matrix():
         ExactBlockDiagonal(q.at).solve(direction(q))
     with pytest.raises(np.linalg.LinAlgError, match=r"the Kronecker-factored Fisher \(26 x 26\) is singular"):
         Full(kr.exact_factors(q.at)).solve(direction(q))
+
+
+@pytest.mark.parametrize(("q", "layer"), [
+    (dead_input(), 0), (problem("categorical", (3, 4, 3), N=60), 1), (dead_relu(), 0)],
+    ids=["dead input", "categorical", "dead layer"])
+def test_ekfac_names_the_layer(q, layer):
+    with pytest.raises(np.linalg.LinAlgError, match=f"layer {layer} is singular to rounding: the smallest eigenvalue"):
+        EKFAC(q.at).solve(direction(q))
+
+
+def test_diagonal_and_input_only_name_the_layer():
+    q = dead_input()
+    with pytest.raises(np.linalg.LinAlgError, match="the diagonal of layer 0 is singular to rounding"):
+        Diagonal(q.at).solve(direction(q))
+    with pytest.raises(np.linalg.LinAlgError, match=r"factor A of layer 0 \(4 x 4\) is singular to rounding"):
+        InputOnly(kr.exact_factors(q.at)).solve(direction(q))
+
+
+def test_a_damping_that_float32_resolves_is_enough_for_a_wide_layer():
+    q, q64 = (problem("categorical", (150, 100, 4), N=8, dtype=dtype) for dtype in (np.float32, np.float64))
+    for structure in (EKFAC, EigenDamped, Diagonal):
+        single, double = (params.flatten(build(structure, r.at, 1e-3).solve(direction(r))) for r in (q, q64))
+        # Eigenvalues are known to 7 digits of the largest, of about 10: which is 3 digits of the damping.
+        close(single, double, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("q", "name", "layer"), [
+    (problem("categorical", (3, 4, 3, 3), N=60), "G", 2),
+    (problem("gaussian", (3, 2, 4, 3), ("tanh", "identity"), N=60), "G", 1),
+    (dead_relu(), "A", 1)], ids=["categorical", "linear layer", "dead layer"])
+def test_block_tridiagonal_refuses_a_singular_later_factor_in_product_too(q, name, layer):
+    C, V = BlockTridiagonal(kr.exact_factors(q.at)), direction(q)
+    for refusing in (C.dense, lambda: C.product(V)):
+        with pytest.raises(np.linalg.LinAlgError, match=f"factor {name} of layer {layer} .*smallest eigenvalue is"):
+            refusing()
+    for refusing in (C.inverse_dense, lambda: C.solve(V)):
+        with pytest.raises(np.linalg.LinAlgError, match=r"factor [AG] of layer \d .*smallest eigenvalue is"):
+            refusing()
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (4, 2, 3), (5, 3, 4)], ids=["zero", "code layer", "wide"])
+def test_block_tridiagonal_refuses_a_linear_hidden_layer_however_it_was_rounded(sizes):
+    survivors = []
+    for seed in range(40):
+        q = problem("gaussian", sizes, "identity", N=60, seed=seed)
+        C, V = BlockTridiagonal(kr.exact_factors(q.at)), direction(q)
+        C.product(V)                                        # no factor is singular: Sigma alone is
+        if "Sigma of layer 0 (factors A and G given layer 1) is singular to rounding" not in message(C.solve, V):
+            survivors.append(seed)
+    assert survivors == []
+
+
+def message(solve, V):
+    """Return what a solve is refused with, or nothing."""
+    try:
+        solve(V)
+    except np.linalg.LinAlgError as error:
+        return str(error)
+    return ""
 
 
 def test_a_singular_G_is_refused_however_it_was_rounded():
@@ -283,16 +374,17 @@ def test_the_other_structures_damp_with_a_multiple_of_the_identity(p):
     layers = range(len(fac))
     F_tilde = np.block([[np.kron(*fac.pair(i, j)) for j in layers] for i in layers])
     for C, S in ((Exact(p.at, DAMPING), F), (ExactBlockDiagonal(p.at, DAMPING), only_diagonal_blocks(F, p.at)),
-                 (Full(fac, DAMPING), F_tilde), (EigenDamped(fac, DAMPING), only_diagonal_blocks(F_tilde, p.at))):
+                 (Full(fac, DAMPING), F_tilde), (EigenDamped(fac, DAMPING), only_diagonal_blocks(F_tilde, p.at)),
+                 (ExactDual(p.at, DAMPING), F), (Diagonal(p.at, DAMPING), np.diag(np.diag(F)))):
         close(C.dense(), S + DAMPING * np.eye(P), rtol=1e-13)
 
 
 def test_the_structures_differ():
     q = PROBLEMS["categorical"]
-    dense = [build(s, q.at, DAMPING).dense() for s in structures()]
-    for k, S in enumerate(dense):
-        for T in dense[:k]:
-            assert relative(S, T) > 1e-3
+    dense = {s: build(s, q.at, DAMPING).dense() for s in structures()}
+    close(dense.pop(ExactDual), dense[Exact], rtol=1e-12)           # the same matrix, solved in another space
+    for S, T in itertools.combinations(dense.values(), 2):
+        assert relative(S, T) > 1e-3
 
 
 def test_factored_and_exact_damping_differ_and_agree_undamped():

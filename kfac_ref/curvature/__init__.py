@@ -1,10 +1,16 @@
 """Structures: matrices that stand for the Fisher, all behind one interface; see `Curvature`."""
 
-from .base import Curvature
+from .base import Curvature, OfFactors, OfPoint
 from .block_diagonal import BlockDiagonal
+from .block_tridiagonal import BlockTridiagonal
+from .diagonal import Diagonal
 from .eigen_damped import EigenDamped
+from .ekfac import EKFAC
 from .exact import Exact
 from .exact_block_diagonal import ExactBlockDiagonal
+from .exact_dual import ExactDual
 from .full import Full
+from .input_only import InputOnly
 
-__all__ = ["BlockDiagonal", "Curvature", "EigenDamped", "Exact", "ExactBlockDiagonal", "Full"]
+__all__ = ["EKFAC", "BlockDiagonal", "BlockTridiagonal", "Curvature", "Diagonal", "EigenDamped", "Exact",
+           "ExactBlockDiagonal", "ExactDual", "Full", "InputOnly", "OfFactors", "OfPoint"]

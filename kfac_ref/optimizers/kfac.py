@@ -248,7 +248,8 @@ class KFAC:
                       None if undone else tuple(delta), chosen.curvature)
         record = Record(k, len(at), h, state.lambda_, chosen.gamma, tuple((c.gamma, c.decrease) for c in candidates),
                         chosen.alpha, chosen.mu, chosen.decrease, actual, rho, params.norm(grad),
-                        chosen.model.length((chosen.alpha, chosen.mu)), refresh, tuple(safeguards), clock.seconds)
+                        chosen.model.length((chosen.alpha, chosen.mu)), refresh, type(chosen.curvature).__name__,
+                        tuple(safeguards), clock.seconds)
         return Detail(at, grad, rows1, rows2, targets, average, tuple(candidates), chosen, delta, after, record)
 
     # The lines of the algorithm.

@@ -95,6 +95,8 @@ class Record:
         Euclidean norms of grad h and of delta.
     refreshed : bool
         Whether the structure was made anew.
+    structure : str
+        The name of its class.
     safeguards : tuple of str
         Which of the rules that the paper does not have took effect: ``gamma clipped``, ``lambda floor``, ``undone``.
     seconds : dict
@@ -117,6 +119,7 @@ class Record:
     gradient_norm: float
     step_norm: float
     refreshed: bool
+    structure: str
     safeguards: tuple[str, ...]
     seconds: dict[str, float]
 

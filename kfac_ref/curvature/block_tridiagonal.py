@@ -1,0 +1,125 @@
+"""The paper's F-hat: its inverse is block-tridiagonal, and its own tridiagonal blocks are those of F~ (sec. 4.3).
+
+Read F~ as the covariance of D theta, and let the layers form a chain in which layer i is predicted from layer i + 1
+alone. With the damped diagonal factors A_i, G_i and the cross factors A_{i,i+1}, G_{i,i+1}, for i = 0..L-2::
+
+    PsiA_i = A_{i,i+1} A_{i+1}^{-1}        PsiG_i = G_{i,i+1} G_{i+1}^{-1}        Psi_i = PsiA_i kron PsiG_i
+    Sigma_i = A_i kron G_i - (PsiA_i A_{i+1} PsiA_i^T) kron (PsiG_i G_{i+1} PsiG_i^T)        Sigma_{L-1} = A kron G
+
+Psi_i is the regression on the next layer and Sigma_i what it leaves. With Xi = I and -Psi_i on the block
+superdiagonal::
+
+    F-hat^{-1} = Xi^T blockdiag(Sigma^{-1}) Xi          F-hat = Xi^{-1} blockdiag(Sigma) Xi^{-T}
+
+so a solve is three sweeps over the layers, the middle one by Appendix B; nothing of the size of F-hat is formed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from .. import kronecker
+from ..checks import Array, Direction
+from ..damping import Balance, factored_tikhonov, trace_pi
+from ..kronecker import Cholesky, KroneckerSum
+from .base import OfFactors
+
+
+@dataclass(frozen=True, eq=False)
+class BlockTridiagonal(OfFactors):
+    """The block-tridiagonal approximation of the inverse, with factored Tikhonov damping.
+
+    Parameters
+    ----------
+    factors : Factors
+        A and G of each layer, and the cross factors of neighbours (``reach=1`` or more).
+    damping : float
+        The number under the root, lambda + eta or gamma^2; at least 0. It goes into the diagonal factors alone.
+    pi : function of (A, G)
+        How the damping is shared between the factors: `trace_pi` or `frobenius_pi`.
+
+    Notes
+    -----
+    Undamped, F-hat need not exist: behind a linear hidden layer, Sigma is singular.
+    Source: Martens & Grosse 2015, sec. 4.3 and app. B.
+    """
+
+    reach: ClassVar[float] = 1
+    pi: Balance = trace_pi
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for i in range(len(self.factors) - 1):
+            self.factors.pair(i, i + 1)             # refuses factors without their cross factors
+
+    def product(self, V: Direction) -> list[Array]:
+        """Return ``Xi^{-1} blockdiag(Sigma) Xi^{-T} v``: up, across and down again."""
+        U = list(self._direction(V))
+        for i, (PsiA, PsiG) in enumerate(self._regressions):
+            U[i + 1] = U[i + 1] + PsiG.T @ U[i] @ PsiA                      # w_{i+1} = v_{i+1} + Psi_i^T w_i
+        U = [self._apply_sigma(i, u) for i, u in enumerate(U)]
+        for i, (PsiA, PsiG) in reversed(list(enumerate(self._regressions))):
+            U[i] = U[i] + PsiG @ U[i + 1] @ PsiA.T                          # y_i = u_i + Psi_i y_{i+1}
+        return U
+
+    def solve(self, V: Direction) -> list[Array]:
+        """Return ``Xi^T blockdiag(Sigma^{-1}) Xi v`` in three sweeps."""
+        V = self._direction(V)
+        U = list(V)
+        for i, (PsiA, PsiG) in enumerate(self._regressions):
+            U[i] = V[i] - PsiG @ V[i + 1] @ PsiA.T
+        U = self._solve_sigma(U)
+        W = list(U)
+        for i, (PsiA, PsiG) in enumerate(self._regressions):
+            W[i + 1] = U[i + 1] - PsiG.T @ U[i] @ PsiA
+        return W
+
+    @cached_property
+    def damped(self) -> tuple[tuple[Array, Array], ...]:
+        """The damped factors (A, G) of each layer."""
+        return tuple(factored_tikhonov(A, G, self.damping, self.pi(A, G))
+                     for A, G in zip(self.factors.A, self.factors.G, strict=True))
+
+    def _factored(self, i: int) -> tuple[Cholesky, Cholesky]:
+        remedy = "give a larger damping"
+        A, G = self.damped[i]
+        return (Cholesky.factor(A, f"factor A of layer {i}", remedy),
+                Cholesky.factor(G, f"factor G of layer {i}", remedy))
+
+    @cached_property
+    def _first(self) -> tuple[Cholesky, Cholesky]:
+        return self._factored(0)
+
+    @cached_property
+    def _later(self) -> tuple[tuple[Cholesky, Cholesky], ...]:
+        return tuple(self._factored(i) for i in range(1, len(self.damped)))
+
+    @cached_property
+    def _regressions(self) -> tuple[tuple[Array, Array], ...]:
+        """PsiA_i and PsiG_i, i = 0..L-2."""
+        pairs = (self.factors.pair(i, i + 1) for i in range(len(self.factors) - 1))
+        return tuple((A.solve_right(A_cross), G.solve_right(G_cross))
+                     for (A_cross, G_cross), (A, G) in zip(pairs, self._later, strict=True))
+
+    @cached_property
+    def _explained(self) -> tuple[tuple[Array, Array], ...]:
+        """PsiA_i A_{i+1} PsiA_i^T and PsiG_i G_{i+1} PsiG_i^T, i = 0..L-2: what Sigma_i subtracts."""
+        return tuple((PsiA @ A @ PsiA.T, PsiG @ G @ PsiG.T)
+                     for (PsiA, PsiG), (A, G) in zip(self._regressions, self.damped[1:], strict=True))
+
+    def _apply_sigma(self, i: int, u: Array) -> Array:
+        Su = kronecker.product(*self.damped[i], u)
+        return Su if i == len(self.damped) - 1 else Su - kronecker.product(*self._explained[i], u)
+
+    @cached_property
+    def _sigmas(self) -> tuple[KroneckerSum, ...]:
+        """Sigma_i, i = 0..L-2; the last one is a plain product."""
+        _ = self._first                             # refuses a singular factor by its name
+        return tuple(KroneckerSum.factor(A, G, C, D, -1, f"Sigma of layer {i} (factors A and G given layer {i + 1})")
+                     for i, ((A, G), (C, D)) in enumerate(zip(self.damped[:-1], self._explained, strict=True)))
+
+    def _solve_sigma(self, U: list[Array]) -> list[Array]:
+        return [*(S.solve(u) for S, u in zip(self._sigmas, U[:-1], strict=True)),
+                kronecker.solve(*(self._first, *self._later)[-1], U[-1])]

@@ -1,0 +1,329 @@
+"""Other estimators of A and G: nearest Kronecker product, KFRA, TKFAC, Shampoo, each against what defines it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.linalg
+from hypothesis import given
+
+import kfac_ref as kr
+from kfac_ref import fisher, kronecker
+from kfac_ref.factors import shampoo
+from kfac_ref.kronecker import unvec, vec
+from tests.problems import LIKELIHOODS, Problem, close, problem, problems, relative
+from tests.test_structures import PROBLEMS as STRUCTURES
+from tests.test_structures import dead_relu
+
+EACH = pytest.mark.parametrize("likelihood", sorted(LIKELIHOODS))
+DEEP = (3, 4, 3, 2)
+#: Those that take a stack of columns, and hence every expectation.
+OF_COLUMNS = {"nearest": kr.nearest_kronecker_factors, "tkfac": kr.tkfac_factors, "shampoo": kr.shampoo_factors,
+              "shampoo_root": kr.shampoo_root_factors}
+ESTIMATORS = OF_COLUMNS | {"kfra": kr.kfra_factors}
+
+
+#: A dead layer has no direction of its own, and a test of its own.
+PROBLEMS = {name: q for name, q in STRUCTURES.items() if name != "dead layer"}
+
+
+@pytest.fixture(params=PROBLEMS)
+def p(request):
+    return PROBLEMS[request.param]
+
+
+def three_columns(q: Problem):
+    """Return the stack of columns of each expectation: exact, sampled, empirical."""
+    targets = q.at.sample(np.random.default_rng(0), 3)
+    return fisher.exact_columns(q.at), fisher.sampled_columns(q.at, targets), fisher.empirical_columns(q.at, q.y)
+
+
+def products(fac):
+    """Return A kron G of each layer: factors alone are defined up to a number."""
+    return [np.kron(A, G) for A, G in zip(fac.A, fac.G, strict=True)]
+
+
+def blocks(q: Problem, columns=None):
+    """Return the diagonal blocks of the Fisher."""
+    return [kr.fisher_block(q.at, i, i, columns) for i in range(len(q.shapes))]
+
+
+def rearranged(q: Problem, columns=None):
+    """Return the rearranged diagonal blocks of the Fisher."""
+    return [kronecker.rearrange(B, (n, n), (m, m)) for B, (m, n) in zip(blocks(q, columns), q.shapes, strict=True)]
+
+
+def close_products(ours, theirs, rtol):
+    for one, other in zip(products(ours), products(theirs), strict=True):
+        close(one, other, rtol)
+
+
+def apart(ours, theirs):
+    """Return the relative distances of the products of two estimators, layer by layer."""
+    return np.array([relative(one, other) for one, other in zip(products(ours), products(theirs), strict=True)])
+
+
+def norm(S):
+    return np.linalg.norm(S)
+
+
+# All of them
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+class TestEveryEstimator:
+    def test_factors_are_symmetric_positive_semi_definite_and_of_the_layers_shapes(self, name, p):
+        fac = ESTIMATORS[name](p.at)
+        assert [(len(G), len(A)) for A, G in zip(fac.A, fac.G, strict=True)] == list(p.shapes)
+        assert fac.n == len(p.at)
+        assert (fac.A_cross, fac.G_cross) == ((), ())
+        for S in (*fac.A, *fac.G):
+            close(S, S.T, rtol=1e-14)
+            assert np.linalg.eigvalsh(S)[0] > -1e-14 * np.abs(S).max()
+
+    def test_the_same_bits_twice(self, name, p):
+        one, other = (ESTIMATORS[name](p.at) for _ in range(2))
+        for S, T in zip((*one.A, *one.G), (*other.A, *other.G), strict=True):
+            np.testing.assert_array_equal(S, T)
+
+    def test_float32_stays_float32(self, name):
+        q, q64 = (problem("categorical", DEEP, dtype=dtype) for dtype in (np.float32, np.float64))
+        fac = ESTIMATORS[name](q.at)
+        assert {S.dtype for S in (*fac.A, *fac.G)} == {np.dtype(np.float32)}
+        # float32 has 7 digits; a square root leaves half of them in the small eigenvalues.
+        close_products(fac, ESTIMATORS[name](q64.at), rtol=1e-3 if name == "shampoo_root" else 1e-5)
+
+    @EACH
+    def test_a_dead_layer_has_a_product_that_is_zero(self, name, likelihood):
+        first, last = products(ESTIMATORS[name](dead_relu(likelihood).at))
+        np.testing.assert_array_equal(first, 0)
+        assert np.isfinite(last).all()
+        assert last.any()
+
+    def test_with_one_example_and_one_output_it_is_exact(self, name):
+        q = problem("gaussian", (3, 4, 3, 1), N=1)
+        for S, B in zip(products(ESTIMATORS[name](q.at)), blocks(q), strict=True):
+            # The roots are taken of matrices of rank one, whose other eigenvalues are of size eps.
+            close(S, B, rtol=1e-7 if name == "shampoo_root" else 1e-13)
+
+    def test_columns_of_another_expectation(self, name):
+        if name == "kfra":
+            with pytest.raises(TypeError):
+                ESTIMATORS[name](PROBLEMS["gaussian"].at, None)
+            return
+        q = PROBLEMS["gaussian"]
+        exact, sampled, empirical = three_columns(q)
+        facs = [ESTIMATORS[name](q.at, columns) for columns in (exact, sampled, empirical)]
+        close_products(facs[0], ESTIMATORS[name](q.at), rtol=1e-15)
+        for one, other in itertools.combinations(facs, 2):
+            assert apart(one, other).min() > 1e-3
+
+
+@EACH
+def test_the_estimators_differ(likelihood):
+    q = problem(likelihood, DEEP, N=9)
+    named = {name: estimator(q.at) for name, estimator in ESTIMATORS.items()} | {"kfac": kr.exact_factors(q.at, 0)}
+    for one, other in itertools.combinations(named, 2):
+        if {one, other} != {"tkfac", "shampoo"}:
+            assert apart(named[one], named[other])[0] > 1e-3, (one, other)
+
+
+# The nearest Kronecker product
+
+
+def test_nearest_is_the_leading_singular_triple_of_the_dense_block(p):
+    for columns in three_columns(p):
+        fac = kr.nearest_kronecker_factors(p.at, columns)
+        for A, G, B in zip(fac.A, fac.G, blocks(p, columns), strict=True):
+            A0, G0, singular = kronecker.nearest_product(B, A.shape, G.shape)
+            close(np.kron(A, G), np.kron(A0, G0), rtol=1e-13)
+            close(norm(A), norm(G), rtol=1e-14)
+            error = np.sqrt(np.sum(singular[1:]**2))
+            assert abs(norm(B - np.kron(A, G)) - error) < 1e-14 * singular[0]
+            np.testing.assert_array_equal(A, A.T)
+            np.testing.assert_array_equal(G, G.T)
+
+
+@given(problems())
+def test_no_estimator_comes_nearer_to_a_block(q):
+    nearest = kr.nearest_kronecker_factors(q.at)
+    rivals = [kr.exact_factors(q.at, 0), *(estimator(q.at) for estimator in ESTIMATORS.values())]
+    for B, best, *others in zip(blocks(q), products(nearest), *map(products, rivals), strict=True):
+        assert norm(B - best) <= min(norm(B - S) for S in others) + 1e-13 * norm(B)
+
+
+@EACH
+def test_nearest_is_strictly_nearer_than_every_other(likelihood):
+    q = problem(likelihood, DEEP, N=9)
+    B, best = blocks(q)[0], products(kr.nearest_kronecker_factors(q.at))[0]
+    assert relative(best, B) > 1e-3
+    for rival in (kr.exact_factors, kr.kfra_factors, kr.tkfac_factors, kr.shampoo_factors, kr.shampoo_root_factors):
+        assert relative(best, B) < relative(products(rival(q.at))[0], B) - 1e-3
+
+
+def test_where_kfac_is_exact_nearest_is_kfac():
+    linear = problem("gaussian", DEEP, "identity", N=9)
+    close_products(kr.nearest_kronecker_factors(linear.at), kr.exact_factors(linear.at, 0), rtol=1e-13)
+    for likelihood in LIKELIHOODS:
+        one = problem(likelihood, DEEP, N=1)
+        close_products(kr.nearest_kronecker_factors(one.at), kr.exact_factors(one.at, 0), rtol=1e-13)
+    last = problem("gaussian", DEEP, N=9)
+    far = apart(kr.nearest_kronecker_factors(last.at), kr.exact_factors(last.at, 0))
+    assert far[-1] < 1e-13
+    assert far[:-1].min() > 1e-3
+
+
+# KFRA
+
+
+def G_errors(q):
+    """Return the relative errors of KFRA's G against the exact ones, layer by layer."""
+    return np.array([relative(G, H) for G, H in zip(kr.kfra_factors(q.at).G, kr.exact_factors(q.at, 0).G, strict=True)])
+
+
+@given(problems())
+def test_kfra_is_its_recursion_written_out(q):
+    fac, N = kr.kfra_factors(q.at), len(q.at)
+    G = sum(q.model.likelihood.fisher(q.at.z)) / N
+    for i in reversed(range(len(q.shapes))):
+        close(fac.G[i], G, rtol=1e-13)
+        if i:
+            f = q.model.network.activations[i - 1]
+            slope = f.dphi(q.at.s[i - 1], q.at.a_bar[i][:, :-1])
+            W = q.at.weights[i][:, :-1]
+            G = sum(np.outer(d, d) for d in slope) / N * (W.T @ G @ W)
+
+
+def test_kfra_s_A_are_kfac_s(p):
+    for A, B in zip(kr.kfra_factors(p.at).A, kr.exact_factors(p.at, 0).A, strict=True):
+        np.testing.assert_array_equal(A, B)
+
+
+@EACH
+def test_kfra_s_G_are_exact_for_linear_nets_for_one_example_and_for_identical_inputs(likelihood):
+    assert G_errors(problem(likelihood, DEEP, "identity", N=9)).max() < 1e-13
+    for hidden in ("tanh", "softplus"):
+        assert G_errors(problem(likelihood, DEEP, hidden, N=1)).max() < 1e-13
+    q = problem(likelihood, DEEP, N=1)
+    assert G_errors(q._replace(at=q.model.at(q.at.weights, np.repeat(q.at.x, 4, axis=0)))).max() < 1e-13
+
+
+@EACH
+@pytest.mark.parametrize("hidden", ["tanh", "softplus", "logistic"])
+def test_kfra_s_G_are_exact_in_the_last_layer_and_with_a_gaussian_in_the_last_but_one(likelihood, hidden):
+    below, last_but_one, last = G_errors(problem(likelihood, DEEP, hidden, N=9))
+    assert last < 1e-14
+    assert below > (1e-3 if hidden == "tanh" else 1e-6)                 # the slopes of the others hardly vary
+    if likelihood == "gaussian":
+        assert last_but_one < 1e-14
+    else:
+        assert last_but_one > (1e-3 if hidden == "tanh" else 1e-6)
+
+
+# TKFAC and Shampoo
+
+
+def moments(q, columns=None):
+    """Return R = E[D^T D] and L = E[D D^T] of each layer, example by example and column by column."""
+    g = q.at.backward(fisher.exact_columns(q.at) if columns is None else columns)
+    found = []
+    for a, gi in zip(q.at.a_bar, g, strict=True):
+        D = [np.outer(gk[n], a[n]) for gk in gi for n in range(len(a))]
+        found.append((sum(d.T @ d for d in D) / len(a), sum(d @ d.T for d in D) / len(a)))
+    return found
+
+
+@pytest.mark.parametrize("expectation", [0, 1, 2], ids=["exact", "sampled", "empirical"])
+def test_tkfac_keeps_the_trace_of_every_block_and_kfac_does_not(p, expectation):
+    columns = three_columns(p)[expectation]
+    for S, B in zip(products(kr.tkfac_factors(p.at, columns)), blocks(p, columns), strict=True):
+        close(np.trace(S), np.trace(B), rtol=1e-13)
+
+
+@EACH
+def test_kfac_nearest_and_the_roots_do_not_keep_the_trace(likelihood):
+    q = problem(likelihood, DEEP, N=9)
+    for estimator in (kr.exact_factors, kr.nearest_kronecker_factors, kr.shampoo_root_factors):
+        assert abs(np.trace(products(estimator(q.at))[0]) / np.trace(blocks(q)[0]) - 1) > 1e-3
+
+
+def test_tkfac_is_shampoo_with_the_trace_kept(p):
+    for columns in three_columns(p):
+        ours, theirs = kr.tkfac_factors(p.at, columns), kr.shampoo_factors(p.at, columns)
+        for S, (R, L) in zip(products(ours), moments(p, columns), strict=True):
+            close(S, np.kron(R, L) / np.trace(L), rtol=1e-13)
+        close_products(theirs, ours, rtol=1e-13)
+
+
+def test_tkfac_is_one_step_of_the_power_iteration_from_the_identity(p):
+    for columns in three_columns(p):
+        fac = kr.tkfac_factors(p.at, columns)
+        for S, R, (m, n) in zip(products(fac), rearranged(p, columns), p.shapes, strict=True):
+            left, right = R @ vec(np.eye(n)), R.T @ vec(np.eye(m))
+            trace = vec(np.eye(m)) @ left
+            close(S, np.kron(unvec(right, n, n), unvec(left, m, m)) / trace, rtol=1e-13)
+
+
+def test_the_power_iteration_goes_on_to_the_nearest_product():
+    q = problem("categorical", (3, 4, 3), N=9)
+    nearest, first = products(kr.nearest_kronecker_factors(q.at))[0], products(kr.tkfac_factors(q.at))[0]
+    (m, n), R = q.shapes[0], rearranged(q)[0]
+    y = vec(np.eye(m))
+    for _ in range(200):
+        x = R.T @ y / norm(R.T @ y)
+        y = R @ x
+    close(np.kron(unvec(x, n, n), unvec(y, m, m)), nearest, rtol=1e-13)
+    assert relative(first, nearest) > 1e-3
+
+
+@pytest.mark.parametrize("name", OF_COLUMNS)
+def test_gaussian_residuals_times_c_give_c_squared_and_leave_the_exact_ones(name):
+    q, c = problem("gaussian", DEEP, N=9), 3.0
+    y = q.at.z + c * (q.y - q.at.z)
+    ours, theirs = (products(OF_COLUMNS[name](q.at, fisher.empirical_columns(q.at, labels))) for labels in (y, q.y))
+    for S, T in zip(ours, theirs, strict=True):
+        close(S, c**2 * T, rtol=1e-12)
+    for S, T in zip(products(OF_COLUMNS[name](q.at)), theirs, strict=True):
+        assert relative(S, T) > 1e-3
+
+
+@EACH
+@pytest.mark.parametrize("name", ["tkfac", "shampoo"])
+def test_the_moments_of_a_stack_of_draws_are_the_means_of_those_of_each(likelihood, name):
+    q = problem(likelihood, DEEP, N=5)
+    targets = q.at.sample(np.random.default_rng(1), 4)
+    stack, *each = (OF_COLUMNS[name](q.at, fisher.sampled_columns(q.at, y)) for y in (targets, *targets))
+    for i in range(3):
+        for X in ("A", "G"):                            # a factor times its trace is the moment: A is R / sqrt(tr R)
+            S, *others = (getattr(fac, X)[i] * np.trace(getattr(fac, X)[i]) for fac in (stack, *each))
+            close(S, sum(others) / 4, rtol=1e-13)
+    assert relative(products(stack)[0], sum(products(fac)[0] for fac in each) / 4) > 1e-3
+
+
+def test_shampoo_s_roots_are_the_roots_of_its_moments(p):
+    for columns in three_columns(p):
+        fac = kr.shampoo_root_factors(p.at, columns)
+        for A, G, (R, L) in zip(fac.A, fac.G, moments(p, columns), strict=True):
+            close(A @ A, R, rtol=1e-13)
+            close(G @ G, L, rtol=1e-13)
+
+
+@EACH
+def test_the_roots_are_those_of_scipy_where_nothing_is_singular(likelihood):
+    q = problem(likelihood, (2, 3, 2), N=30)
+    fac = kr.shampoo_root_factors(q.at)
+    (R, L), *_ = moments(q)
+    assert max(np.linalg.cond(R), np.linalg.cond(L)) < 1e12
+    rtol = 1e-14 * max(10, np.sqrt(max(np.linalg.cond(R), np.linalg.cond(L))))
+    close(fac.A[0], scipy.linalg.sqrtm(R), rtol)
+    close(fac.G[0], scipy.linalg.sqrtm(L), rtol)
+
+
+@pytest.mark.parametrize("name", ["shampoo", "shampoo_root"])
+def test_shampoo_in_chunks_of_examples_changes_nothing(monkeypatch, name):
+    q = problem("categorical", DEEP)
+    before = ESTIMATORS[name](q.at)
+    monkeypatch.setattr(shampoo, "CHUNK_BYTES", 2 * 2 * 4 * 5 * 8)
+    close_products(ESTIMATORS[name](q.at), before, rtol=1e-12 if name == "shampoo_root" else 1e-14)
