@@ -9,11 +9,17 @@ section     module                                    names
 2.2         `likelihoods`, `model`                    `Gaussian`, `Categorical`, `Bernoulli`; `Model`, `Point`
 2.2         `fisher`                                  `exact_fisher`, `fisher_block`, `fisher_product`, `fisher_gram`;
                                                       `sampled_fisher`, `empirical_fisher`
+2.2         `hessian`                                 `hessian.hessian`, `hessian.hessian_product`
 3           `kronecker`                               vec, products, solves, the rearrangement, the nearest product
 3, 5        `factors`                                 `exact_factors`, `sampled_factors`, `empirical_factors`;
+                                                      `nearest_kronecker_factors`, KFRA, TKFAC, Shampoo;
                                                       `Factors`, `RunningAverage`
 4.2, 6.3    `curvature`                               `BlockDiagonal` (F-breve), `EigenDamped`, `Full` (F~);
-                                                      `ExactBlockDiagonal`, `Exact`
+                                                      `ExactBlockDiagonal`, `Exact`, `ExactDual`; `EKFAC`,
+                                                      `InputOnly` (FOOF), `Diagonal`
+4.3         `curvature`                               `BlockTridiagonal` (F-hat)
+3           `analysis`                                the error as a covariance and as cumulants; the error budget
+10          `analysis`                                re-parameterized networks, whitening
 6           `damping`                                 pi, factored Tikhonov, the rules of lambda and gamma
 6.4, 7      `quadratic_model`                         M(delta), alpha and mu, rho
 9           `optimizers`                              `KFAC`, `NaturalGradient`, `SGD`, `Adam`
@@ -24,12 +30,14 @@ app. B      `kronecker`                               `solve_sum`
 """
 
 from . import (
+    analysis,
     checks,
     curvature,
     damping,
     datasets,
     factors,
     fisher,
+    hessian,
     kronecker,
     likelihoods,
     model,
@@ -39,7 +47,18 @@ from . import (
     quadratic_model,
     training,
 )
-from .factors import Factors, RunningAverage, empirical_factors, exact_factors, sampled_factors
+from .factors import (
+    Factors,
+    RunningAverage,
+    empirical_factors,
+    exact_factors,
+    kfra_factors,
+    nearest_kronecker_factors,
+    sampled_factors,
+    shampoo_factors,
+    shampoo_root_factors,
+    tkfac_factors,
+)
 from .fisher import empirical_fisher, exact_fisher, fisher_block, fisher_gram, fisher_product, sampled_fisher
 from .likelihoods import Bernoulli, Categorical, Gaussian
 from .model import Model, Point
@@ -56,6 +75,7 @@ __all__ = [
     "Model",
     "Point",
     "RunningAverage",
+    "analysis",
     "checks",
     "curvature",
     "damping",
@@ -69,14 +89,20 @@ __all__ = [
     "fisher_block",
     "fisher_gram",
     "fisher_product",
+    "hessian",
+    "kfra_factors",
     "kronecker",
     "likelihoods",
     "model",
+    "nearest_kronecker_factors",
     "network",
     "optimizers",
     "params",
     "quadratic_model",
     "sampled_factors",
     "sampled_fisher",
+    "shampoo_factors",
+    "shampoo_root_factors",
+    "tkfac_factors",
     "training",
 ]

@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike
 from . import checks
 from .checks import Array, Direction, Rows
 from .likelihoods import Likelihood
-from .network import MLP, Pass
+from .network import Network, Pass
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Model:
 
     Parameters
     ----------
-    network : MLP
-        What maps x to z.
+    network : Network
+        What maps x to z: an `MLP`.
     likelihood : Likelihood
         `Gaussian`, `Categorical`, `Bernoulli`, or a class of the user's with the same methods.
     weight_decay : float
@@ -46,7 +46,7 @@ class Model:
     Source: Martens & Grosse 2015, sec. 2.
     """
 
-    network: MLP
+    network: Network
     likelihood: Likelihood
     weight_decay: float = 0.0
 
@@ -128,7 +128,7 @@ class Point:
     @property
     def x(self) -> Array:
         """The inputs, (N, d_0)."""
-        return self.a_bar[0][:, :-1]
+        return self.forward.x
 
     @property
     def a_bar(self) -> tuple[Array, ...]:
@@ -143,7 +143,7 @@ class Point:
     @property
     def z(self) -> Array:
         """The output of the network, (N, C)."""
-        return self.s[-1]
+        return self.forward.z
 
     def __len__(self) -> int:
         """Return the number N of examples."""

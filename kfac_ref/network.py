@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -86,6 +87,16 @@ class Pass:
         return tuple(f.dphi(s, a_bar[:, :-1])
                      for f, s, a_bar in zip(self.activations[:-1], self.s[:-1], inputs, strict=True))
 
+    @property
+    def x(self) -> Array:
+        """The inputs, (N, d_0)."""
+        return self.a_bar[0][:, :-1]
+
+    @property
+    def z(self) -> Array:
+        """The output of the network, (N, C)."""
+        return self.s[-1]
+
     def take(self, rows: Rows) -> Pass:
         """Return the pass of some of the examples, without computing it again.
 
@@ -100,6 +111,34 @@ class Pass:
             Of n examples, in the order of `rows`.
         """
         return Pass(self.activations, tuple(a[rows] for a in self.a_bar), tuple(s[rows] for s in self.s))
+
+
+class Network(Protocol):
+    """What a `Model` needs of its network: an `MLP`, or a re-parameterized one."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Widths d_0, ..., d_L."""
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """The shape of each layer's weights."""
+
+    @property
+    def parameters(self) -> int:
+        """The number P of weights and biases."""
+
+    def init(self, rng: np.random.Generator, scheme: str = "sparse", dtype: DTypeLike = np.float64) -> list[Array]:
+        """Draw initial weights."""
+
+    def forward(self, weights: Direction, x: Array) -> Pass:
+        """Run the network and keep every intermediate."""
+
+    def backward(self, weights: Direction, forward: Any, dz: Array) -> list[Array]:
+        """Send gradients with respect to the output back."""
+
+    def tangent(self, weights: Direction, forward: Any, V: Direction) -> Array:
+        """Differentiate the output in a direction of the weights."""
 
 
 @dataclass(frozen=True)

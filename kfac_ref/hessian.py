@@ -1,0 +1,103 @@
+"""The Hessian of the mean loss, by differentiating the backward pass: what the Fisher leaves out.
+
+With R the derivative in the direction V of the weights (Pearlmutter 1994), F_R the Hessian of nll with respect to z (z
+is natural), and g_i the gradients of the mean loss with respect to s_i::
+
+    R g_{L-1} = F_R (J V) / N
+    R da_i    = R g_i W_i[:, :-1] + g_i V_i[:, :-1]                    da_i = g_i W_i[:, :-1]
+    R g_{i-1} = R da_i * phi'(s_{i-1}) + da_i * phi''(s_{i-1}) * R s_{i-1}
+    (H V)_i   = R g_i^T a_bar_i + g_i^T R a_bar_i                      R a_bar_i = [R a_i, 0]
+
+H = F + E[ sum_c (d nll / d z_c) (second derivative of z_c) ]. The added term vanishes where all d nll / d z do, and for
+one layer; it averages to zero over targets drawn from the model, so the mean of H over y ~ p(y | z) is F, for every
+network. Weight decay is not part of it, as it is not part of a Fisher.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import checks
+from .checks import Array, Direction
+from .model import Point
+from .params import flatten, unflatten
+
+
+def hessian_product(at: Point, y: Any, V: Direction) -> list[Array]:
+    """Return ``H v`` for the Hessian of the mean loss, by an R-forward and an R-backward pass.
+
+    Parameters
+    ----------
+    at : Point
+        Where.
+    y : (N,) or (N, C) array
+        The labels or targets.
+    V : list of (d_{i+1}, d_i + 1) arrays
+        A direction.
+
+    Returns
+    -------
+    list of (d_{i+1}, d_i + 1) arrays
+        A direction; weight decay is left out. The second derivative of relu is taken to be 0 everywhere.
+
+    Raises
+    ------
+    ValueError
+        For bad labels, wrong shapes (naming the layer), NaN or infinity.
+
+    Notes
+    -----
+    Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian".
+    """
+    V = checks.direction("V", V, at.model.network.shapes, at.z.dtype)
+    W, N = at.weights, len(at)
+    Rs, Ra_bar = [at.a_bar[0] @ V[0].T], [np.zeros_like(at.a_bar[0])]
+    for i, slope in enumerate(at.forward.slopes, 1):
+        Ra_bar.append(np.zeros_like(at.a_bar[i]))
+        Ra_bar[i][:, :-1] = slope * Rs[i - 1]
+        Rs.append(at.a_bar[i] @ V[i].T + Ra_bar[i] @ W[i].T)
+    dz = at.model.likelihood.gradient(at.z, y)
+    if dz.ndim != 2:
+        raise ValueError(f"y must hold one target for each example, got a stack of {len(dz)}")
+    g = at.backward(dz / N)
+    Rg = at.model.likelihood.fisher_product(at.z, Rs[-1]) / N
+    HV: list[Array] = []
+    for i in reversed(range(len(W))):
+        HV.append(Rg.T @ at.a_bar[i] + g[i].T @ Ra_bar[i])
+        if i:
+            s, a = at.s[i - 1], at.a_bar[i][:, :-1]
+            curve = at.forward.activations[i - 1].ddphi(s, a)
+            da = g[i] @ W[i][:, :-1]
+            Rda = Rg @ W[i][:, :-1] + g[i] @ V[i][:, :-1]
+            Rg = Rda * at.forward.slopes[i - 1] + da * curve * Rs[i - 1]
+    return HV[::-1]
+
+
+def hessian(at: Point, y: Any, max_bytes: int | None = None) -> Array:
+    """Return the Hessian of the mean loss, dense, for small networks: one product for each parameter.
+
+    Parameters
+    ----------
+    at : Point
+        Where.
+    y : (N,) or (N, C) array
+        The labels or targets.
+    max_bytes : int, optional
+        A larger matrix is refused; 4 GiB unless told.
+
+    Returns
+    -------
+    H : (P, P) array
+        Symmetric to rounding; weight decay is left out.
+
+    Raises
+    ------
+    ValueError
+        For bad labels, or a matrix of more than `max_bytes`.
+    """
+    P, shapes = at.model.network.parameters, at.model.network.shapes
+    checks.dense_size("the Hessian", P, P, at.z.itemsize, max_bytes)
+    return np.stack([flatten(hessian_product(at, y, unflatten(e, shapes))) for e in np.eye(P, dtype=at.z.dtype)],
+                    axis=1)
