@@ -40,11 +40,12 @@ lint: $(VENV)/lint  ## ruff, mypy and numpydoc
 	$(BIN)/mypy
 	$(BIN)/numpydoc lint $$(git ls-files 'kfac_ref/*.py')
 
-bench: $(VENV)/run  ## time one step against its bare BLAS and LAPACK calls
+bench: $(VENV)/run  ## time one step against its bare BLAS and LAPACK calls, and the family against each other
 	$(BIN)/python tests/bench/step.py
+	$(BIN)/python tests/bench/family.py
 
-figures: $(VENV)/run  ## draw the committed figures anew
-	$(BIN)/python figures/demo.py
+figures: $(VENV)/run  ## draw the committed figures anew; some minutes
+	for script in figures/*.py; do $(BIN)/python $$script || exit 1; done
 
 mutants: $(VENV)/test  ## break the package on purpose and print which tests notice
 	$(BIN)/python -m tests.mutants

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import __version__, datasets
-from .experiments import autoencoder, classifier, report
 
 #: Arrays of a megabyte are taken from memory that the process keeps, where glibc would else ask the system for fresh
 #: pages at every temporary array; read when a process starts.
@@ -74,8 +73,10 @@ def _demo(out: Path, seed: int, quick: bool, tune: bool) -> int:
     if seed < 0:
         raise ValueError(f"--seed must be at least 0, got {seed}")
     _check_writable(out)
+    from .experiments import autoencoder, classifier, report  # slow: with Matplotlib, and not twice at a restart
+
     data = datasets.digits()
-    shorten = 50 if quick else 1
+    shorten = 100 if quick else 1
     if tune:
         chosen = autoencoder.tune(data, print, shorten)
         _write(out / "tune.json", json.dumps(chosen, indent=1))
@@ -88,13 +89,18 @@ def _demo(out: Path, seed: int, quick: bool, tune: bool) -> int:
     print(f"differences) is at most ..., median (range) over the seeds {seed} to {last}\n")
     print(levels, end="\n\n")
     found = classifier.stages(data, seed, (3, 10) if quick else (10, 200), 200 if quick else None)
-    print("Digits classifier: relative Frobenius error against the exact Fisher; (best) is the least that any")
-    print("Kronecker product could reach in that layer's block\n")
+    print("Digits classifier: relative Frobenius error of the family; (best) is the least that any Kronecker product")
+    print("could reach in that layer's block\n")
     print(report.format_table(classifier.fisher_table(found)), end="\n\n")
+    judgements = classifier.budget(data, seed, 6 if quick else 18, 200 if quick else None)
+    print("Digits classifier: from the exact damped Fisher to what K-FAC solves with, and what that does to the step\n")
+    print(report.format_table(classifier.budget_table(judgements)), end="\n\n")
     autoencoder.convergence_figure(histories).savefig(out / "convergence.png")
     classifier.fisher_figure(found).savefig(out / "fisher.png")
-    _write(out / "summary.json", json.dumps(report.summary(histories, found, seed), indent=1))
-    print(f"wrote convergence.png, fisher.png and summary.json to {out}/ ({time.perf_counter() - start:.0f} seconds)")
+    classifier.budget_figure(judgements).savefig(out / "budget.png")
+    _write(out / "summary.json", json.dumps(report.summary(histories, found, judgements, seed), indent=1))
+    seconds = time.perf_counter() - start
+    print(f"wrote convergence.png, fisher.png, budget.png and summary.json to {out}/ ({seconds:.0f} seconds)")
     return 0
 
 

@@ -27,6 +27,7 @@ STYLE: dict[str, Any] = {
 }
 COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#000000")
 DASHES: tuple[Any, ...] = ("-", "--", (0, (1, 1)), "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (4, 1)), ":")
+MARKERS = ("o", "s", "^", "v", "D", "x", "+", "*", "p", "h", "<", ">")
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +148,147 @@ def fisher_rows(rows: Mapping[str, tuple[Array, Array]], sizes: Sequence[int], t
             axes_row[0].set_ylabel(f"{name}\nlayer")
             figure.colorbar(image, ax=list(axes_row), shrink=0.9, pad=0.01, label="mean |entry| of a cell")
         caption(figure, text, 148)
+        return figure
+
+
+def error_budget(names: Sequence[str], errors: Sequence[float], angles: Sequence[float],
+                 decreases: Sequence[float], text: str) -> Figure:
+    """Draw what each step away from the exact matrix does, as bars from top to bottom.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The steps.
+    errors : sequence of float
+        Relative Frobenius errors against the exact matrix.
+    angles : sequence of float
+        Degrees between the step and the natural gradient.
+    decreases : sequence of float
+        The decrease of the quadratic model over that of the natural gradient, 0..1.
+    text : str
+        The caption.
+
+    Returns
+    -------
+    Figure
+        Three panels that share the names.
+    """
+    with style():
+        figure = Figure(figsize=(10, 0.45 * len(names) + 1.8), layout="constrained")
+        panels = figure.subplots(1, 3, sharey=True)
+        for axes, values, label, colour, form in zip(
+                panels, (errors, angles, [100 * d for d in decreases]),
+                ("matrix: relative error", "step: degrees from natural gradient", "step: decrease of M (% of best)"),
+                COLOURS, ("{:.2f}", "{:.0f}", "{:.0f}"), strict=False):
+            bars = axes.barh(range(len(names)), values, color=colour, height=0.65)
+            axes.bar_label(bars, [form.format(v) for v in values], padding=3, fontsize=9)
+            axes.set(xlabel=label, xlim=(0, max(*values, 1e-9) * 1.18))
+            axes.grid(False, axis="y")
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].invert_yaxis()
+        caption(figure, text, 138)
+        return figure
+
+
+def lines(x: Array, values: Mapping[str, Sequence[float]], x_label: str, y_label: str, text: str,
+          log_x: bool = True) -> Figure:
+    """Draw a few lines over one axis, the values on a logarithmic scale.
+
+    Parameters
+    ----------
+    x : (T,) array
+        Where the values stand.
+    values : mapping from name to (T,) sequence
+        In the order of the legend; at most as many as there are colours.
+    x_label, y_label : str
+        What the axes show, with units.
+    text : str
+        The caption.
+    log_x : bool
+        Whether x is logarithmic too.
+
+    Returns
+    -------
+    Figure
+        One panel, the legend beside it.
+    """
+    with style():
+        figure = Figure(figsize=(9, 4.6), layout="constrained")
+        axes = figure.subplots()
+        for (name, y), colour, dash, marker in zip(values.items(), COLOURS, DASHES, MARKERS, strict=False):
+            axes.plot(x, y, color=colour, linestyle=dash, marker=marker, markevery=max(1, len(x) // 8), label=name)
+        axes.set(xlabel=x_label, ylabel=y_label, yscale="log", xscale="log" if log_x else "linear")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        caption(figure, text, 122)
+        return figure
+
+
+def grouped_bars(values: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str], label: str,
+                 text: str) -> Figure:
+    """Draw bars by name, a group of bars each, one panel a network.
+
+    Parameters
+    ----------
+    values : mapping from panel to mapping from group member to sequence
+        One number for each of `names`.
+    names : sequence of str
+        What stands on the vertical axis.
+    label : str
+        What the numbers are, with their unit.
+    text : str
+        The caption.
+
+    Returns
+    -------
+    Figure
+        Panels that share both axes.
+    """
+    with style():
+        figure = Figure(figsize=(11, 0.42 * len(names) + 2.0), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(1, len(values), sharey=True, sharex=True))
+        for axes, (title, members) in zip(panels, values.items(), strict=True):
+            height = 0.8 / len(members)
+            for k, ((member, numbers), colour) in enumerate(zip(members.items(), COLOURS, strict=False)):
+                axes.barh(np.arange(len(names)) + (k - (len(members) - 1) / 2) * height, numbers, height=height * 0.9,
+                          color=colour, label=member)
+            axes.set(title=title, xlabel=label if axes is panels[len(panels) // 2] else "")
+            axes.grid(False, axis="y")
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].invert_yaxis()
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        caption(figure, text, 150)
+        return figure
+
+
+def cost(rows: Mapping[str, Array], text: str) -> Figure:
+    """Draw seconds and memory against width, on logarithmic scales.
+
+    Parameters
+    ----------
+    rows : mapping from name to (T, 3) array
+        Width, seconds, MiB.
+    text : str
+        The caption.
+
+    Returns
+    -------
+    Figure
+        Two panels.
+    """
+    with style():
+        figure = Figure(figsize=(11, 5.2), layout="constrained")
+        panels = figure.subplots(1, 2)
+        for k, (name, row) in enumerate(rows.items()):
+            for axes, column in zip(panels, (1, 2), strict=True):
+                axes.plot(row[:, 0], row[:, column], color=COLOURS[k % len(COLOURS)], linestyle=DASHES[k % len(DASHES)],
+                          marker=MARKERS[k], label=name)
+        for axes, label in zip(panels, ("seconds to make and solve once", "peak of memory (MiB)"), strict=True):
+            axes.set(xscale="log", yscale="log", xlabel="width d", ylabel=label)
+            widths = sorted({float(w) for row in rows.values() for w in row[:, 0]})
+            axes.set_xticks(widths, [f"{w:g}" for w in widths])
+            axes.minorticks_off()
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
+        caption(figure, text, 150)
         return figure
 
 

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 
 import kfac_ref as kr
 from kfac_ref import cli, datasets, training
-from kfac_ref.experiments import autoencoder, classifier, report
+from kfac_ref.analysis import Judgement, judge
+from kfac_ref.experiments import autoencoder, classifier, family, report
 from kfac_ref.optimizers import KFAC
 
 from .problems import close, relative
@@ -94,35 +95,39 @@ def again(tmp_path_factory):
     return strict_json(out / "summary.json")
 
 
-def test_the_demo_prints_both_tables(demo):
+def test_the_demo_prints_its_tables(demo):
     printed, out = demo
     lines = printed.splitlines()
-    for head in ("error at most", "relative error"):
+    for head in ("error at most", "relative error", "error budget"):
         at = next(i for i, line in enumerate(lines) if line.startswith(head))
         assert set(lines[at + 1]) == {"-"}
     for name in autoencoder.METHODS:
         row = next(i for i, line in enumerate(lines) if line.startswith(name))
         assert lines[row].split(name)[1].split()[0] == "iterations"
         assert lines[row + 1].split()[0] == "seconds"
-    assert [line.split("  ")[0] for line in lines if line[:5] in ("at th", "after")] == [
-        "at the start", "after 3 steps", "after 10 steps"]
-    assert f"wrote convergence.png, fisher.png and summary.json to {out}/ (" in lines[-1]
+    head = next(line for line in lines if line.startswith("relative error"))
+    stages = [name.strip() for name in head.split("  ") if name][1:]
+    assert stages == ["at the start", "after 3 steps", "after 10 steps"]
+    for name in family.FAMILY:
+        assert (name == "exact F") != any(line.startswith(name) and line.count(".") == 3 for line in lines)
+    assert f"wrote convergence.png, fisher.png, budget.png and summary.json to {out}/ (" in lines[-1]
 
 
-def test_the_demo_writes_three_files_and_nothing_else(demo):
+def test_the_demo_writes_four_files_and_nothing_else(demo):
     _, out = demo
-    assert sorted(path.name for path in out.iterdir()) == ["convergence.png", "fisher.png", "summary.json"]
-    for name in ("convergence.png", "fisher.png"):
+    pictures = ["budget.png", "convergence.png", "fisher.png"]
+    assert sorted(path.name for path in out.iterdir()) == [*pictures, "summary.json"]
+    for name in pictures:
         png = (out / name).read_bytes()
         assert png.startswith(b"\x89PNG\r\n\x1a\n")
         assert png.endswith(b"IEND\xaeB`\x82")
         width, height = (int.from_bytes(png[i:i + 4], "big") for i in (16, 20))
         assert width > 1000
-        assert height > 500
+        assert height > 400
 
 
 def test_the_summary_has_every_number(summary):
-    assert set(summary) == {"seed", "environment", "autoencoder", "classifier"}
+    assert set(summary) == {"seed", "environment", "autoencoder", "classifier", "budget"}
     assert summary["seed"] == 0
     assert list(summary["autoencoder"]) == list(autoencoder.METHODS)
     assert list(summary["classifier"]) == ["at the start", "after 3 steps", "after 10 steps"]
@@ -131,7 +136,7 @@ def test_the_summary_has_every_number(summary):
         assert (entry["batch"], entry["settings"]) == (method.batch, method.settings)
         assert len(entry["runs"]) == len(autoencoder.SEEDS)
         for run in entry["runs"]:
-            assert [e["k"] for e in run["evaluations"]] == autoencoder.evaluation_steps(method.iterations // 50)
+            assert [e["k"] for e in run["evaluations"]] == autoencoder.evaluation_steps(method.iterations // 100)
             assert all(set(e) == set(training.Evaluation.__dataclass_fields__) for e in run["evaluations"])
             assert list(run["levels"]) == [f"{level:g}" for level in autoencoder.LEVELS]
 
@@ -205,19 +210,24 @@ def quickened(monkeypatch, short_runs):
 
     def stages(data, seed, steps, cases):
         asked.append(("stages", seed, steps, cases))
-        errors = {"whole": {"F_tilde": 0.1, "F_breve": 0.2}, "train_error": 0.5,
+        errors = {"whole": {"F_tilde": 0.1, "F_breve": 0.2}, "train_error": 0.5, "family": {"EKFAC": 0.3},
                   "blocks": [{"kronecker_factored": 0.1, "best_kronecker": 0.05}]}
         return [classifier.Stage("at the start", np.eye(2), np.eye(2), np.eye(2), errors)]
 
     monkeypatch.setattr(autoencoder, "convergence", convergence)
     monkeypatch.setattr(classifier, "stages", stages)
+    def budget(data, seed, step, cases):
+        asked.append(("budget", seed, step, cases))
+        return [Judgement("exact", 0.0, math.nan, 0.0, 1.0, 1.0), Judgement("next", 0.5, 0.5, 10.0, 2.0, 0.9)]
+
     monkeypatch.setattr(classifier, "fisher_figure", lambda found: Figure())
+    monkeypatch.setattr(classifier, "budget", budget)
     return asked
 
 
 @pytest.mark.parametrize(("options", "asked"), [
-    ([], [("convergence", 0, 1), ("stages", 0, (10, 200), None)]),
-    (["--quick", "--seed", "7"], [("convergence", 7, 50), ("stages", 7, (3, 10), 200)])])
+    ([], [("convergence", 0, 1), ("stages", 0, (10, 200), None), ("budget", 0, 18, None)]),
+    (["--quick", "--seed", "7"], [("convergence", 7, 100), ("stages", 7, (3, 10), 200), ("budget", 7, 6, 200)])])
 def test_options_reach_the_experiments(quickened, tmp_path, options, asked):
     assert cli.main(["demo", "--out", str(tmp_path), *options]) == 0
     assert quickened == asked
@@ -330,7 +340,7 @@ def test_tuning_writes_what_it_chose(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(autoencoder, "tune", lambda data, report, shorten: report("a trial") or {"shorten": shorten})
     assert cli.main(["demo", "--tune", "--quick", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "a trial\n"
-    assert strict_json(tmp_path / "tune.json") == {"shorten": 50}
+    assert strict_json(tmp_path / "tune.json") == {"shorten": 100}
 
 
 # Starting again with variables
@@ -620,8 +630,43 @@ def test_the_relative_error():
 
 def test_the_table_of_the_fisher():
     blocks = [{"kronecker_factored": 0.25, "best_kronecker": 0.125}, {"kronecker_factored": 1, "best_kronecker": 0.5}]
-    errors = {"whole": {"F_tilde": 0.3751, "F_breve": 2}, "blocks": blocks, "train_error": 0.1234}
+    errors = {"whole": {"F_tilde": 0.3751, "F_breve": 2}, "blocks": blocks, "train_error": 0.1234,
+              "family": {"EKFAC": 0.3751, "diagonal": 2}}
     stage = classifier.Stage("now", np.eye(1), np.eye(1), np.eye(1), errors)
     assert classifier.fisher_table([stage]) == [
-        ["relative error", "F~", "F-breve", "layer 0: A(x)G (best)", "layer 1: A(x)G (best)", "wrong labels"],
-        ["now", "0.375", "2.000", "0.250 (0.125)", "1.000 (0.500)", "12.3%"]]
+        ["relative error against the exact Fisher", "now"], ["EKFAC", "0.375"], ["diagonal", "2.000"],
+        ["block of layer 0 alone: A x G (best)", "0.250 (0.125)"],
+        ["block of layer 1 alone: A x G (best)", "1.000 (0.500)"], ["wrong labels", "12.3%"]]
+
+
+def test_the_table_of_the_budget():
+    judgements = [Judgement("exact", 0.0, math.nan, 0.0, 1.0, 1.0), Judgement("next", 0.5, 0.25, 10.04, 2.0, 0.9012)]
+    assert classifier.budget_table(judgements)[1:] == [
+        ["exact", "0.000", "", "0.0 deg", "1.00", "100.0%"], ["next", "0.500", "0.250", "10.0 deg", "2.00", "90.1%"]]
+
+
+def test_the_family_of_a_stage(compared):
+    _, stage = compared
+    F, found = stage.F, stage.errors["family"]
+    assert set(found) == set(family.FAMILY) - {"exact F"}
+    # The damping of 1e-8 that F-hat needs shows as its root at most, in structures that are damped in their factors.
+    close(found["F~ (all blocks A x G)"], stage.errors["whole"]["F_tilde"], rtol=1e-6)
+    close(found["A x G (exact damping)"], stage.errors["whole"]["F_breve"], rtol=1e-6)
+    close(found["F-breve (factored damping)"], stage.errors["whole"]["F_breve"], rtol=1e-2)
+    close(found["diagonal"], relative(np.diag(np.diag(F)), F), rtol=1e-6)
+    assert found["exact blocks"] < min(found[name] for name in ("nearest A x G", "EKFAC", "KFRA", "TKFAC", "diagonal"))
+    assert found["nearest A x G"] <= min(found[name] for name in ("A x G (exact damping)", "TKFAC", "KFRA"))
+
+
+def test_each_of_the_family_judged_at_its_best_damping(compared):
+    at, _ = compared
+    y, targets = np.arange(30) % 10, at.sample(np.random.default_rng(0))
+    entries = {e.name: e for e in family.compare(at, y, 1e-2, targets, ("exact F", "EKFAC", "diagonal"))}
+    assert entries["exact F"].judgement.decrease == 1
+    assert entries["exact F"].error < 1e-6          # the family is compared at a damping of 1e-8
+    for name in ("EKFAC", "diagonal"):
+        make = family.FAMILY[name]
+        tried = [judge(at, y, 1e-2, [(name, make(at, d, targets))], dense=False)[0].decrease for d in family.DAMPINGS]
+        assert entries[name].judgement.decrease == max(tried) < 1
+        assert family.DAMPINGS[int(np.argmax(tried))] == entries[name].damping
+        assert entries[name].seconds > 0 < entries[name].mebibytes

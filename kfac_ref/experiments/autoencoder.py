@@ -222,7 +222,6 @@ def convergence(data: Dataset, seed: int = 0, shorten: int = 1) -> dict[str, lis
     -------
     dict
         Three histories for each method.
-
     """
     histories: dict[str, list[training.History]] = {}
     for name, method in METHODS.items():

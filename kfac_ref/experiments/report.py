@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import scipy
 
 from .. import __version__, training
+from ..analysis import Judgement
 from .autoencoder import LEVELS, METHODS, reached
 from .classifier import Stage
 
@@ -36,7 +38,8 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def summary(histories: Mapping[str, Sequence[training.History]], found: Sequence[Stage], seed: int) -> dict[str, Any]:
+def summary(histories: Mapping[str, Sequence[training.History]], found: Sequence[Stage],
+            judgements: Sequence[Judgement], seed: int) -> dict[str, Any]:
     """Return every number of the demo as plain data for JSON; keys that end in ``seconds`` differ from run to run.
 
     Parameters
@@ -45,6 +48,8 @@ def summary(histories: Mapping[str, Sequence[training.History]], found: Sequence
         Runs of each method, one a seed. The names are those of `METHODS`.
     found : sequence of Stage
         The classifier's.
+    judgements : sequence of Judgement
+        The error budget.
     seed : int
         Of the demo.
 
@@ -62,6 +67,7 @@ def summary(histories: Mapping[str, Sequence[training.History]], found: Sequence
                              "levels": {f"{level:g}": _level(h, level) for level in LEVELS}} for h in runs]}
             for name, runs in histories.items()},
         "classifier": {s.name: s.errors for s in found},
+        "budget": [asdict(j) | {"change": None if math.isnan(j.change) else j.change} for j in judgements],
     }
 
 

@@ -1,0 +1,118 @@
+"""Which approximation, when: the whole family on three networks at three stages, against the exact damped Fisher.
+
+    python figures/approximations.py [--quick] [--out DIR]
+
+Networks: the digits classifier 64-20-20-20-10 (tanh), the digits autoencoder 64-32-16-8-16-32-64 (logistic, Bernoulli)
+and a classifier of relu units, 64-32-16-10. Stages: at the start, after 10 steps of K-FAC, and after 200. For each
+approximation the relative error of the matrix, the angle of its step to the natural gradient, and the decrease of the
+quadratic model that the rescaled step gives, as a share of the natural gradient's, each at the damping that suits it
+best; seconds to make and solve once, and the peak of memory. No figure of the paper; nearest is its figure 7. Writes
+``approximations.png``, ``approximations.json`` and the tables ``approximations.md``. Takes some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import kfac_ref as kr
+from kfac_ref import cli, plotting
+from kfac_ref.experiments import autoencoder, classifier, family, report
+
+HERE = Path(__file__).parent / "approximations"
+#: lambda + eta of the quadratic model, in which all steps are judged.
+DAMPING = 1e-3
+
+
+def networks(quick: bool) -> dict[str, kr.Model]:
+    """Return the three models by name, or a small one."""
+    if quick:
+        return {"small classifier": kr.Model(kr.MLP((64, 6, 10), "tanh"), kr.Categorical(), weight_decay=1e-5)}
+    relu = kr.Model(kr.MLP((64, 32, 16, 10), "relu"), kr.Categorical(), weight_decay=1e-5)
+    return {"classifier (tanh)": classifier.untrained(), "autoencoder (logistic)": autoencoder.untrained(),
+            "classifier (relu)": relu}
+
+
+def study(models: dict[str, kr.Model], cases: int, steps: tuple[int, int]) -> dict[str, dict[str, list[family.Entry]]]:
+    """Return the entries of each network at each stage."""
+    data = kr.datasets.digits()
+    x, found = data.x[:cases], {}
+    for name, model in models.items():
+        y: Any = x if isinstance(model.likelihood, kr.Bernoulli) else data.labels[:cases]
+        scheme = "glorot" if "relu" in name else "sparse"
+        opt = kr.optimizers.KFAC(model)
+        state = opt.init(model.init(np.random.default_rng(0), scheme))
+        stages = {}
+        for k in range(steps[1] + 1):
+            if k in (0, *steps):
+                at = model.at(state.weights, x)
+                # The matrices of the autoencoder take 250 MB each: their errors are left out.
+                dense = model.network.parameters < 3000
+                stages["at the start" if k == 0 else f"after {k} steps"] = family.compare(
+                    at, y, DAMPING, at.sample(np.random.default_rng(1)), dense=dense)
+            state, _ = opt.step(state, x, y)
+        found[name] = stages
+    return found
+
+
+def tables(found: dict[str, dict[str, list[family.Entry]]]) -> str:
+    """Return one table a network, in Markdown."""
+    text = []
+    for network, stages in found.items():
+        heads = [f"{stage}: error / angle / decrease" for stage in stages]
+        lines = [f"### {network}", "", "| approximation | " + " | ".join(heads) + " | seconds | MiB |",
+                 "|---|" + "---|" * (len(heads) + 2)]
+        for k, first in enumerate(next(iter(stages.values()))):
+            entries = [stage[k] for stage in stages.values()]
+            cells = [f"{'-' if math.isnan(e.error) else format(e.error, '.2f')} / {e.judgement.angle:.0f}° / "
+                     f"{100 * e.judgement.decrease:.0f}%" for e in entries]
+            seconds = float(np.median([e.seconds for e in entries]))
+            lines.append(f"| {first.name} | " + " | ".join(cells) + f" | {seconds:.3f} | {first.mebibytes:.1f} |")
+        text.append("\n".join(lines))
+    return "\n\n".join(text) + "\n"
+
+
+def caption(found: dict[str, dict[str, list[family.Entry]]]) -> str:
+    """Say what the numbers say."""
+    def mean(name: str) -> float:
+        return 100 * float(np.mean([e.judgement.decrease for stages in found.values() for entries in stages.values()
+                                    for e in entries if e.name == name]))
+
+    names = [e.name for e in next(iter(next(iter(found.values())).values())) if e.name != "exact F"]
+    told = sorted(names, key=mean, reverse=True)
+    return ("Decrease of the quadratic model by the rescaled step, as a share of the natural gradient's, each "
+            "approximation at its best damping. Mean over networks and stages: "
+            + ", ".join(f"{n} {mean(n):.0f}%" for n in told) + ".")
+
+
+def main(out: Path = HERE, quick: bool = False) -> int:
+    """Run the study and write its picture, numbers and tables to `out`; returns 0."""
+    out.mkdir(parents=True, exist_ok=True)
+    found = study(networks(quick), 60 if quick else 500, (2, 4) if quick else (10, 200))
+    values = {network: {stage: [100 * e.judgement.decrease for e in entries] for stage, entries in stages.items()}
+              for network, stages in found.items()}
+    plotting.grouped_bars(values, tuple(family.FAMILY), "decrease of M (% of the natural gradient's)",
+                          caption(found)).savefig(out / "approximations.png")
+    plain = {network: {stage: [asdict(e) for e in entries] for stage, entries in stages.items()}
+             for network, stages in found.items()}
+    text = json.dumps({"environment": report.environment(), "damping": DAMPING, "networks": plain}, indent=1)
+    (out / "approximations.json").write_text(text.replace("NaN", "null") + "\n")
+    (out / "approximations.md").write_text(tables(found), encoding="utf-8")
+    print(tables(found))
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    cli.restart_with(cli.ONE_THREAD | cli.MEMORY, [str(Path(__file__).resolve()), *sys.argv[1:]])
+    sys.exit(main(arguments.out, arguments.quick))

@@ -1,0 +1,144 @@
+"""The family: every approximation by name, and how each fares against the exact damped Fisher.
+
+Each entry of `FAMILY` makes a damped matrix from a point, a damping and a draw of targets. `compare` judges them at one
+point: the distance from the exact Fisher, the angle to the natural gradient, and the decrease of the quadratic model by
+the rescaled step, at the damping that suits each approximation best.
+"""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import curvature as c
+from .. import factors as f
+from ..analysis import Judgement, judge
+from ..checks import Array
+from ..curvature import Curvature
+from ..fisher import exact_fisher
+from ..model import Point
+
+#: Makes the matrix of a point, damped, from one draw of targets.
+Make = Callable[[Point, float, Any], Curvature]
+
+FAMILY: dict[str, Make] = {
+    "exact F": lambda at, d, t: c.Exact(at, d),
+    "exact blocks": lambda at, d, t: c.ExactBlockDiagonal(at, d),
+    "F~ (all blocks A x G)": lambda at, d, t: c.Full(f.exact_factors(at), d),
+    "F-hat (tridiagonal inverse)": lambda at, d, t: c.BlockTridiagonal(f.exact_factors(at, 1), d),
+    "F-breve (factored damping)": lambda at, d, t: c.BlockDiagonal(f.exact_factors(at, 0), d),
+    "A x G (exact damping)": lambda at, d, t: c.EigenDamped(f.exact_factors(at, 0), d),
+    "A x G, sampled": lambda at, d, t: c.EigenDamped(f.sampled_factors(at, t, 0), d),
+    "EKFAC": lambda at, d, t: c.EKFAC(at, d),
+    "nearest A x G": lambda at, d, t: c.EigenDamped(f.nearest_kronecker_factors(at), d),
+    "KFRA": lambda at, d, t: c.EigenDamped(f.kfra_factors(at), d),
+    "TKFAC": lambda at, d, t: c.EigenDamped(f.tkfac_factors(at), d),
+    "Shampoo (roots)": lambda at, d, t: c.EigenDamped(f.shampoo_root_factors(at), d),
+    "FOOF (A alone)": lambda at, d, t: c.InputOnly(f.exact_factors(at, 0), d),
+    "diagonal": lambda at, d, t: c.Diagonal(at, d),
+}
+#: The dampings that each approximation may choose from.
+DAMPINGS = tuple(float(d) for d in 10.0 ** np.arange(-5, 2.5, 0.5))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How one approximation fares at one point.
+
+    Attributes
+    ----------
+    name : str
+        Which.
+    error : float
+        Relative Frobenius error of the matrix, nearly undamped, against the exact one; NaN where it was not formed.
+    damping : float
+        The best of `DAMPINGS`.
+    judgement : Judgement
+        Of the step at that damping; its ``error`` is not computed.
+    seconds : float
+        To make the matrix and solve once.
+    mebibytes : float
+        The peak of memory in doing so.
+    """
+
+    name: str
+    error: float
+    damping: float
+    judgement: Judgement
+    seconds: float
+    mebibytes: float
+
+
+def frobenius_errors(at: Point, targets: Any, F: Array, names: Sequence[str] = tuple(FAMILY),
+                     damping: float = 1e-8) -> dict[str, float]:
+    """Return the relative Frobenius error of each approximation against the exact Fisher.
+
+    Parameters
+    ----------
+    at : Point
+        Where.
+    targets : (N,) or (N, C) array
+        One draw, from ``at.sample``.
+    F : (P, P) array
+        The exact Fisher there.
+    names : sequence of str
+        Which of `FAMILY`.
+    damping : float
+        So small that it does not show; F-hat does not exist without.
+
+    Returns
+    -------
+    dict
+        By name.
+    """
+    scale = float(np.linalg.norm(F))
+    return {name: float(np.linalg.norm(FAMILY[name](at, damping, targets).dense() - F)) / scale for name in names}
+
+
+def compare(at: Point, y: Any, damping: float, targets: Any, names: Sequence[str] = tuple(FAMILY),
+            dense: bool = True) -> list[Entry]:
+    """Judge approximations at a point, each at its own best damping.
+
+    Parameters
+    ----------
+    at : Point
+        Where.
+    y : (N,) or (N, C) array
+        The labels, of which the gradient is taken.
+    damping : float
+        Of the quadratic model and of the natural gradient that all are measured against; above 0.
+    targets : (N,) or (N, C) array
+        One draw, from ``at.sample``.
+    names : sequence of str
+        Which of `FAMILY`.
+    dense : bool
+        Whether to form the matrices for their Frobenius errors.
+
+    Returns
+    -------
+    list of Entry
+        In the order of `names`.
+    """
+    errors = frobenius_errors(at, targets, exact_fisher(at), names) if dense else dict.fromkeys(names, float("nan"))
+    # The exact matrix is solved with at the damping of the model alone: there it is the best by definition.
+    trials = [(name, d) for name in names for d in ((damping,) if name == "exact F" else DAMPINGS)]
+    judged = judge(at, y, damping, ((name, FAMILY[name](at, d, targets)) for name, d in trials), dense=False)
+    grad = at.gradient(y)
+    entries = []
+    for name in names:
+        best = max((k for k, trial in enumerate(trials) if trial[0] == name), key=lambda k: judged[k].decrease)
+        d = trials[best][1]
+        start = time.perf_counter()
+        FAMILY[name](at, d, targets).solve(grad)
+        seconds = time.perf_counter() - start
+        tracemalloc.start()
+        FAMILY[name](at, d, targets).solve(grad)
+        peak = tracemalloc.get_traced_memory()[1] / 2**20
+        tracemalloc.stop()
+        entries.append(Entry(name, errors[name], d, judged[best], seconds, peak))
+    return entries
