@@ -84,8 +84,8 @@ def main(out: Path = HERE, quick: bool = False) -> int:
     kfac = slopes["F-breve (factored damping)"]["seconds"]
     text = (f"Networks d-d-d-10 with {N} cases: seconds to make the damped matrix and solve once, and the peak of "
             f"memory. At its largest widths the dense Fisher grows with the power {steepest:.1f} of the width (flops: "
-            f"6 in the end), K-FAC's F-breve with {kfac:.1f} (flops: 3 in the end); the dual form of the exact Fisher is "
-            f"faster than the dense one {where}.")
+            f"6 in the end), K-FAC's F-breve with {kfac:.1f} (flops: 3 in the end); the dual form of the exact Fisher "
+            f"is faster than the dense one {where}.")
     plotting.cost({name: np.array(rows) for name, rows in found.items()}, text).savefig(out / "cost.png")
     numbers = {"environment": report.environment(), "cases": N, "rows": found, "slopes": slopes}
     (out / "cost.json").write_text(json.dumps(numbers, indent=1))
