@@ -1,10 +1,10 @@
-"""The two figures of the README: convergence on the digits autoencoder, and the Fisher of the digits classifier.
+"""The figures of the README: convergence on the digits autoencoder, the Fisher of the digits classifier, its budget.
 
     python figures/demo.py [--quick] [--out DIR]
 
-The same as ``kfac-ref demo``, written beside this script: ``convergence.png``, ``fisher.png`` and, with every number in
-them, ``summary.json``. The first is like the paper's figures 10 and 11 (error against seconds and iterations), the
-second like its figure 2 (|F|, |F~|, |F - F~|).
+The same as ``kfac-ref demo``, written beside this script: ``convergence.png``, ``fisher.png``, ``budget.png`` and, with
+every number in them, ``summary.json``. The first is like the paper's figures 10 and 11 (error against seconds and
+iterations), the second like its figure 2 (|F|, |F~|, |F - F~|); the paper has none like the third.
 """
 
 from __future__ import annotations

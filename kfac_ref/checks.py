@@ -84,6 +84,18 @@ def direction(name: str, V: Direction, shapes: Sequence[tuple[int, int]], dtype:
                  for i, (v, shape) in enumerate(zip(V, shapes, strict=True)))
 
 
+def weights(name: str, W: Direction, shapes: Sequence[tuple[int, int]]) -> tuple[Array, ...]:
+    """Return `W` as a direction in the precision of its first array, float64 or float32."""
+    fits = isinstance(W, Sequence) and len(W) > 0
+    dtype = precision(name, array(f"{name}[0]", W[0]).dtype) if fits else np.dtype(float)
+    return direction(name, W, shapes, dtype)
+
+
+def stack(name: str, dz: Any, shape: tuple[int, int], dtype: DTypeLike) -> Array:
+    """Return `dz` as a stack (K, N, C) of at least one array of `shape` (N, C)."""
+    return real_array(name, dz, (None, *shape), dtype)
+
+
 def labels(name: str, y: Any, classes: int, shape: tuple[int, ...]) -> Labels:
     """Return `y` as integers in 0..classes-1; its trailing dimensions must be `shape`."""
     y = array(name, y)
@@ -91,7 +103,9 @@ def labels(name: str, y: Any, classes: int, shape: tuple[int, ...]) -> Labels:
         raise ValueError(f"{name} must hold integer labels 0..{classes - 1}, got dtype {y.dtype}")
     if y.shape[y.ndim - len(shape):] != shape or y.ndim > len(shape) + 1:
         raise ValueError(f"{name} must have shape {shape}, or a stack of those, got {y.shape}")
-    if y.size and (y.min() < 0 or y.max() >= classes):
+    if 0 in y.shape:
+        raise ValueError(f"{name} must not be empty, got shape {y.shape}")
+    if y.min() < 0 or y.max() >= classes:
         bad = (y < 0) | (y >= classes)
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(f"{name} must hold labels 0..{classes - 1}: {int(bad.sum())} of {y.size} are out of range, "

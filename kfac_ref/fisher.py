@@ -42,6 +42,8 @@ def exact_columns(at: Point) -> Array:
     at : Point
         Where.
     """
+    N, C = at.z.shape
+    checks.dense_size("the stack of the columns of F_R's roots", N * C, C, at.z.itemsize)
     return np.ascontiguousarray(np.moveaxis(at.model.likelihood.fisher_root(at.z), 2, 0))
 
 
@@ -89,6 +91,29 @@ def empirical_columns(at: Point, y: Any) -> Array:
     if dz.ndim != 2:
         raise ValueError(f"y must be one target for each of the {len(at)} examples, got a stack of {len(dz)}")
     return dz[None]
+
+
+def columns_of(at: Point, columns: Any = None) -> Array:
+    """Return a stack to send back: `columns` where it was given, checked, else the exact one.
+
+    Parameters
+    ----------
+    at : Point
+        Where.
+    columns : (K, N, C) array, optional
+        Of `sampled_columns` or `empirical_columns`.
+
+    Returns
+    -------
+    (K, N, C) array
+        The stack.
+
+    Raises
+    ------
+    ValueError
+        For a stack of another shape, NaN or infinity.
+    """
+    return exact_columns(at) if columns is None else checks.stack("columns", columns, at.z.shape, at.z.dtype)
 
 
 def exact_fisher(at: Point, max_bytes: int | None = None) -> Array:
@@ -206,7 +231,7 @@ def fisher_block(at: Point, i: int, j: int, columns: Array | None = None, max_by
             raise ValueError(f"{name} must be a layer 0..{len(shapes) - 1}, got {layer}")
     sizes = [m * n for m, n in shapes]
     checks.dense_size(f"the block of layers {i} and {j}", sizes[i], sizes[j], at.z.itemsize, max_bytes)
-    g = at.backward(exact_columns(at) if columns is None else columns)
+    g = at.backward(columns_of(at, columns))
     block = np.empty((sizes[i], sizes[j]), dtype=at.z.dtype)
     _fill_block(block, at.a_bar[i], at.a_bar[j], g[i], g[j])
     return block
@@ -254,6 +279,8 @@ def fisher_gram(at: Point, directions: Sequence[Direction]) -> Array:
     -----
     Source: Martens & Grosse 2015, sec. 6.4 and app. C.
     """
+    if not len(directions):
+        raise ValueError("directions must hold at least one direction")
     Jv = np.stack([at.tangent(V) for V in directions])
     FJv = at.model.likelihood.fisher_product(at.z, Jv)
     Q = np.empty((len(Jv), len(Jv)))

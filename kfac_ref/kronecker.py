@@ -198,9 +198,9 @@ class Eigen:
     Q: Array
 
     @classmethod
-    def factor(cls, S: Array) -> Eigen:
-        """Decompose the symmetric (n, n) matrix `S`, whose lower triangle is read."""
-        return cls(*scipy.linalg.eigh(S, check_finite=False))
+    def factor(cls, S: Array, name: str = "the matrix") -> Eigen:
+        """Decompose the symmetric (n, n) matrix `S`, whose lower triangle is read; errors call it `name`."""
+        return cls(*scipy.linalg.eigh(checks.finite(name, S), check_finite=False))
 
 
 def spectrum(A: Eigen, G: Eigen) -> Array:

@@ -37,8 +37,8 @@ MAX_BINARY_OUTPUTS = 12
 class Likelihood(Protocol):
     """What a likelihood must offer; a user's own class with these methods serves as well.
 
-    z is (N, C) throughout; y is (N,) labels for a categorical, else (N, C); a stack of draws, (M, N) or (M, N, C), is
-    taken wherever one y is.
+    z is (N, C) throughout; y is (N,) labels for a categorical, else (N, C). A stack of draws, (M, N) or (M, N, C), is
+    taken wherever one y is, and a stack (K, N, C) wherever one v is.
     """
 
     def check(self, z: Array, y: Any) -> Any:
@@ -57,7 +57,7 @@ class Likelihood(Protocol):
         """Return root with ``root @ root^T = F_R``, (N, C, C)."""
 
     def fisher_product(self, z: Array, v: Array) -> Array:
-        """Return ``F_R v`` of each example; v is (N, C)."""
+        """Return ``F_R v`` of each example; v is (N, C), or a stack (K, N, C) of those."""
 
     def sample(self, z: Array, rng: np.random.Generator, draws: int | None = None) -> Any:
         """Draw targets from p(. | z): one for each example, or a stack of `draws`."""

@@ -101,9 +101,8 @@ class Model:
         ValueError
             For wrong shapes (naming the layer), NaN or infinity, an empty batch.
         """
-        dtype = checks.precision("weights", checks.array("weights[0]", weights[0]).dtype) if len(weights) else float
-        W = checks.direction("weights", weights, self.network.shapes, dtype)
-        x = checks.real_array("x", x, (None, self.network.sizes[0]), dtype)
+        W = checks.weights("weights", weights, self.network.shapes)
+        x = checks.real_array("x", x, (None, self.network.sizes[0]), W[0].dtype)
         return Point(self, W, self.network.forward(W, x))
 
 
@@ -169,8 +168,15 @@ class Point:
         """
         if isinstance(rows, slice) and rows == slice(None):
             return self                                 # with the slopes that it may have computed already
-        if not isinstance(rows, slice) and np.ndim(rows) != 1:
-            raise ValueError(f"rows must be a slice or a list of row numbers, got {rows!r}")
+        if not isinstance(rows, slice):
+            mask = np.asarray(rows)
+            if mask.dtype == bool and mask.shape == (len(self),):
+                rows = np.flatnonzero(mask)
+            if np.ndim(rows) != 1 or (len(rows) and np.asarray(rows).dtype.kind not in "iu"):
+                raise ValueError(f"rows must be a slice, a list of row numbers or a mask, got {rows!r}")
+            rows = np.asarray(rows, dtype=np.intp)
+            if len(rows) and not (-len(self) <= rows.min() and rows.max() < len(self)):
+                raise ValueError(f"rows must lie in 0..{len(self) - 1}, got {rows.min()}..{rows.max()}")
         part = Point(self.model, self.weights, self.forward.take(rows))
         if not len(part):
             raise ValueError("rows must choose at least one example")

@@ -78,6 +78,7 @@ def inner(U: Direction, V: Direction) -> float:
     ValueError
         Where the two do not fit.
     """
+    _check_fit(U, V)
     return float(sum(np.vdot(u, v) for u, v in zip(U, V, strict=True)))
 
 
@@ -148,6 +149,7 @@ def add(U: Direction, V: Direction) -> list[Array]:
     ValueError
         Where the two do not fit.
     """
+    _check_fit(U, V)
     return [u + v for u, v in zip(U, V, strict=True)]
 
 
@@ -160,3 +162,8 @@ def zeros_like(V: Direction) -> list[Array]:
         A direction; its values are not read.
     """
     return [np.zeros_like(v) for v in V]
+
+
+def _check_fit(U: Direction, V: Direction) -> None:
+    if [u.shape for u in U] != [v.shape for v in V]:
+        raise ValueError(f"V must have the shapes of U, {[u.shape for u in U]}, got {[v.shape for v in V]}")

@@ -67,14 +67,14 @@ class SmallModel:
         Parameters
         ----------
         c : sequence of K float
-            Coefficients; those beyond the K-th are of directions that are not there, and not read.
+            Coefficients.
 
         Returns
         -------
         float
             The norm.
         """
-        used = np.array(c[:len(self.inner)])
+        used = np.array(c)
         return math.sqrt(max(float(used @ self.inner @ used), 0.0))
 
     def minimum(self) -> tuple[tuple[float, ...], float]:
@@ -135,7 +135,7 @@ def reduction_ratio(actual: float, predicted: float) -> float:
     Returns
     -------
     float
-        rho; NaN where the actual change is not finite.
+        rho; NaN where the actual change is not finite, or where nothing was predicted and something happened.
 
     Notes
     -----

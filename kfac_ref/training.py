@@ -168,8 +168,8 @@ def batches(N: int, schedule: Schedule, seed: int) -> Iterator[Rows]:
 
 
 def _check_size(m: int, N: int, k: int) -> None:
-    if not 1 <= m <= N:
-        raise ValueError(f"schedule must give batches of 1..{N} examples, got {m} at step {k}")
+    if not isinstance(m, (int, np.integer)) or not 1 <= m <= N:
+        raise ValueError(f"schedule must give batches of 1..{N} examples, got {m!r} at step {k}")
 
 
 def _epoch(N: int, seed: int, epoch: int) -> Labels:
@@ -281,10 +281,16 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     checks.count("seed", seed, 0)
     model = optimizer.model
     at = model.at(weights, x)
-    model.likelihood.check(at.z, y)
+    at.loss(y)                                          # refuses bad targets, and a stack of them
     x, y = at.x, np.asarray(y)
     if test is not None:
-        model.likelihood.check(model.at(weights, test[0]).z, test[1])
+        if not isinstance(test, tuple) or len(test) != 2:
+            raise ValueError(f"test must be a pair (x, y), got {type(test).__name__}")
+        model.at(weights, test[0]).loss(test[1])
+    if not isinstance(evaluate_at, Collection):
+        raise ValueError(f"evaluate_at must be a collection of steps, got {evaluate_at!r}")
+    if schedule is not None and not callable(schedule):
+        raise ValueError(f"schedule must be a function of the step, such as fixed({schedule!r}), got {schedule!r}")
     history = History(optimizer.init(weights, seed), at.weights)
     schedule = schedule or fixed(len(x))
     for k in range(1, iterations + 1):

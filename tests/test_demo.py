@@ -454,11 +454,11 @@ def test_the_table_of_levels(monkeypatch):
     runs = [history([4, 3, 1.2]), history([4, 1.4, 0.5]), history([4, 3.5, 2.75])]
     never = [history([9, 8, 7])] * 3
     assert autoencoder.level_table({"one": runs, "two": never}) == [
-        ["error at most", "", "3", "1.5", "0.8", "last error"],
-        ["one", "iterations", "1 (1-2)", "2 (1 up)", "-", "1.200 (0.500-2.750)"],
-        ["", "seconds", "0.50 (0.50-1.00)", "1.00 (0.50 up)", "-", ""],
-        ["two", "iterations", "-", "-", "-", "7.000 (7.000-7.000)"],
-        ["", "seconds", "-", "-", "-", ""]]
+        ["error at most", "", "3", "1.5", "0.8", "last error", "of the averaged iterate"],
+        ["one", "iterations", "1 (1-2)", "2 (1 up)", "-", "1.200 (0.500-2.750)", "8.400 (3.500-19.250)"],
+        ["", "seconds", "0.50 (0.50-1.00)", "1.00 (0.50 up)", "-", "", ""],
+        ["two", "iterations", "-", "-", "-", "7.000 (7.000-7.000)", "49.000 (49.000-49.000)"],
+        ["", "seconds", "-", "-", "-", "", ""]]
 
 
 def test_a_table_is_aligned():

@@ -1000,3 +1000,39 @@ def test_a_zero_gradient_gives_a_zero_step(method):
         assert after.lambda_ == state.lambda_
         assert_same_bits(after.weights, state.weights)
         assert_same_bits(opt.step(after, p.at.x, p.at.z)[0].weights, state.weights)
+
+
+@pytest.mark.parametrize(("N", "name"), [(4, "ExactDual"), (40, "Exact")])
+def test_the_natural_gradient_factors_the_smaller_matrix_and_says_which(N, name):
+    p = problem("categorical", N=N, weight_decay=ETA)                   # 43 parameters, 3 outputs
+    opt = NaturalGradient(p.model, lambda_0=0.5)
+    _, record = opt.step(opt.init(p.at.weights), p.at.x, p.y)
+    dense = opt.explain(opt.init(p.at.weights), p.at.x, p.y)
+    assert record.structure == name
+    Delta = Exact(p.at, record.gamma**2).solve(p.at.gradient(p.y))
+    close(vector(dense.Delta), -vector(Delta))
+
+
+def test_the_natural_gradient_is_that_of_the_batch_at_hand():
+    p = problem("gaussian", N=40, weight_decay=ETA)
+    opt = NaturalGradient(p.model, tau1=1.0)
+    state = opt.init(p.at.weights)
+    for k in range(6):
+        rows = np.arange(40)[k::6]
+        detail = opt.explain(state, p.at.x[rows], p.y[rows])
+        assert detail.chosen.curvature.at is detail.at
+        state = detail.state
+
+
+def test_the_2_by_2_system_is_solved_by_alpha_and_mu():
+    p = problem("categorical", N=16, weight_decay=ETA)
+    opt = KFAC(p.model, tau1=1.0)
+    state, _ = opt.step(opt.init(p.at.weights), p.at.x, p.y)
+    detail = opt.explain(state, p.at.x, p.y)
+    B, b = detail.system
+    close(B @ [detail.chosen.alpha, detail.chosen.mu], b)
+
+
+def test_a_structure_that_cannot_be_called_is_refused():
+    with pytest.raises(ValueError, match="structure must be a subclass of Curvature or a function, got 'x'"):
+        KFAC(problem().model, structure="x")

@@ -467,3 +467,39 @@ def test_a_structure_of_the_users_own_gets_its_dense_forms(dtype, rtol):
 def test_a_structure_without_its_members_cannot_be_made():
     with pytest.raises(TypeError, match="abstract"):
         Curvature()
+
+
+def test_factors_and_points_are_not_taken_for_each_other():
+    q = PROBLEMS["categorical"]
+    for structure in structures():
+        wrong = kr.exact_factors(q.at) if structure.takes_point else q.at
+        with pytest.raises(ValueError, match=r"^(at must be a Point|factors must be Factors), got"):
+            structure(wrong, damping=DAMPING)
+
+
+@pytest.mark.parametrize("structure", [kr.curvature.EigenDamped, kr.curvature.BlockDiagonal, kr.curvature.InputOnly])
+def test_factors_with_nan_are_refused_where_they_are_solved_with(structure):
+    q = PROBLEMS["categorical"]
+    fac = kr.exact_factors(q.at, 0)
+    broken = kr.Factors(tuple(np.full_like(A, np.nan) for A in fac.A), fac.G, (), (), fac.n)
+    with pytest.raises(ValueError, match=r"factor A of layer 0 must be finite"):
+        structure(broken, DAMPING).solve(q.at.gradient(q.y))
+
+
+def test_factors_that_do_not_fit_are_refused():
+    A, G = np.eye(3), np.eye(2)
+    with pytest.raises(ValueError, match=r"A and G must hold one matrix for each layer, got 2 and 1"):
+        kr.Factors((A, A), (G,), (), (), 1)
+    with pytest.raises(ValueError, match=r"G\[0\] must be square, got shape \(2, 1\)"):
+        kr.Factors((A,), (G[:, :1],), (), (), 1)
+
+
+@pytest.mark.parametrize("wrong", [np.ones((40, 3)), np.ones((2, 39, 3)), np.full((1, 40, 3), np.nan)])
+def test_columns_of_another_form_are_refused(wrong):
+    at = problem("categorical", (4, 5, 3), N=40).at
+    acts = [kr.nearest_kronecker_factors, kr.tkfac_factors, kr.shampoo_factors,
+            lambda at, c: kr.fisher_block(at, 0, 0, c), lambda at, c: kr.curvature.EKFAC(at, 1.0, lambda _: c).scales,
+            lambda at, c: kr.curvature.Diagonal(at, 1.0, lambda _: c).scales]
+    for act in acts:
+        with pytest.raises(ValueError, match="columns must"):
+            act(at, wrong)

@@ -23,7 +23,7 @@ import scipy.linalg
 
 from .. import checks
 from ..checks import Array
-from ..fisher import empirical_columns, exact_columns
+from ..fisher import columns_of, empirical_columns, exact_columns
 from ..model import Point
 
 
@@ -128,6 +128,7 @@ def cumulant_terms(at: Point, i: int, y: Any = None, max_bytes: int | None = Non
     m, n = at.model.network.shapes[i]
     N = len(at)
     checks.dense_size("a term of the cumulants", m * n, m * n, at.z.itemsize, max_bytes)
+    checks.dense_size("the outer products of the examples", N, n * n + m * m, at.z.itemsize, max_bytes)
     if y is None:
         g = at.backward(exact_columns(at))[i]
         first = np.zeros((N, m), dtype=at.z.dtype)                          # E[g | x] = 0 under the model
@@ -169,7 +170,7 @@ def _outer_products(at: Point, i: int, columns: Array | None) -> tuple[Array, Ar
     _check_layer(at, i)
     m, n = at.model.network.shapes[i]
     checks.dense_size("the outer products of the examples", len(at), n * n + m * m, at.z.itemsize)
-    g = at.backward(exact_columns(at) if columns is None else columns)[i]
+    g = at.backward(columns_of(at, columns))[i]
     a = at.a_bar[i]
     Alpha = (a[:, :, None] * a[:, None, :]).reshape(len(at), -1)            # symmetric: rows or columns, all the same
     Gamma = np.einsum("knp,knq->npq", g, g).reshape(len(at), -1)

@@ -150,7 +150,8 @@ class TransformedMLP:
         weights : list of (d_{i+1}, d_i + 1) arrays
             Of the transformed network, or a step of its weights.
         """
-        return [Phi @ W @ Omega for W, Omega, Phi in zip(weights, self.Omega, self.Phi, strict=True)]
+        weights = checks.weights("weights", weights, self.shapes)
+        return [Phi @ W @ Omega for W, Omega, Phi in zip(weights, *self._maps(weights[0].dtype), strict=True)]
 
     def forward(self, weights: Direction, x: Array) -> TransformedPass:
         """Run the transformed network and keep every intermediate.
@@ -235,6 +236,14 @@ def transform(weights: Direction, Omega: Sequence[Array], Phi: Sequence[Array]) 
     -----
     Source: Martens & Grosse 2015, sec. 10.
     """
+    weights = checks.weights("weights", weights, [np.shape(W) for W in weights])
+    dtype = weights[0].dtype
+    Omega = checks.direction("Omega", Omega, [(W.shape[1], W.shape[1]) for W in weights], dtype)
+    Phi = checks.direction("Phi", Phi, [(W.shape[0], W.shape[0]) for W in weights], dtype)
+    for name, maps in (("Omega", Omega), ("Phi", Phi)):
+        for i, M in enumerate(maps):
+            if np.linalg.cond(M) > 1 / np.finfo(dtype).eps:
+                raise np.linalg.LinAlgError(f"{name}[{i}] must be invertible, and is singular to rounding")
     return [np.linalg.solve(Om.T, np.linalg.solve(Ph, W).T).T for W, Om, Ph in zip(weights, Omega, Phi, strict=True)]
 
 
@@ -255,7 +264,7 @@ def whitening(factors: Factors) -> tuple[list[Array], list[Array]]:
     -----
     Source: Martens & Grosse 2015, sec. 10, Corollary 3.
     """
-    return [_inverse_root(A) for A in factors.A], [_inverse_root(G) for G in factors.G]
+    return ([_inverse_root(A, f"factor A of layer {i}") for i, A in enumerate(factors.A)], _output_roots(factors))
 
 
 def centred_whitening(factors: Factors) -> tuple[list[Array], list[Array]]:
@@ -277,17 +286,21 @@ def centred_whitening(factors: Factors) -> tuple[list[Array], list[Array]]:
     Source: Martens & Grosse 2015, sec. 10, Corollary 3.
     """
     Omega = []
-    for A in factors.A:
+    for i, A in enumerate(factors.A):
         mean = A[:-1, -1]
-        root = _inverse_root(A[:-1, :-1] - np.outer(mean, mean))
+        root = _inverse_root(A[:-1, :-1] - np.outer(mean, mean), f"the covariance in factor A of layer {i}")
         Omega.append(scipy.linalg.block_diag(root, np.ones((1, 1), dtype=root.dtype)))
         Omega[-1][:-1, -1] = -root @ mean
-    return Omega, [_inverse_root(G) for G in factors.G]
+    return Omega, _output_roots(factors)
 
 
-def _inverse_root(S: Array) -> Array:
-    E = Eigen.factor(S)
+def _output_roots(factors: Factors) -> list[Array]:
+    return [_inverse_root(G, f"factor G of layer {i}") for i, G in enumerate(factors.G)]
+
+
+def _inverse_root(S: Array, name: str) -> Array:
+    E = Eigen.factor(S, name)
     if E.values[0] <= len(S) * np.finfo(S.dtype).eps * E.values[-1]:
-        raise np.linalg.LinAlgError(f"a factor ({len(S)} x {len(S)}) is singular to rounding: its smallest eigenvalue "
-                                    f"is {E.values[0]:.3g}; choose a network and a batch whose factors are invertible")
+        raise np.linalg.LinAlgError(f"{name} ({len(S)} x {len(S)}) is singular to rounding: its smallest eigenvalue is "
+                                    f"{E.values[0]:.3g}; choose a network and a batch whose factors are invertible")
     return (E.Q / np.sqrt(E.values)) @ E.Q.T

@@ -148,6 +148,9 @@ class OfFactors(Curvature):
     damping: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.factors, Factors):
+            raise ValueError(f"factors must be Factors, got {type(self.factors).__name__}: estimate them first, "
+                             "for example by exact_factors(at)")
         object.__setattr__(self, "damping", checks.number("damping", self.damping, 0))
 
     @property
@@ -178,6 +181,9 @@ class OfPoint(Curvature):
     damping: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.at, Point):
+            raise ValueError(f"at must be a Point, got {type(self.at).__name__}: {type(self).__name__} cannot be made "
+                             "from factors")
         object.__setattr__(self, "damping", checks.number("damping", self.damping, 0))
 
     @property

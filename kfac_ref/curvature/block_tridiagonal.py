@@ -77,10 +77,15 @@ class BlockTridiagonal(OfFactors):
         return W
 
     @cached_property
+    def pis(self) -> tuple[float, ...]:
+        """The pi of each layer."""
+        return tuple(self.pi(A, G) for A, G in zip(self.factors.A, self.factors.G, strict=True))
+
+    @cached_property
     def damped(self) -> tuple[tuple[Array, Array], ...]:
         """The damped factors (A, G) of each layer."""
-        return tuple(factored_tikhonov(A, G, self.damping, self.pi(A, G))
-                     for A, G in zip(self.factors.A, self.factors.G, strict=True))
+        return tuple(factored_tikhonov(A, G, self.damping, pi)
+                     for A, G, pi in zip(self.factors.A, self.factors.G, self.pis, strict=True))
 
     def _factored(self, i: int) -> tuple[Cholesky, Cholesky]:
         remedy = "give a larger damping"

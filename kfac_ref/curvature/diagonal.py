@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from ..checks import Array, Direction
-from ..fisher import exact_columns
+from ..fisher import columns_of, exact_columns
 from ..kronecker import vec
 from ..model import Point
 from .base import OfPoint
@@ -55,6 +55,6 @@ class Diagonal(OfPoint):
     @cached_property
     def scales(self) -> tuple[Array, ...]:
         """The damped diagonal, as an array a layer, shaped like the weights."""
-        g = self.at.backward(self.columns(self.at))
+        g = self.at.backward(columns_of(self.at, self.columns(self.at)))
         return tuple(np.square(gi).sum(axis=0).T @ np.square(a_bar) / len(self.at) + self.damping
                      for gi, a_bar in zip(g, self.at.a_bar, strict=True))

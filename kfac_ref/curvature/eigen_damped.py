@@ -65,7 +65,7 @@ class EigenDamped(OfFactors):
         """The eigenvectors of each layer's factors, and the damped eigenvalues of the product."""
         layers = []
         for i, pair in enumerate(zip(self.factors.A, self.factors.G, strict=True)):
-            A, G = (Eigen.factor(S) for S in pair)
+            A, G = (Eigen.factor(S, f"factor {name} of layer {i}") for S, name in zip(pair, "AG", strict=True))
             scales = kronecker.spectrum(A, G) + self.damping
             if scales.min() <= max(scales.shape) * np.finfo(self.dtype).eps * scales.max():
                 name, worst = min((("A", A), ("G", G)), key=lambda e: e[1].values[0] / (e[1].values[-1] or 1))

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import kronecker
 from ..checks import Array, Direction
-from ..fisher import exact_columns
+from ..fisher import columns_of, exact_columns
 from ..kronecker import Eigen
 from ..model import Point
 from .base import OfPoint, block_diagonal
@@ -72,14 +72,15 @@ class EKFAC(OfPoint):
     @cached_property
     def _rows(self) -> tuple[tuple[Array, Array], ...]:
         """a_bar (N, n) and the gradients of all columns (K, N, m) of each layer."""
-        return tuple(zip(self.at.a_bar, self.at.backward(self.columns(self.at)), strict=True))
+        return tuple(zip(self.at.a_bar, self.at.backward(columns_of(self.at, self.columns(self.at))), strict=True))
 
     @cached_property
     def bases(self) -> tuple[tuple[Eigen, Eigen], ...]:
         """The eigenvectors of A and G of each layer."""
         N = len(self.at)
         flat = ((a_bar, g.reshape(-1, g.shape[-1])) for a_bar, g in self._rows)
-        return tuple((Eigen.factor(a_bar.T @ a_bar / N), Eigen.factor(g.T @ g / N)) for a_bar, g in flat)
+        return tuple((Eigen.factor(a_bar.T @ a_bar / N, f"factor A of layer {i}"),
+                      Eigen.factor(g.T @ g / N, f"factor G of layer {i}")) for i, (a_bar, g) in enumerate(flat))
 
     @cached_property
     def scales(self) -> tuple[Array, ...]:

@@ -45,9 +45,12 @@ class Exact(OfPoint):
 
     def inverse_dense(self, max_bytes: int | None = None) -> Array:
         """Return ``(F + damping I)^{-1}``, (P, P)."""
-        self._dense_size(max_bytes)
-        return self._cholesky.inverse()
+        return self._factor(self.dense(max_bytes)).inverse()
 
     @cached_property
     def _cholesky(self) -> Cholesky:
-        return Cholesky.factor(self.dense(), "the exact Fisher", "give a larger damping")
+        return self._factor(self.dense())
+
+    @staticmethod
+    def _factor(F: Array) -> Cholesky:
+        return Cholesky.factor(F, "the exact Fisher", "give a larger damping")

@@ -245,13 +245,14 @@ def level_table(histories: Mapping[str, Sequence[training.History]]) -> list[lis
     list of list of str
         The head, then two rows a method.
     """
-    rows = [["error at most", "", *(f"{level:g}" for level in LEVELS), "last error"]]
+    rows = [["error at most", "", *(f"{level:g}" for level in LEVELS), "last error", "of the averaged iterate"]]
     for name, runs in histories.items():
         hits = [[reached(h, level) for h in runs] for level in LEVELS]
         last = sorted(h.evaluations[-1].error for h in runs)
+        averaged = sorted(h.evaluations[-1].averaged_error for h in runs)
         rows.append([name, "iterations", *(_spread([h and h[0] for h in hit], "{:.0f}") for hit in hits),
-                     f"{np.median(last):.3f} ({last[0]:.3f}-{last[-1]:.3f})"])
-        rows.append(["", "seconds", *(_spread([h and h[1] for h in hit], "{:.2f}") for hit in hits), ""])
+                     *(f"{np.median(e):.3f} ({e[0]:.3f}-{e[-1]:.3f})" for e in (last, averaged))])
+        rows.append(["", "seconds", *(_spread([h and h[1] for h in hit], "{:.2f}") for hit in hits), "", ""])
     return rows
 
 

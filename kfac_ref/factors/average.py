@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .. import checks
 from .base import Factors
 
 
@@ -34,6 +35,9 @@ class RunningAverage:
     ceiling: float = 0.95
     k: int = 0
     latest: Factors | None = None
+
+    def __post_init__(self) -> None:
+        checks.number("ceiling", self.ceiling, 0, 1)
 
     @property
     def factors(self) -> Factors:

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ..checks import Array
 
 
@@ -45,6 +47,14 @@ class Factors:
     n: int
     A_far: dict[tuple[int, int], Array] = field(default_factory=dict)
     G_far: dict[tuple[int, int], Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.A) != len(self.G) or not self.A:
+            raise ValueError(f"A and G must hold one matrix for each layer, got {len(self.A)} and {len(self.G)}")
+        for name, matrices in (("A", self.A), ("G", self.G)):
+            for i, S in enumerate(matrices):
+                if np.ndim(S) != 2 or S.shape[0] != S.shape[1]:
+                    raise ValueError(f"{name}[{i}] must be square, got shape {np.shape(S)}")
 
     def __len__(self) -> int:
         """Return the number L of layers."""

@@ -90,7 +90,7 @@ def _factors(at: Point, columns: Array, reach: float) -> Factors:
         raise ValueError(f"reach must be at least 0, got {reach!r}")
     L = len(at.a_bar)
     pairs = [(i, j) for i in range(L) for j in range(i, L) if j - i <= reach]
-    # A stack is sent back a few columns at a time, so that its memory is bounded; the sums over columns add up.
+    # A stack is sent back a few columns at a time, so that the memory of the pass is bounded; the sums add up.
     width = max(at.model.network.sizes)
     chunk = max(1, CHUNK_BYTES // (len(at) * width * columns.itemsize))
     G: dict[tuple[int, int], Array] = {}

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse.linalg
 
 from ..checks import Array
-from ..fisher import exact_columns
+from ..fisher import columns_of
 from ..kronecker import unvec, vec
 from ..model import Point
 from .base import Factors
@@ -41,7 +41,7 @@ def nearest_kronecker_factors(at: Point, columns: Array | None = None) -> Factor
     -----
     Source: Van Loan & Pitsianis 1993; the power iteration of Koroko et al. 2022 finds the same.
     """
-    g = at.backward(exact_columns(at) if columns is None else columns)
+    g = at.backward(columns_of(at, columns))
     pairs = [_nearest(a_bar, gi) for a_bar, gi in zip(at.a_bar, g, strict=True)]
     return Factors(tuple(A for A, _ in pairs), tuple(G for _, G in pairs), (), (), len(at))
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..checks import Array
-from ..fisher import CHUNK_BYTES, exact_columns
+from ..fisher import CHUNK_BYTES, columns_of
 from ..kronecker import Eigen
 from ..model import Point
 from .base import Factors
@@ -72,7 +72,7 @@ def shampoo_root_factors(at: Point, columns: Array | None = None) -> Factors:
 def _moments(at: Point, columns: Array | None) -> list[tuple[Array, Array]]:
     """Return R and L of each layer, in chunks of examples of bounded memory."""
     N = len(at)
-    g = at.backward(exact_columns(at) if columns is None else columns)
+    g = at.backward(columns_of(at, columns))
     moments: list[tuple[Array, Array]] = []
     for a, gi in zip(at.a_bar, g, strict=True):
         K, m, n = len(gi), gi.shape[2], a.shape[1]

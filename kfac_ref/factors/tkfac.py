@@ -4,8 +4,8 @@
     delta = E[ (a_bar . a_bar) (g . g) ]                = tr F_ii
     Phi   = E[ (g . g) a_bar a_bar^T ] / delta          Psi = E[ (a_bar . a_bar) g g^T ] / delta
 
-Where A = E[a_bar a_bar^T] weighs all examples alike, here each one counts as much as its gradient is long. One power
-iteration from the identity towards the nearest Kronecker product gives these two matrices.
+Where A = E[a_bar a_bar^T] weighs all examples alike, here each one counts as much as its gradient is long. One step of
+the power iteration towards the nearest Kronecker product, from the identity on either side, gives these two matrices.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..checks import Array
-from ..fisher import exact_columns
+from ..fisher import columns_of
 from ..model import Point
 from .base import Factors
 
@@ -37,7 +37,7 @@ def tkfac_factors(at: Point, columns: Array | None = None) -> Factors:
     -----
     Source: Gao et al. 2021, "A trace-restricted Kronecker-factored approximation to natural gradient".
     """
-    g = at.backward(exact_columns(at) if columns is None else columns)
+    g = at.backward(columns_of(at, columns))
     N = len(at)
     As, Gs = [], []
     for a, gi in zip(at.a_bar, g, strict=True):

@@ -98,7 +98,7 @@ class Adam:
         ValueError
             For wrong shapes (naming the layer), NaN or infinity.
         """
-        weights = checks.direction("weights", weights, self.model.network.shapes, np.asarray(weights[0]).dtype)
+        weights = checks.weights("weights", weights, self.model.network.shapes)
         zero = tuple(params.zeros_like(weights))
         return State(weights, 0, zero, zero)
 

@@ -46,7 +46,9 @@ class KFAC:
         Network, likelihood and weight decay (eta).
     structure : class or function
         Makes the damped curvature: ``structure(factors, damping=gamma**2)``; `BlockDiagonal` is the paper's F-breve.
-        Any subclass of `Curvature` serves, a user's own included.
+        Any subclass of `Curvature` serves, a user's own included (a plain function must carry the attributes ``reach``
+        and ``takes_point``; `functools.partial` of a class needs none). One that is made from a point knows its own
+        batch alone, and is that of an earlier batch between two refreshes.
     lambda_0 : float
         The first lambda.
     T1, T2, T3 : int
@@ -83,8 +85,8 @@ class KFAC:
     tau1              1/8                 the same
     tau2              1/4                 1                  with a part of the batch, steps can grow without bound
     ceiling           0.95                the same
-    gamma_min         none (0)            sqrt(eta)          as in the author's code: beyond the range M hardly changes
-    gamma_max         none (inf)          1                  and gamma drifts
+    gamma_min         none (0)            sqrt(eta)          as in the author's code: below, gamma drifts
+    gamma_max         none (inf)          1                  as in the author's code: above, gamma drifts
     lambda_floor      none (0)            1e-4               lambda else decays for ever
     undo              none (None)         1                  one bad step would be carried on by momentum
     ================  ==================  =================  ==========================================================
@@ -109,6 +111,8 @@ class KFAC:
     undo: float | None = 1.0
 
     def __post_init__(self) -> None:
+        if not callable(self.structure):
+            raise ValueError(f"structure must be a subclass of Curvature or a function, got {self.structure!r}")
         checks.number("lambda_0", self.lambda_0, 0)
         for name in ("T1", "T2", "T3"):
             checks.count(name, getattr(self, name))
@@ -152,7 +156,7 @@ class KFAC:
             For wrong shapes (naming the layer), NaN or infinity, or a negative seed.
         """
         checks.count("seed", seed, 0)
-        weights = checks.direction("weights", weights, self.model.network.shapes, np.asarray(weights[0]).dtype)
+        weights = checks.weights("weights", weights, self.model.network.shapes)
         gamma = min(max(math.sqrt(self.lambda_0 + self.model.weight_decay), self._gamma_min), self.gamma_max)
         return State(weights, seed, 0, self.lambda_0, gamma, RunningAverage(self.ceiling), None, None)
 
@@ -246,10 +250,11 @@ class KFAC:
                 lambda_ = max(lambda_, self.lambda_floor)       # a lambda of 0 would lead to the same step again
         after = State(state.weights if undone else moved, state.seed, k, lambda_, chosen.gamma, average,
                       None if undone else tuple(delta), chosen.curvature)
+        used = (chosen.alpha, chosen.mu)[:len(chosen.model.slope)]
         record = Record(k, len(at), h, state.lambda_, chosen.gamma, tuple((c.gamma, c.decrease) for c in candidates),
                         chosen.alpha, chosen.mu, chosen.decrease, actual, rho, params.norm(grad),
-                        chosen.model.length((chosen.alpha, chosen.mu)), refresh, type(chosen.curvature).__name__,
-                        tuple(safeguards), clock.seconds)
+                        chosen.model.length(used), refresh, type(chosen.curvature).__name__, tuple(safeguards),
+                        clock.seconds)
         return Detail(at, grad, rows1, rows2, targets, average, tuple(candidates), chosen, delta, after, record)
 
     # The lines of the algorithm.

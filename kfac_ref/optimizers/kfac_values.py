@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..checks import Array, Rows
-from ..curvature import BlockDiagonal, Curvature
+from ..curvature import BlockDiagonal, BlockTridiagonal, Curvature
 from ..factors import RunningAverage
 from ..model import Point
 from ..quadratic_model import SmallModel
@@ -176,10 +176,15 @@ class Detail:
 
     @property
     def pi(self) -> tuple[float, ...]:
-        """The balance of each layer's damping, for a `BlockDiagonal` structure."""
-        if not isinstance(self.chosen.curvature, BlockDiagonal):
+        """The balance of each layer's damping, for a structure that is damped in its factors."""
+        if not isinstance(self.chosen.curvature, (BlockDiagonal, BlockTridiagonal)):
             raise AttributeError(f"{type(self.chosen.curvature).__name__} has no pi")
         return self.chosen.curvature.pis
+
+    @property
+    def system(self) -> tuple[Array, Array]:
+        """The matrix and the right-hand side of the 2 x 2 system of (alpha, mu); 1 x 1 where there is no last step."""
+        return self.chosen.model.B, -self.chosen.model.slope
 
     @property
     def Delta(self) -> list[Array]:

@@ -27,6 +27,8 @@ class NaturalGradient(KFAC):
     structure : class or function
         ``structure(at, damping=gamma**2)``. With the default `Exact`, whichever factors the smaller matrix is used:
         `Exact`, (P, P), or `ExactDual`, (NC, NC) for N cases and C outputs. The record says which.
+    T3 : int
+        1, since the matrix is that of one batch: kept longer, it is another batch's.
 
     Notes
     -----
@@ -35,6 +37,7 @@ class NaturalGradient(KFAC):
     """
 
     structure: Callable[..., Curvature] = Exact
+    T3: int = 1
 
     def curvature(self, state: State, at: Point, average: RunningAverage, gamma: float) -> Curvature:
         """Return the exact Fisher of the batch, damped with gamma, in the form that factors the smaller matrix.

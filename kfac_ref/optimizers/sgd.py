@@ -14,8 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from .. import checks, params
 from ..checks import Array, Direction
 from ..model import Model
@@ -131,7 +129,7 @@ class SGD:
         ValueError
             For wrong shapes (naming the layer), NaN or infinity.
         """
-        weights = checks.direction("weights", weights, self.model.network.shapes, np.asarray(weights[0]).dtype)
+        weights = checks.weights("weights", weights, self.model.network.shapes)
         return State(weights, 0, tuple(params.zeros_like(weights)))
 
     def step(self, state: State, x: Any, y: Any) -> tuple[State, Record]:
