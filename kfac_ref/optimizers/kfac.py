@@ -316,7 +316,8 @@ class KFAC:
         -----
         Source: Martens & Grosse 2015, sec. 8.
         """
-        return _part("tau1", self.tau1, N, rng), _part("tau2", self.tau2, N, rng)
+        tau1 = 1.0 if self._attribute("takes_point") else self.tau1       # such a structure has no factors to estimate
+        return _part("tau1", tau1, N, rng), _part("tau2", self.tau2, N, rng)
 
     def update_average(self, state: State, part: Point, rng: np.random.Generator) -> tuple[RunningAverage, Any]:
         """Sample targets on the tau1 part and add its factors to the running average.
