@@ -108,7 +108,7 @@ def convergence(curves: Mapping[str, Curve], error_label: str, text: str) -> Fig
         return figure
 
 
-def fisher_rows(rows: Mapping[str, tuple[Array, Array]], sizes: Sequence[int], text: str, cells: int = 470) -> Figure:
+def fisher_rows(rows: Mapping[str, tuple[Array, Array]], sizes: Sequence[int], text: str, cells: int = 240) -> Figure:
     """Draw |F|, |F~| and |F - F~|, one row for each pair, on one colour scale a row.
 
     Parameters
@@ -280,8 +280,8 @@ def cost(rows: Mapping[str, Array], text: str) -> Figure:
         panels = figure.subplots(1, 2)
         for k, (name, row) in enumerate(rows.items()):
             for axes, column in zip(panels, (1, 2), strict=True):
-                axes.plot(row[:, 0], row[:, column], color=COLOURS[k % len(COLOURS)], linestyle=DASHES[k % len(DASHES)],
-                          marker=MARKERS[k], label=name)
+                axes.plot(row[:, 0], row[:, column], color=COLOURS[k % len(COLOURS)], marker=MARKERS[k], label=name,
+                          linestyle=DASHES[(k + k // len(COLOURS)) % len(DASHES)])
         for axes, label in zip(panels, ("seconds to make and solve once", "peak of memory (MiB)"), strict=True):
             axes.set(xscale="log", yscale="log", xlabel="width d", ylabel=label)
             widths = sorted({float(w) for row in rows.values() for w in row[:, 0]})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +33,19 @@ def test_the_files_that_it_names_are_there(path: str) -> None:
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README))))
 def test_its_pictures_are_there(path: str) -> None:
     assert (ROOT / path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_its_table_is_that_of_the_committed_run() -> None:
+    runs = json.loads((ROOT / "figures/demo/summary.json").read_text())["autoencoder"]
+    levels = [level.strip() for level in README.split("to an error of |")[1].split("\n")[0].split("|")[:-1]]
+    rows = re.findall(r"^\| (K-FAC|SGD|Adam)[^|]*, m = (\d+)[^|]*\|(.*)\|$", README, re.MULTILINE)
+    assert len(rows) == len(runs)
+    for method, batch, cells in rows:
+        for level, cell in zip(levels, cells.split("|"), strict=True):
+            hits = [run["levels"][level] for run in runs[f"{method}, m = {batch}"]["runs"]]
+            middle = [np.median([hit[key] if hit else np.inf for hit in hits]) for key in ("iterations", "seconds")]
+            expected = f"{middle[0]:.0f} / {middle[1]:.2f}" if np.isfinite(middle[0]) else "-"
+            assert cell.strip() == expected
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"make (\w+)  |`make (\w+)`", README))))
