@@ -327,3 +327,9 @@ def test_shampoo_in_chunks_of_examples_changes_nothing(monkeypatch, name):
     before = ESTIMATORS[name](q.at)
     monkeypatch.setattr(shampoo, "CHUNK_BYTES", 2 * 2 * 4 * 5 * 8)
     close_products(ESTIMATORS[name](q.at), before, rtol=1e-12 if name == "shampoo_root" else 1e-14)
+
+
+def test_every_estimator_of_the_package_is_here_or_among_the_three_expectations():
+    public = {name for name in kr.factors.__all__ if name.endswith("_factors")}
+    here = {estimator.__name__ for estimator in ESTIMATORS.values()}
+    assert public == here | {"exact_factors", "sampled_factors", "empirical_factors"}
