@@ -34,6 +34,11 @@ def test_there_are_mutants_enough() -> None:
     assert len({m.name for m in mutants.MUTANTS}) == len(mutants.MUTANTS)
 
 
+@pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda m: m.name)
+def test_the_line_of_a_mutant_is_there(mutant: mutants.Mutant) -> None:
+    assert (mutants.ROOT / "kfac_ref" / mutant.file).read_text().count(mutant.right) == 1
+
+
 def test_a_mutant_whose_line_is_gone_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"stands 0 times in params\.py"):
         mutants.run(mutants.Mutant("gone", "params", "params.py", "no such line", ""))
