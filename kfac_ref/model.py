@@ -39,7 +39,7 @@ class Model:
     Raises
     ------
     ValueError
-        For a negative weight decay.
+        For a negative weight decay, or a likelihood that is a class.
 
     Notes
     -----
@@ -51,6 +51,8 @@ class Model:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        if isinstance(self.likelihood, type):
+            raise ValueError(f"likelihood must be an instance, such as {self.likelihood.__name__}(), got the class")
         object.__setattr__(self, "weight_decay", checks.number("weight_decay", self.weight_decay, 0))
 
     def init(self, rng: np.random.Generator, scheme: str = "sparse", dtype: DTypeLike = np.float64) -> list[Array]:

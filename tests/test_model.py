@@ -452,6 +452,8 @@ REFUSALS: list[tuple[Callable[[], object], str]] = [
     (lambda: P.at.adjoint(np.ones((2, 7, 3))), "dz must have shape (7, 3), got (2, 7, 3)"),
     (lambda: P.at.take([]), "rows must choose at least one example"),
     (lambda: P.at.take(3), "rows must be a slice, a list of row numbers or a mask, got 3"),
+    (lambda: kr.Model(P.model.network, kr.Categorical),
+     "likelihood must be an instance, such as Categorical(), got the class"),
     (lambda: P.at.take([0, 99]), "rows must lie in 0..6, got 0..99"),
     (lambda: kr.sampled_factors(P.at, np.empty((0, 7), int)), "y must not be empty, got shape (0, 7)"),
     (lambda: P.at.sample(np.random.default_rng(0), 0), "draws must be an integer of at least 1, got 0"),
