@@ -18,11 +18,12 @@ section     module                                    names
                                                       `ExactBlockDiagonal`, `Exact`, `ExactDual`; `EKFAC`,
                                                       `InputOnly` (FOOF), `Diagonal`
 4.3         `curvature`                               `BlockTridiagonal` (F-hat)
-3           `analysis`                                the error as a covariance and as cumulants; the error budget
-10          `analysis`                                re-parameterized networks, whitening
+3           `analysis`                                `covariance_error`, `error_spectrum`, `cumulant_terms`;
+                                                      `judge`, `error_budget`
+10          `analysis`                                `TransformedMLP`, `transform`, `whitening`, `centred_whitening`
 6           `damping`                                 pi, factored Tikhonov, the rules of lambda and gamma
 6.4, 7      `quadratic_model`                         M(delta), alpha and mu, rho
-9           `optimizers`                              `KFAC`, `NaturalGradient`, `SGD`, `Adam`
+9           `optimizers`                              `KFAC` (`step`, `explain`), `NaturalGradient`, `SGD`, `Adam`
 13          `datasets`, `training`                    `digits`; `train`, batch schedules, averaging of iterates
 13          `plotting`, `experiments`, `cli`          figures, the demo; not imported here, so Matplotlib is not either
 app. B      `kronecker`                               `solve_sum`

@@ -318,3 +318,14 @@ def test_a_gradient_of_zero_is_refused():
     p = problem("gaussian")
     with pytest.raises(ValueError, match="gradient"):
         judge(p.at, p.at.z, DAMPING, [("exact", Exact(p.at, DAMPING))])
+
+
+def test_the_last_row_is_damped_by_gamma_and_the_others_by_lambda_and_eta():
+    p = problem("categorical", DEEP)
+    with_gamma = error_budget(p.at, p.y, DAMPING, draw(p), gamma=0.7)
+    plain = error_budget(p.at, p.y, DAMPING, draw(p))
+    # NaN is not equal to itself: the first row's change is left out.
+    assert [numbers(j)[2:] for j in with_gamma[:-1]] == [numbers(j)[2:] for j in plain[:-1]]
+    K = kr.curvature.BlockDiagonal(kr.sampled_factors(p.at, draw(p), 0), 0.49)
+    assert with_gamma[-1].angle == judge(p.at, p.y, DAMPING, [("", K)])[0].angle
+    assert abs(with_gamma[-1].error - plain[-1].error) > 1e-3

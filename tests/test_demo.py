@@ -218,7 +218,8 @@ def quickened(monkeypatch, short_runs):
     monkeypatch.setattr(classifier, "stages", stages)
     def budget(data, seed, step, cases):
         asked.append(("budget", seed, step, cases))
-        return [Judgement("exact", 0.0, math.nan, 0.0, 1.0, 1.0), Judgement("next", 0.5, 0.5, 10.0, 2.0, 0.9)]
+        return classifier.Budget(step, 0.1, 0.5, [Judgement("exact", 0.0, math.nan, 0.0, 1.0, 1.0),
+                                                  Judgement("next", 0.5, 0.5, 10.0, 2.0, 0.9)])
 
     monkeypatch.setattr(classifier, "fisher_figure", lambda found: Figure())
     monkeypatch.setattr(classifier, "budget", budget)
@@ -226,7 +227,7 @@ def quickened(monkeypatch, short_runs):
 
 
 @pytest.mark.parametrize(("options", "asked"), [
-    ([], [("convergence", 0, 1), ("stages", 0, (10, 200), None), ("budget", 0, 18, None)]),
+    ([], [("convergence", 0, 1), ("stages", 0, (10, 200), None), ("budget", 0, 58, None)]),
     (["--quick", "--seed", "7"], [("convergence", 7, 100), ("stages", 7, (3, 10), 200), ("budget", 7, 6, 200)])])
 def test_options_reach_the_experiments(quickened, tmp_path, options, asked):
     assert cli.main(["demo", "--out", str(tmp_path), *options]) == 0
@@ -641,7 +642,7 @@ def test_the_table_of_the_fisher():
 
 def test_the_table_of_the_budget():
     judgements = [Judgement("exact", 0.0, math.nan, 0.0, 1.0, 1.0), Judgement("next", 0.5, 0.25, 10.04, 2.0, 0.9012)]
-    assert classifier.budget_table(judgements)[1:] == [
+    assert classifier.budget_table(classifier.Budget(3, 0.1, 0.5, judgements))[1:] == [
         ["exact", "0.000", "", "0.0 deg", "1.00", "100.0%"], ["next", "0.500", "0.250", "10.0 deg", "2.00", "90.1%"]]
 
 

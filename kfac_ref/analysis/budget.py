@@ -108,7 +108,8 @@ def judge(at: Point, y: Any, damping: float, matrices: Iterable[tuple[str, Curva
     return found
 
 
-def error_budget(at: Point, y: Any, damping: float, targets: Any, average: Factors | None = None) -> list[Judgement]:
+def error_budget(at: Point, y: Any, damping: float, targets: Any, average: Factors | None = None,
+                 gamma: float | None = None) -> list[Judgement]:
     """Return the error budget of K-FAC at a point.
 
     Parameters
@@ -118,11 +119,13 @@ def error_budget(at: Point, y: Any, damping: float, targets: Any, average: Facto
     y : (N,) or (N, C) array
         Its labels.
     damping : float
-        lambda + eta, or gamma^2; above 0.
+        lambda + eta: of the exact matrix, of the quadratic model and of all steps but the last; above 0.
     targets : (N,) or (N, C) array
         One draw of targets, from ``at.sample``.
     average : Factors, optional
         The factors that an optimizer has in use, averaged and perhaps stale; those of `targets` unless told.
+    gamma : float, optional
+        The strength of the factored damping; sqrt(damping) unless told.
 
     Returns
     -------
@@ -145,7 +148,7 @@ def error_budget(at: Point, y: Any, damping: float, targets: Any, average: Facto
         ("expectation factorized", curvature.EigenDamped(exact, damping)),
         ("sampled targets", curvature.EigenDamped(sampled, damping)),
         ("averaged and stale", curvature.EigenDamped(in_use, damping)),
-        ("factored damping", curvature.BlockDiagonal(in_use, damping)),
+        ("factored damping", curvature.BlockDiagonal(in_use, damping if gamma is None else gamma**2)),
     ])
 
 

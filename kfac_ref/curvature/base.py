@@ -183,7 +183,7 @@ class OfPoint(Curvature):
     def __post_init__(self) -> None:
         if not isinstance(self.at, Point):
             raise ValueError(f"at must be a Point, got {type(self.at).__name__}: {type(self).__name__} cannot be made "
-                             "from factors")
+                             "from factors (a function that makes it for an optimizer needs takes_point = True)")
         object.__setattr__(self, "damping", checks.number("damping", self.damping, 0))
 
     @property

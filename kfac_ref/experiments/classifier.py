@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -142,7 +142,16 @@ def stages(data: Dataset, seed: int = 0, steps: tuple[int, int] = (10, 200), cas
     return found
 
 
-def budget(data: Dataset, seed: int = 0, step: int = 18, cases: int | None = None) -> list[Judgement]:
+class Budget(NamedTuple):
+    """The error budget of one step of K-FAC: which step, lambda + eta and gamma there, and the judgements."""
+
+    step: int
+    damping: float
+    gamma: float
+    judgements: list[Judgement]
+
+
+def budget(data: Dataset, seed: int = 0, step: int = 58, cases: int | None = None) -> Budget:
     """Return the error budget of one step of K-FAC, with the averaged and stale factors that it really uses.
 
     Parameters
@@ -152,14 +161,14 @@ def budget(data: Dataset, seed: int = 0, step: int = 18, cases: int | None = Non
     seed : int
         Of the weights and the sampling.
     step : int
-        Which step; with its usual periods K-FAC's inverses are then those of step 3.
+        Which step; at step 58, with the usual periods, gamma has been adapted twice and the inverses are 18 steps old.
     cases : int, optional
         How many training cases it trains on; all unless told.
 
     Returns
     -------
-    list of six Judgement
-        As `error_budget` returns them, at the damping gamma^2 of that step.
+    Budget
+        Its judgements as `error_budget` returns them, at the lambda + eta and the gamma of that step.
     """
     model = untrained()
     opt = KFAC(model)
@@ -171,7 +180,8 @@ def budget(data: Dataset, seed: int = 0, step: int = 18, cases: int | None = Non
     in_use = detail.chosen.curvature
     assert isinstance(in_use, curvature.BlockDiagonal)
     targets = detail.at.sample(np.random.default_rng(seed))
-    return error_budget(detail.at, y, detail.chosen.gamma**2, targets, in_use.factors)
+    damping, gamma = detail.record.lambda_ + model.weight_decay, detail.chosen.gamma
+    return Budget(step, damping, gamma, error_budget(detail.at, y, damping, targets, in_use.factors, gamma))
 
 
 def fisher_table(found: Sequence[Stage]) -> list[list[str]]:
@@ -196,13 +206,13 @@ def fisher_table(found: Sequence[Stage]) -> list[list[str]]:
     return [*rows, ["wrong labels", *(f"{100 * s.errors['train_error']:.1f}%" for s in found)]]
 
 
-def budget_table(judgements: Sequence[Judgement]) -> list[list[str]]:
+def budget_table(found: Budget) -> list[list[str]]:
     """Return the rows of the third table: the error budget.
 
     Parameters
     ----------
-    judgements : sequence of Judgement
-        As `budget` returns them.
+    found : Budget
+        As `budget` returns it.
 
     Returns
     -------
@@ -211,27 +221,29 @@ def budget_table(judgements: Sequence[Judgement]) -> list[list[str]]:
     """
     head = ["error budget of a step", "error", "change", "angle", "length", "decrease of M"]
     return [head, *([j.name, f"{j.error:.3f}", "" if math.isnan(j.change) else f"{j.change:.3f}",
-                     f"{j.angle:.1f} deg", f"{j.length:.2f}", f"{100 * j.decrease:.1f}%"] for j in judgements)]
+                     f"{j.angle:.1f} deg", f"{j.length:.2f}", f"{100 * j.decrease:.1f}%"] for j in found.judgements)]
 
 
-def budget_figure(judgements: Sequence[Judgement]) -> Figure:
+def budget_figure(found: Budget) -> Figure:
     """Draw the error budget, with what costs most in the caption.
 
     Parameters
     ----------
-    judgements : sequence of Judgement
-        As `budget` returns them.
+    found : Budget
+        As `budget` returns it.
 
     Returns
     -------
     Figure
         Three panels of bars.
     """
+    judgements = found.judgements
     losses = {j.name: before.decrease - j.decrease for before, j in pairwise(judgements)}
     worst = max(losses, key=lambda name: losses[name])
     last = judgements[-1]
-    text = ("Digits classifier, one step of K-FAC: from the exact damped Fisher to the matrix that the optimizer "
-            "solves with, one approximation after the other. At the end the matrix is off by "
+    text = (f"Digits classifier, step {found.step} of K-FAC (lambda + eta = {found.damping:.2g}, gamma = "
+            f"{found.gamma:.2g}): from the exact damped Fisher to the matrix that the optimizer solves with, one "
+            "approximation on top of the other. At the end the matrix is off by "
             f"{100 * last.error:.0f}% and the step by {last.angle:.0f} degrees, yet rescaled it gives "
             f"{100 * last.decrease:.0f}% of the decrease of the natural gradient; the costliest single step is "
             f"'{worst}', with {100 * losses[worst]:.0f} points.")
@@ -253,8 +265,9 @@ def fisher_figure(found: Sequence[Stage]) -> Figure:
         One row a stage.
     """
     sizes = [m * n for m, n in untrained().network.shapes]
-    parts = [f"{s.name} F~ is off by {100 * s.errors['whole']['F_tilde']:.0f}% and its diagonal blocks alone by "
-             f"{100 * s.errors['whole']['F_breve']:.0f}%" for s in found]
+    parts = [f"{s.name} F~ is off by {100 * s.errors['whole']['F_tilde']:.0f}%, and by "
+             f"{100 * s.errors['whole']['F_breve']:.0f}% if only its diagonal blocks are kept" for s in found]
     text = ("Digits classifier 64-20-20-20-10 (tanh): the exact Fisher and its Kronecker-factored approximation, layer "
-            f"blocks marked, one colour scale a row. In relative Frobenius norm, {'; '.join(parts)}.")
+            "blocks marked, one colour scale a row (dark stripes: pixels that are nearly always 0). In relative "
+            f"Frobenius norm, {'; '.join(parts)}.")
     return plotting.fisher_rows({s.name: (s.F, s.F_tilde) for s in found}, sizes, text)

@@ -14,9 +14,8 @@ import numpy as np
 import scipy
 
 from .. import __version__, training
-from ..analysis import Judgement
 from .autoencoder import LEVELS, METHODS, reached
-from .classifier import Stage
+from .classifier import Budget, Stage
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
@@ -39,7 +38,7 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def summary(histories: Mapping[str, Sequence[training.History]], found: Sequence[Stage],
-            judgements: Sequence[Judgement], seed: int) -> dict[str, Any]:
+            budget: Budget, seed: int) -> dict[str, Any]:
     """Return every number of the demo as plain data for JSON; keys that end in ``seconds`` differ from run to run.
 
     Parameters
@@ -48,15 +47,15 @@ def summary(histories: Mapping[str, Sequence[training.History]], found: Sequence
         Runs of each method, one a seed. The names are those of `METHODS`.
     found : sequence of Stage
         The classifier's.
-    judgements : sequence of Judgement
-        The error budget.
+    budget : Budget
+        Of one step.
     seed : int
         Of the demo.
 
     Returns
     -------
     dict
-        ``seed``, ``environment``, ``autoencoder`` (by method) and ``classifier`` (by stage).
+        ``seed``, ``environment``, ``autoencoder`` (by method), ``classifier`` (by stage) and ``budget``.
     """
     return {
         "seed": seed,
@@ -67,7 +66,8 @@ def summary(histories: Mapping[str, Sequence[training.History]], found: Sequence
                              "levels": {f"{level:g}": _level(h, level) for level in LEVELS}} for h in runs]}
             for name, runs in histories.items()},
         "classifier": {s.name: s.errors for s in found},
-        "budget": [asdict(j) | {"change": None if math.isnan(j.change) else j.change} for j in judgements],
+        "budget": budget._asdict() | {"judgements": [
+            asdict(j) | {"change": None if math.isnan(j.change) else j.change} for j in budget.judgements]},
     }
 
 

@@ -90,7 +90,7 @@ class Factors:
         if (i, j) in self.A_far:
             return self.A_far[i, j], self.G_far[i, j]
         raise ValueError(f"factors hold no cross factors of layers {i} and {j}: estimate them with reach={j - i} or "
-                         "more")
+                         "more (a structure asks an optimizer for them by its class attribute reach)")
 
     def merge(self, other: Factors) -> Factors:
         """Return the factors of both sets of examples together: means weighted by their counts.

@@ -112,7 +112,9 @@ class KFAC:
 
     def __post_init__(self) -> None:
         if not callable(self.structure):
-            raise ValueError(f"structure must be a subclass of Curvature or a function, got {self.structure!r}")
+            made = f"an instance of {type(self.structure).__name__}" if isinstance(self.structure, Curvature) else \
+                repr(self.structure)
+            raise ValueError(f"structure must be a subclass of Curvature or a function, got {made}")
         checks.number("lambda_0", self.lambda_0, 0)
         for name in ("T1", "T2", "T3"):
             checks.count(name, getattr(self, name))
@@ -166,7 +168,8 @@ class KFAC:
         Parameters
         ----------
         state : State
-            From `init` or the last step; not changed, and stepping it twice gives the same bits.
+            From `init` or the last step of this optimizer (it carries the structure in use); not changed, and stepping
+            it twice gives the same bits.
         x : (N, d_0) array
             The batch.
         y : (N,) or (N, C) array

@@ -166,12 +166,15 @@ class Detail:
 
     @property
     def A(self) -> tuple[Array, ...]:
-        """The averaged input factors."""
+        """The averaged input factors, with this batch; Delta and pi come from those of ``chosen.curvature.factors``.
+
+        The two are the same where ``record.refreshed``, else the curvature's are older.
+        """
         return self.average.factors.A
 
     @property
     def G(self) -> tuple[Array, ...]:
-        """The averaged output factors."""
+        """The averaged output factors, with this batch; as for A, those that are solved with may be older."""
         return self.average.factors.G
 
     @property
@@ -180,6 +183,21 @@ class Detail:
         if not isinstance(self.chosen.curvature, (BlockDiagonal, BlockTridiagonal)):
             raise AttributeError(f"{type(self.chosen.curvature).__name__} has no pi")
         return self.chosen.curvature.pis
+
+    @property
+    def alpha(self) -> float:
+        """The coefficient of Delta."""
+        return self.record.alpha
+
+    @property
+    def mu(self) -> float:
+        """The coefficient of the last step."""
+        return self.record.mu
+
+    @property
+    def rho(self) -> float:
+        """The reduction ratio; NaN where the step is not looked back at (every T1)."""
+        return self.record.rho
 
     @property
     def system(self) -> tuple[Array, Array]:
