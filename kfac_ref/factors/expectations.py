@@ -103,6 +103,7 @@ def _factors(at: Point, columns: Array, reach: float) -> Factors:
     A: dict[tuple[int, int], Array] = {(i, j): at.a_bar[i].T @ at.a_bar[j] / n for i, j in pairs}
     G = {key: part / n for key, part in G.items()}
 
+    # What goes into the fields A_cross and G_cross, and what into A_far and G_far.
     def neighbours(X: dict[tuple[int, int], Array]) -> tuple[Array, ...]:
         return tuple(X[i, i + 1] for i in range(L - 1)) if reach >= 1 else ()
 
