@@ -1,6 +1,6 @@
 """Which approximation, when: the whole family on three networks at three stages, against the exact damped Fisher.
 
-    python figures/approximations.py [--quick] [--out DIR]
+    python figures/approximations.py [--quick] [--pdf] [--out DIR]
 
 Networks: the digits classifier 64-20-20-20-10 (tanh), the digits autoencoder 64-32-16-8-16-32-64 (logistic, Bernoulli)
 and a classifier of relu units, 64-32-16-10. Stages: at the start, after 10 steps of K-FAC, and after 200. For each
@@ -12,10 +12,8 @@ best; seconds to make and solve once, and the peak of memory. No figure of the p
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,8 @@ from typing import Any
 import numpy as np
 
 import kfac_ref as kr
-from kfac_ref import cli, plotting
-from kfac_ref.experiments import autoencoder, classifier, family, report
+from kfac_ref import plotting
+from kfac_ref.experiments import autoencoder, classifier, family, script
 
 HERE = Path(__file__).parent / "approximations"
 #: lambda + eta of the quadratic model, in which all steps are judged.
@@ -92,27 +90,20 @@ def caption(found: dict[str, dict[str, list[family.Entry]]]) -> str:
             + ", ".join(f"{n} {mean(n):.0f}%" for n in told) + ".")
 
 
-def main(out: Path = HERE, quick: bool = False) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
     """Run the study and write its picture, numbers and tables to `out`; returns 0."""
-    out.mkdir(parents=True, exist_ok=True)
     found = study(networks(quick), 60 if quick else 500, (2, 4) if quick else (10, 200))
     values = {network: {stage: [100 * e.judgement.decrease for e in entries] for stage, entries in stages.items()}
               for network, stages in found.items()}
-    plotting.grouped_bars(values, tuple(family.FAMILY), "decrease of M (% of the natural gradient's)",
-                          caption(found)).savefig(out / "approximations.png")
+    figure = plotting.grouped_bars(values, tuple(family.FAMILY), "decrease of M (% of the natural gradient's)",
+                                   caption(found))
     plain = {network: {stage: [asdict(e) for e in entries] for stage, entries in stages.items()}
              for network, stages in found.items()}
-    text = json.dumps({"environment": report.environment(), "damping": DAMPING, "networks": plain}, indent=1)
-    (out / "approximations.json").write_text(text.replace("NaN", "null") + "\n")
+    script.save(figure, {"damping": DAMPING, "networks": plain}, out / "approximations", formats)
     (out / "approximations.md").write_text(tables(found), encoding="utf-8")
     print(tables(found))
     return 0
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE)
-    parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
-    cli.restart_with(cli.ONE_THREAD | cli.MEMORY, [str(Path(__file__).resolve()), *sys.argv[1:]])
-    sys.exit(main(arguments.out, arguments.quick))
+    script.start(main, __doc__, __file__)

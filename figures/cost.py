@@ -1,6 +1,6 @@
 """What each approximation costs as the network grows: seconds and bytes against width, and the slopes.
 
-    python figures/cost.py [--quick] [--out DIR]
+    python figures/cost.py [--quick] [--pdf] [--out DIR]
 
 Networks d-d-d-10 (tanh, Categorical) with N = 128 cases; for each width d and each approximation the seconds to make
 the damped matrix and solve with it once (median of three), and the peak of memory. The slopes are those between the
@@ -10,18 +10,16 @@ last two widths, in log-log, beside the exponent of the flop count. The paper's 
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 import kfac_ref as kr
-from kfac_ref import cli, plotting
-from kfac_ref.experiments import family, report
+from kfac_ref import plotting
+from kfac_ref.experiments import family, script
 
 HERE = Path(__file__).parent / "cost"
 N = 128
@@ -64,9 +62,8 @@ def slope(rows: list[tuple[int, float, float]], column: int) -> float:
     return float(np.log(b[column - 1] / a[column - 1]) / np.log(d2 / d1))
 
 
-def main(out: Path = HERE, quick: bool = False) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
     """Measure, write picture and numbers to `out`, and print the slopes; returns 0."""
-    out.mkdir(parents=True, exist_ok=True)
     names = [*EXPONENTS, DUAL]
     found = measure(names, [4, 8] if quick else [8, 16, 32, 64, 128, 256, 512], 1 if quick else 3)
     print(f"{'approximation':30s} {'widths':>9s} {'seconds: slope':>15s} {'(flops)':>8s} {'bytes: slope':>13s}")
@@ -86,17 +83,11 @@ def main(out: Path = HERE, quick: bool = False) -> int:
             f"memory. At its largest widths the dense Fisher grows with the power {steepest:.1f} of the width (flops: "
             f"6 in the end), K-FAC's F-breve with {kfac:.1f} (flops: 3 in the end); the dual form of the exact Fisher "
             f"is faster than the dense one {where}.")
-    plotting.cost({name: np.array(rows) for name, rows in found.items()}, text).savefig(out / "cost.png")
-    numbers = {"environment": report.environment(), "cases": N, "rows": found, "slopes": slopes}
-    (out / "cost.json").write_text(json.dumps(numbers, indent=1))
+    figure = plotting.cost({name: np.array(rows) for name, rows in found.items()}, text)
+    script.save(figure, {"cases": N, "rows": found, "slopes": slopes}, out / "cost", formats)
     print(text)
     return 0
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE)
-    parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
-    cli.restart_with(cli.ONE_THREAD | cli.MEMORY, [str(Path(__file__).resolve()), *sys.argv[1:]])
-    sys.exit(main(arguments.out, arguments.quick))
+    script.start(main, __doc__, __file__)

@@ -1,6 +1,6 @@
 """The same step in other parameters: undamped K-FAC does not see them, gradient descent does (the paper's sec. 10).
 
-    python figures/invariance.py [--quick] [--out DIR]
+    python figures/invariance.py [--quick] [--pdf] [--out DIR]
 
 A small network is re-parameterized at random. Both descriptions of the same function are trained by the same method,
 in steps of a fixed size, and the figure shows how far the two functions come apart: for F-breve and F-hat undamped
@@ -10,10 +10,7 @@ its Theorem 1. Writes ``invariance.png`` and ``invariance.json``. Takes a few se
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +18,7 @@ import numpy as np
 import kfac_ref as kr
 from kfac_ref import plotting
 from kfac_ref.analysis import TransformedMLP, transform
-from kfac_ref.experiments import report
+from kfac_ref.experiments import script
 
 HERE = Path(__file__).parent / "invariance"
 Step = Callable[[kr.Point, object], list[np.ndarray]]
@@ -65,25 +62,19 @@ def distances(steps: int) -> dict[str, list[float]]:
     return found
 
 
-def main(out: Path = HERE, quick: bool = False) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
     """Run all methods in both parameterizations and write picture and numbers to `out`; returns 0."""
-    out.mkdir(parents=True, exist_ok=True)
     found = distances(3 if quick else 30)
     last = {name: values[-1] for name, values in found.items()}
     text = ("Two descriptions of one network, trained by the same method: distance of the two functions on 60 cases, "
             "relative to how far they have moved, after each step. At the end: "
             + "; ".join(f"{name}: {value:.1g}" for name, value in last.items()) + ".")
-    plotting.lines(np.arange(1, len(next(iter(found.values()))) + 1), found, "steps",
-                   "distance of the two functions\n(relative)", text, log_x=False).savefig(out / "invariance.png")
-    numbers = {"environment": report.environment(), "distances": found}
-    (out / "invariance.json").write_text(json.dumps(numbers, indent=1))
+    figure = plotting.lines(np.arange(1, len(next(iter(found.values()))) + 1), found, "steps",
+                   "distance of the two functions\n(relative)", text, log_x=False)
+    script.save(figure, {"distances": found}, out / "invariance", formats)
     print(text)
     return 0
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE)
-    parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
-    sys.exit(main(arguments.out, arguments.quick))
+    script.start(main, __doc__, __file__)

@@ -27,6 +27,7 @@ section     module                                    names
 13          `datasets`, `training`                    `digits`; `train`, batch schedules, averaging of iterates
 13          `plotting`, `experiments`, `cli`          figures, the demo; not imported here, so Matplotlib is not either
 app. B      `kronecker`                               `solve_sum`
+-           `checks`, `environment`                   refusals; versions and threads that the bits depend on
 ==========  ========================================  =================================================================
 """
 
@@ -36,6 +37,7 @@ from . import (
     curvature,
     damping,
     datasets,
+    environment,
     factors,
     fisher,
     hessian,
@@ -83,6 +85,7 @@ __all__ = [
     "datasets",
     "empirical_factors",
     "empirical_fisher",
+    "environment",
     "exact_factors",
     "exact_fisher",
     "factors",

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__, datasets
-
-#: Arrays of a megabyte are taken from memory that the process keeps, where glibc would else ask the system for fresh
-#: pages at every temporary array; read when a process starts.
-MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "67108864"}
-#: Small matrices are multiplied faster by one thread; and NumPy and SciPy bring a pool of threads each, which get in
-#: each other's way. Read when NumPy is imported.
-ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+from .environment import MEMORY, ONE_THREAD, restart_with
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,12 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where to write (default: demo)")
     demo.add_argument("--seed", type=int, default=0, help="the first of three seeds (default: 0)")
     demo.add_argument("--quick", action="store_true", help="a few seconds, short runs: shows that everything works")
+    demo.add_argument("--pdf", action="store_true", help="write the figures as PDF too")
     demo.add_argument("--tune", action="store_true", help="run the grid of settings again instead; takes many minutes")
     arguments = parser.parse_args(argv)
     if argv is None:
         restart_with(ONE_THREAD | MEMORY, ["-m", "kfac_ref", *sys.argv[1:]])
     try:
-        return _demo(arguments.out, arguments.seed, arguments.quick, arguments.tune)
+        return _demo(arguments.out, arguments.seed, arguments.quick, arguments.tune, arguments.pdf)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -54,22 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def restart_with(variables: Mapping[str, str], arguments: Sequence[str]) -> None:
-    """Start this process again with environment variables that are read at start only; what the user has set stays.
-
-    Parameters
-    ----------
-    variables : mapping
-        Names and values.
-    arguments : sequence of str
-        What Python is called with.
-    """
-    missing = {name: value for name, value in variables.items() if name not in os.environ}
-    if missing and os.name == "posix":
-        os.execve(sys.executable, [sys.executable, *arguments], os.environ | missing)
-
-
-def _demo(out: Path, seed: int, quick: bool, tune: bool) -> int:
+def _demo(out: Path, seed: int, quick: bool, tune: bool, pdf: bool = False) -> int:
     if seed < 0:
         raise ValueError(f"--seed must be at least 0, got {seed}")
     _check_writable(out)
@@ -96,9 +75,11 @@ def _demo(out: Path, seed: int, quick: bool, tune: bool) -> int:
     print("Digits classifier: from the exact damped Fisher to what K-FAC solves with, and what that does to the step")
     print(f"(step {budget.step}, lambda + eta = {budget.damping:.3g}, gamma = {budget.gamma:.3g})\n")
     print(report.format_table(classifier.budget_table(budget)), end="\n\n")
-    autoencoder.convergence_figure(histories).savefig(out / "convergence.png")
-    classifier.fisher_figure(found).savefig(out / "fisher.png")
-    classifier.budget_figure(budget).savefig(out / "budget.png")
+    figures = {"convergence": autoencoder.convergence_figure(histories), "fisher": classifier.fisher_figure(found),
+               "budget": classifier.budget_figure(budget)}
+    for suffix in ("png", "pdf") if pdf else ("png",):
+        for name, figure in figures.items():
+            figure.savefig(out / f"{name}.{suffix}")
     _write(out / "summary.json", json.dumps(report.summary(histories, found, budget, seed), indent=1))
     seconds = time.perf_counter() - start
     print(f"wrote convergence.png, fisher.png, budget.png and summary.json to {out}/ ({seconds:.0f} seconds)")

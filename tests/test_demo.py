@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 import kfac_ref as kr
 from kfac_ref import cli, datasets, training
 from kfac_ref.analysis import Judgement, judge
+from kfac_ref.environment import MEMORY, ONE_THREAD, restart_with
 from kfac_ref.experiments import autoencoder, classifier, family, report
 from kfac_ref.optimizers import KFAC
 
@@ -30,7 +31,7 @@ from .test_training import rest, terminal
 
 ROOT = Path(kr.__file__).parents[1]
 # The variables of a process that does not start itself again.
-COMPLETE = os.environ | cli.ONE_THREAD | cli.MEMORY
+COMPLETE = os.environ | ONE_THREAD | MEMORY
 KFAC_NAME = "K-FAC, m = 500"
 
 
@@ -73,7 +74,7 @@ def without_seconds(tree):
 def demo(tmp_path_factory):
     """Run ``python -m kfac_ref demo --quick`` without the variables that it sets; return its output and its folder."""
     out = tmp_path_factory.mktemp("demo") / "new" / "folder"
-    environment = {name: value for name, value in os.environ.items() if name not in cli.ONE_THREAD | cli.MEMORY}
+    environment = {name: value for name, value in os.environ.items() if name not in ONE_THREAD | MEMORY}
     run = subprocess.run([sys.executable, "-m", "kfac_ref", "demo", "--quick", "--out", out], env=environment, cwd=ROOT,
                          capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")
@@ -367,8 +368,8 @@ def execve(monkeypatch):
 def test_a_process_that_has_all_variables_goes_on(execve, monkeypatch):
     monkeypatch.setenv("ONE", "mine")
     monkeypatch.setenv("TWO", "")
-    cli.restart_with({"ONE": "1", "TWO": "2"}, ["-m", "kfac_ref"])
-    cli.restart_with({}, ["-m", "kfac_ref"])
+    restart_with({"ONE": "1", "TWO": "2"}, ["-m", "kfac_ref"])
+    restart_with({}, ["-m", "kfac_ref"])
     assert execve == []
 
 
@@ -377,19 +378,19 @@ def test_only_what_is_missing_is_set(execve, monkeypatch):
     monkeypatch.delenv("TWO", raising=False)
     before = dict(os.environ)
     with pytest.raises(Replaced):
-        cli.restart_with({"ONE": "1", "TWO": "2"}, ["-m", "kfac_ref", "demo"])
+        restart_with({"ONE": "1", "TWO": "2"}, ["-m", "kfac_ref", "demo"])
     assert execve == [(sys.executable, [sys.executable, "-m", "kfac_ref", "demo"], before | {"TWO": "2"})]
     assert dict(os.environ) == before
 
 
 def test_the_new_process_has_nothing_left_to_set(execve, monkeypatch):
-    for name in (wanted := cli.ONE_THREAD | cli.MEMORY):
+    for name in (wanted := ONE_THREAD | MEMORY):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(Replaced):
-        cli.restart_with(wanted, [])
+        restart_with(wanted, [])
     for name, value in execve.pop()[2].items():
         monkeypatch.setenv(name, value)
-    cli.restart_with(wanted, [])
+    restart_with(wanted, [])
     assert execve == []
 
 

@@ -111,7 +111,7 @@ def lowest_point(H, grad, directions):
     return c, grad @ V @ c + V @ c @ H @ V @ c / 2
 
 
-def algorithm_2(p, data, seed, lambda_, T1, T2, T3, omega1, omega2, tau1, tau2, make):
+def algorithm_2(p, data, seed, lambda_, T1, T2, T3, omega1, omega2, tau1, tau2, make, momentum=True):
     """Yield the steps of the paper's Algorithm 2 (sec. 9), on one vector theta."""
     eta = p.model.weight_decay
     theta, delta_0, factors, kept, gamma = vector(p.at.weights), None, None, None, math.sqrt(lambda_ + eta)
@@ -125,7 +125,7 @@ def algorithm_2(p, data, seed, lambda_, T1, T2, T3, omega1, omega2, tau1, tau2, 
         tried = []
         for candidate in (gamma, omega2 * gamma, gamma / omega2) if k % T2 == 0 else (gamma,):
             C = make(at, factors, candidate) if k <= 3 or k % T3 == 0 else kept
-            directions = [-np.linalg.solve(C, grad)] + ([] if delta_0 is None else [delta_0])
+            directions = [-np.linalg.solve(C, grad)] + ([] if delta_0 is None or not momentum else [delta_0])
             c, M = lowest_point(H, grad, directions)
             tried.append((M, candidate, C, c, np.stack(directions, axis=1) @ c))
         M, gamma, kept, c, delta_0 = min(tried, key=lambda t: t[0])
@@ -189,6 +189,16 @@ def test_the_step_on_the_whole_batch_is_algorithm_2(likelihood):
     settings = SHORT | {"tau1": 1.0, "tau2": 1.0}
     states, records = run(KFAC(p.model, lambda_0=0.1, **settings, **PAPER), p.at.weights, data, seed=7)
     assert_is_algorithm_2(states, records, algorithm_2(p, data, 7, 0.1, **settings, make=factored(trace_norm)), 1e-10)
+
+
+@EACH
+def test_without_momentum_the_last_step_takes_no_part(likelihood):
+    p = problem(likelihood, weight_decay=ETA)
+    data = batches(likelihood, p, 12)
+    states, records = run(KFAC(p.model, lambda_0=0.1, momentum=False, **SHORT, **PAPER), p.at.weights, data, seed=7)
+    steps = algorithm_2(p, data, 7, 0.1, **SHORT, make=factored(trace_norm), momentum=False)
+    assert_is_algorithm_2(states, records, steps, 1e-10)
+    assert {r.mu for r in records} == {0.0}
 
 
 @EACH

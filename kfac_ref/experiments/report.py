@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import scipy
-
-from .. import __version__, training
+from .. import training
+from ..environment import environment
 from .autoencoder import LEVELS, METHODS, reached
 from .classifier import Budget, Stage
 
@@ -74,12 +69,3 @@ def summary(histories: Mapping[str, Sequence[training.History]], found: Sequence
 def _level(history: training.History, level: float) -> dict[str, float] | None:
     hit = reached(history, level)
     return None if hit is None else {"iterations": hit[0], "seconds": hit[1]}
-
-
-def environment() -> dict[str, Any]:
-    """Return the versions and settings on which the bits of a run depend."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    return {"kfac_ref": __version__, "python": platform.python_version(), "numpy": np.__version__,
-            "scipy": scipy.__version__, "blas": f"{blas.get('name')} {blas.get('version')}",
-            "machine": platform.machine(), "platform": sys.platform, "cores": os.cpu_count(),
-            "threads": os.environ.get("OPENBLAS_NUM_THREADS", "not set")}

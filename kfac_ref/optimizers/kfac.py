@@ -66,6 +66,8 @@ class KFAC:
     undo : float or None
         A step that is looked back at (every T1) and has rho < -undo, or an h that is not finite, is undone: the
         weights stay, lambda rises, momentum starts afresh. None never undoes.
+    momentum : bool
+        Whether the last step takes part in the next (sec. 7); False leaves ``delta = alpha Delta``.
 
     Raises
     ------
@@ -89,6 +91,7 @@ class KFAC:
     gamma_max         none (inf)          1                  as in the author's code: above, gamma drifts
     lambda_floor      none (0)            1e-4               lambda else decays for ever
     undo              none (None)         1                  one bad step would be carried on by momentum
+    momentum          both                True
     ================  ==================  =================  ==========================================================
 
     Source: Martens & Grosse 2015, Algorithm 2 (sec. 9).
@@ -109,6 +112,7 @@ class KFAC:
     gamma_max: float = 1.0
     lambda_floor: float = 1e-4
     undo: float | None = 1.0
+    momentum: bool = True
 
     def __post_init__(self) -> None:
         if not callable(self.structure):
@@ -252,7 +256,7 @@ class KFAC:
                 safeguards.append("undone")
                 lambda_ = max(lambda_, self.lambda_floor)       # a lambda of 0 would lead to the same step again
         after = State(state.weights if undone else moved, state.seed, k, lambda_, chosen.gamma, average,
-                      None if undone else tuple(delta), chosen.curvature)
+                      None if undone or not self.momentum else tuple(delta), chosen.curvature)
         used = (chosen.alpha, chosen.mu)[:len(chosen.model.slope)]
         record = Record(k, len(at), h, state.lambda_, chosen.gamma, tuple((c.gamma, c.decrease) for c in candidates),
                         chosen.alpha, chosen.mu, chosen.decrease, actual, rho, params.norm(grad),

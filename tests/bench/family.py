@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kfac_ref.cli import MEMORY, ONE_THREAD, restart_with
+from kfac_ref.environment import MEMORY, ONE_THREAD, restart_with
 
 if __name__ == "__main__":
     restart_with(ONE_THREAD | MEMORY, [str(Path(__file__).resolve()), *sys.argv[1:]])
@@ -24,7 +24,7 @@ if __name__ == "__main__":
 import numpy as np
 
 import kfac_ref as kr
-from kfac_ref.experiments.report import environment
+from kfac_ref.environment import environment
 
 
 def turns(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[float, float]:

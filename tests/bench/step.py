@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kfac_ref.cli import MEMORY, restart_with
+from kfac_ref.environment import MEMORY, restart_with
 
 if __name__ == "__main__":
     # Two OpenBLAS copies, NumPy's and SciPy's, spin against each other unless their threads give up soon.
@@ -29,7 +29,7 @@ import numpy as np
 import scipy.linalg
 
 import kfac_ref as kr
-from kfac_ref.experiments.report import environment
+from kfac_ref.environment import environment
 
 N = 512
 SMALL = kr.Model(kr.MLP((64, 128, 64, 10), "tanh"), kr.Categorical(), weight_decay=1e-5)

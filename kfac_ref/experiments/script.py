@@ -1,0 +1,77 @@
+"""What the scripts of ``figures/`` share: their options, and how a picture and its numbers are written."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ..environment import MEMORY, ONE_THREAD, environment, restart_with
+
+
+def save(figure: Figure, numbers: Mapping[str, Any], path: Path, formats: Sequence[str] = ("png",)) -> None:
+    """Write a picture, and beside it as JSON its numbers, its caption and the environment they were measured in.
+
+    Parameters
+    ----------
+    figure : Figure
+        With a caption, as `plotting.caption` writes it.
+    numbers : mapping
+        Plain data; NaN and infinity are written as null.
+    path : Path
+        Without a suffix; its folder is made if need be.
+    formats : sequence of str
+        ``png``, ``pdf``, ``svg``.
+
+    Raises
+    ------
+    OSError
+        Where the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in formats:
+        figure.savefig(path.with_suffix("." + suffix))
+    text = " ".join(figure.get_supxlabel().split())
+    content = _plain({"environment": environment(), "caption": text, **numbers})
+    path.with_suffix(".json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def start(main: Callable[[Path, bool, Sequence[str]], int], doc: str | None, file: str) -> None:
+    """Read a script's options, run its `main` with them and exit with what it returns.
+
+    Parameters
+    ----------
+    main : function of (out, quick, formats)
+        The script's.
+    doc : str or None
+        The script's docstring, which is its help.
+    file : str
+        The script's ``__file__``; what it writes goes to the folder of that name beside it, unless ``--out`` is given.
+    """
+    script = Path(file).resolve()
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=script.with_suffix(""), metavar="DIR", help="where to write")
+    parser.add_argument("--quick", action="store_true", help="small and fast: shows that everything works")
+    parser.add_argument("--pdf", action="store_true", help="write the picture as PDF too")
+    arguments = parser.parse_args()
+    restart_with(ONE_THREAD | MEMORY, [str(script), *sys.argv[1:]])
+    sys.exit(main(arguments.out, arguments.quick, ("png", "pdf") if arguments.pdf else ("png",)))
+
+
+def _plain(value: Any) -> Any:
+    """Return the same content of plain types; arrays as lists, NaN and infinity as None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

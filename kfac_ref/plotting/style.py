@@ -1,0 +1,39 @@
+"""The one style of all pictures, and their captions."""
+
+from __future__ import annotations
+
+import textwrap
+from contextlib import AbstractContextManager
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+STYLE: dict[str, Any] = {
+    "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.alpha": 0.3, "grid.linewidth": 0.6, "lines.linewidth": 1.8, "figure.dpi": 150,
+    "image.interpolation": "nearest",
+}
+COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#000000")
+DASHES: tuple[Any, ...] = ("-", "--", (0, (1, 1)), "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (4, 1)), ":")
+MARKERS = ("o", "s", "^", "v", "D", "x", "+", "*", "p", "h", "<", ">")
+
+
+def style() -> AbstractContextManager[None]:
+    """Return a context in which figures have the package's style."""
+    return mpl.rc_context(STYLE)        # type: ignore[arg-type]
+
+
+def caption(figure: Figure, text: str, width: int) -> None:
+    """Write a caption under a figure.
+
+    Parameters
+    ----------
+    figure : Figure
+        Is changed.
+    text : str
+        The caption.
+    width : int
+        Its lines are broken at so many characters.
+    """
+    figure.supxlabel("\n".join(textwrap.wrap(text, width)), x=0.01, ha="left", fontsize=9)
