@@ -27,12 +27,14 @@ section     module                                    names
 13          `datasets`, `training`                    `digits`; `train`, batch schedules, averaging of iterates
 13          `plotting`, `experiments`, `cli`          figures, the demo; not imported here, so Matplotlib is not either
 app. B      `kronecker`                               `solve_sum`
+-           `checkpoints`                             the whole state of a run in a file, and back to the same bits
 -           `checks`, `environment`                   refusals; versions and threads that the bits depend on
 ==========  ========================================  =================================================================
 """
 
 from . import (
     analysis,
+    checkpoints,
     checks,
     curvature,
     damping,
@@ -79,6 +81,7 @@ __all__ = [
     "Point",
     "RunningAverage",
     "analysis",
+    "checkpoints",
     "checks",
     "curvature",
     "damping",

@@ -1,4 +1,7 @@
-"""The command line: ``kfac-ref demo`` runs the main job; ``python -m kfac_ref`` is the same."""
+"""The command line: ``kfac-ref demo`` runs the main job, ``train`` one run, ``experiment`` a comparison.
+
+``python -m kfac_ref`` is the same as ``kfac-ref``.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from . import __version__, datasets
 from .environment import MEMORY, ONE_THREAD, restart_with
@@ -29,17 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="kfac-ref", description="The reference implementation of K-FAC.")
     parser.add_argument("--version", action="version", version=f"kfac_ref {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    demo = commands.add_parser("demo", help="train on digits with K-FAC and baselines, compare with the exact Fisher")
-    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where to write (default: demo)")
-    demo.add_argument("--seed", type=int, default=0, help="the first of three seeds (default: 0)")
-    demo.add_argument("--quick", action="store_true", help="a few seconds, short runs: shows that everything works")
-    demo.add_argument("--pdf", action="store_true", help="write the figures as PDF too")
-    demo.add_argument("--tune", action="store_true", help="run the grid of settings again instead; takes many minutes")
+    for add in (_add_demo, _add_train, _add_experiment):
+        add(commands)
     arguments = parser.parse_args(argv)
     if argv is None:
         restart_with(ONE_THREAD | MEMORY, ["-m", "kfac_ref", *sys.argv[1:]])
     try:
-        return _demo(arguments.out, arguments.seed, arguments.quick, arguments.tune, arguments.pdf)
+        return int(arguments.run(arguments))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -48,7 +49,109 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _demo(out: Path, seed: int, quick: bool, tune: bool, pdf: bool = False) -> int:
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser("demo", help="train on digits with K-FAC and baselines, compare with the exact Fisher")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where to write (default: demo)")
+    demo.add_argument("--seed", type=int, default=0, help="the first of three seeds (default: 0)")
+    demo.add_argument("--quick", action="store_true", help="a few seconds, short runs: shows that everything works")
+    demo.add_argument("--pdf", action="store_true", help="write the figures as PDF too")
+    demo.add_argument("--tune", action="store_true", help="run the grid of settings again instead; takes many minutes")
+    demo.set_defaults(run=lambda a: _demo(a.out, a.seed, a.quick, a.tune, a.pdf))
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train", help="one training run, with checkpoints", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train one network with one optimizer, in a folder of its own: history, checkpoints, a picture.",
+        epilog="""examples:
+  kfac-ref train --iterations 300 --out runs/digits
+  kfac-ref train --data mnist:FOLDER --dtype float32 --batch 1000 --set lambda_0=10 --seconds 120 --out runs/mnist
+  kfac-ref train --net 64-32-16-10 --optimizer sgd --set learning_rate=0.1 --batch 100 --iterations 2000 --out runs/sgd
+  kfac-ref train --resume runs/mnist --seconds 240""")
+    what = train.add_argument_group("what to run")
+    what.add_argument("--data", metavar="DATA", help="digits, curves (a generated stand-in) or mnist:FOLDER "
+                                                     "(default: digits)")
+    what.add_argument("--side", type=int, metavar="N", help="area-average MNIST to N x N pixels (default: 28)")
+    what.add_argument("--net", metavar="NET", help="mnist, curves, faces (the paper's three autoencoders), digits, "
+                      "digits-classifier, tanh-classifier, or widths such as 64-32-16-10 (default: that of the data)")
+    what.add_argument("--hidden", metavar="NAMES", help="nonlinearity of the hidden layers, one for all or one each, "
+                                                        "such as tanh or tanh,relu")
+    what.add_argument("--likelihood", metavar="NAME", help="gaussian, categorical (on labels) or bernoulli")
+    what.add_argument("--optimizer", metavar="NAME", help="kfac, kfac-tridiagonal, natural-gradient, sgd or adam "
+                                                          "(default: kfac)")
+    what.add_argument("--set", action="append", metavar="NAME=VALUE", default=[], dest="settings",
+                      help="a setting of the optimizer; may be repeated (kfac: lambda_0, T1, T2, T3, tau1, tau2, "
+                           "momentum, ...; sgd: learning_rate, mu_max, period; adam: learning_rate, beta1, ...)")
+    what.add_argument("--batch", metavar="N", help="a number, full, growing, or growing:FIRST:STEP (default: full)")
+    what.add_argument("--weight-decay", type=float, metavar="ETA", help="eta (default: 1e-5)")
+    what.add_argument("--init", metavar="NAME", help="sparse or glorot (default: sparse)")
+    what.add_argument("--dtype", metavar="NAME", help="float64 or float32 (default: float64)")
+    what.add_argument("--seed", type=int, metavar="N", help="of weights, batches and sampling (default: 0)")
+    how = train.add_argument_group("how far, and where")
+    how.add_argument("--iterations", type=int, metavar="N", help="stop after N steps")
+    how.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds spent in steps")
+    how.add_argument("--checkpoint-every", type=float, default=60, metavar="S",
+                     help="seconds between checkpoints (default: 60)")
+    where = how.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, metavar="DIR", help="the folder of a new run")
+    where.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR, with its own settings")
+    train.set_defaults(run=_train)
+
+
+def _add_experiment(commands: Any) -> None:
+    experiment = commands.add_parser("experiment", help="compare several optimizers over seeds, resumable")
+    experiment.add_argument("file", type=Path, metavar="FILE.json", help="what is compared with what")
+    experiment.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: FILE without .json)")
+    experiment.set_defaults(run=_experiment)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from .experiments import run
+    from .experiments.settings import Settings
+
+    given = {f.name: value for f in fields(Settings) if (value := getattr(arguments, f.name)) not in (None, [])}
+    limits = arguments.iterations, arguments.seconds, arguments.checkpoint_every
+    if arguments.resume:
+        if given:
+            option = min(given).replace("settings", "set").replace("_", "-")
+            raise ValueError(f"--{option} cannot be given with --resume: a run keeps its settings")
+        folder = arguments.resume
+        history = run.resume(folder, *limits)
+    else:
+        if "settings" in given:
+            given["settings"] = dict(map(_setting, given["settings"]))
+        folder = arguments.out
+        history = run.start(Settings(**given), folder, *limits)
+    print(run.summary(folder, history))
+    if history.interrupted:
+        print(f"interrupted after step {history.state.k}; continue with: kfac-ref train --resume {folder}",
+              file=sys.stderr)
+        return 130
+    return 0
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Read NAME=VALUE; the value is a number, true, false or null."""
+    name, equals, value = text.partition("=")
+    try:
+        found = json.loads(value)
+    except json.JSONDecodeError:
+        found = None if not equals else value
+    if not equals or isinstance(found, (str, list, dict)):
+        raise ValueError(f"--set must be NAME=VALUE with a number, true, false or null, got {text!r}")
+    return name, found
+
+
+def _experiment(arguments: argparse.Namespace) -> int:
+    from .experiments import comparison
+
+    out = arguments.out or arguments.file.with_suffix("")
+    _check_writable(out)
+    comparison.run_file(arguments.file, out, print)
+    return 0
+
+
+def _demo(out: Path, seed: int, quick: bool, tune: bool, pdf: bool) -> int:
     if seed < 0:
         raise ValueError(f"--seed must be at least 0, got {seed}")
     _check_writable(out)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -28,6 +28,11 @@ from .model import Model
 
 #: Tells the epochs' generators apart from those of the optimizers, which are seeded with (seed, step).
 _BATCHES = 1
+#: The sizes of so many batches are checked before the first step.
+_LOOK_AHEAD = 10**6
+#: The smallest ratio between two evaluated steps, beyond the first few: what is said of iterations to a level is
+#: coarser by this.
+SPACING = 1.1
 
 Schedule = Callable[[int], int]
 
@@ -126,7 +131,7 @@ def growing(N: int, first: int = 1000, full_at: int = 500) -> Schedule:
     return lambda k: N if k >= full_at else min(round(first * math.exp((k - 1) / b)), N)
 
 
-def batches(N: int, schedule: Schedule, seed: int) -> Iterator[Rows]:
+def batches(N: int, schedule: Schedule, seed: int, after: int = 0) -> Iterator[Rows]:
     """Yield the rows of batch k = 1, 2, ...: a new random order in each epoch, `slice(None)` for all N.
 
     Parameters
@@ -137,6 +142,8 @@ def batches(N: int, schedule: Schedule, seed: int) -> Iterator[Rows]:
         The size of batch k, at most N.
     seed : int
         Epoch e is shuffled by a generator of (seed, e).
+    after : int
+        Begin with batch ``after + 1``, as a run that goes on does.
 
     Yields
     ------
@@ -148,10 +155,12 @@ def batches(N: int, schedule: Schedule, seed: int) -> Iterator[Rows]:
     ValueError
         For a batch larger than the data.
     """
-    start = 0
-    order = [_epoch(N, seed, 0)]
-    first = 0                                           # the epoch of order[0]
-    for k in itertools.count(1):
+    start = 0                                           # examples before the next batch; one of all N does not count
+    for k in range(1, after + 1):
+        start += schedule(k) % N
+    first = start // N                                  # the epoch of order[0]
+    order = [_epoch(N, seed, first)]
+    for k in itertools.count(after + 1):
         m = schedule(k)
         _check_size(m, N, k)
         if m == N:
@@ -174,6 +183,27 @@ def _check_size(m: int, N: int, k: int) -> None:
 
 def _epoch(N: int, seed: int, epoch: int) -> Labels:
     return np.random.default_rng((seed, epoch, _BATCHES)).permutation(N)
+
+
+def evaluation_steps(iterations: int, spacing: float = SPACING) -> list[int]:
+    """Return the steps at which a run is evaluated: 0, then each `spacing` times the last, and the end.
+
+    Parameters
+    ----------
+    iterations : int
+        Steps of the run.
+    spacing : float
+        Above 1.
+
+    Returns
+    -------
+    list of int
+        Ascending, without repetitions.
+    """
+    steps = [0]
+    while steps[-1] < iterations:
+        steps.append(min(max(steps[-1] + 1, math.ceil(steps[-1] * spacing)), iterations))
+    return steps
 
 
 @dataclass(frozen=True)
@@ -233,8 +263,9 @@ class History:
 
 
 def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: int, schedule: Schedule | None = None,
-          seed: int = 0, evaluate_at: Collection[int] = (), test: tuple[Any, Any] | None = None, xi: float = 0.99,
-          progress: bool = True, name: str = "training") -> History:
+          seed: int = 0, evaluate_at: Container[int] = (), test: tuple[Any, Any] | None = None, xi: float = 0.99,
+          progress: bool = True, name: str = "training", seconds: float = math.inf,
+          after_step: Callable[[History], None] | None = None, resume: History | None = None) -> History:
     """Train a model.
 
     Parameters
@@ -246,12 +277,12 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     x, y : arrays
         All training inputs and targets (or labels).
     iterations : int
-        The number of steps.
+        The number of steps, those before `resume` included.
     schedule : function of k, optional
         The size of batch k: `fixed`, `growing`, or your own; all examples unless told.
     seed : int
         Of the order of the examples and of the optimizer's sampling.
-    evaluate_at : collection of int
+    evaluate_at : container of int
         The steps after which loss and error are measured over the whole sets; 0 is the start.
     test : (x, y), optional
         A held-out set, measured as well.
@@ -261,6 +292,12 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
         Whether to show a bar on a terminal (it is never shown elsewhere).
     name : str
         What the bar is called.
+    seconds : float
+        Stop after the step with which the time spent in steps reaches this.
+    after_step : function of History, optional
+        Is called after each step and its evaluation; a KeyboardInterrupt from it ends the run like Ctrl-C.
+    resume : History, optional
+        Go on from its state, average and seconds, to the same bits as one long run; it grows and is returned.
 
     Returns
     -------
@@ -279,6 +316,8 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     checks.count("iterations", iterations, 0)
     checks.number("xi", xi, 0, 1)
     checks.count("seed", seed, 0)
+    if seconds != math.inf:
+        checks.number("seconds", seconds, 0)
     model = optimizer.model
     at = model.at(weights, x)
     at.loss(y)                                          # refuses bad targets, and a stack of them
@@ -287,15 +326,16 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
         if not isinstance(test, tuple) or len(test) != 2:
             raise ValueError(f"test must be a pair (x, y), got {type(test).__name__}")
         model.at(weights, test[0]).loss(test[1])
-    if not isinstance(evaluate_at, Collection):
+    if not isinstance(evaluate_at, Container):
         raise ValueError(f"evaluate_at must be a collection of steps, got {evaluate_at!r}")
     if schedule is not None and not callable(schedule):
         raise ValueError(f"schedule must be a function of the step, such as fixed({schedule!r}), got {schedule!r}")
-    history = History(optimizer.init(weights, seed), at.weights)
+    history = resume or History(optimizer.init(weights, seed), at.weights)
     schedule = schedule or fixed(len(x))
-    for k in range(1, iterations + 1):
+    done = history.state.k
+    for k in range(1, min(iterations, _LOOK_AHEAD) + 1):
         _check_size(schedule(k), len(x), k)
-    rows = batches(len(x), schedule, seed)
+    rows = batches(len(x), schedule, seed, done)
 
     def evaluate(k: int) -> None:
         """Append the evaluation after a step to the history.
@@ -313,16 +353,20 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
         history.evaluations.append(Evaluation(k, history.seconds, now.loss(y), now.error(y), average.error(y),
                                               *held_out))
 
-    # disable=None: no bar where the output is no terminal.
-    bar = tqdm(range(1, iterations + 1), desc=name, leave=False, disable=None if progress else True)
+    # disable=None: no bar where the output is no terminal. A run that seconds end does not know its last step.
+    bar = tqdm(desc=name, leave=False, disable=None if progress else True, initial=done,
+               total=iterations if seconds == math.inf else None)
     try:
-        if 0 in evaluate_at:
+        if 0 in evaluate_at and not done:
             evaluate(0)
-        for k in bar:
+        for k in range(done + 1, iterations + 1):
+            if history.seconds >= seconds:
+                break
             start = time.perf_counter()
             chosen = next(rows)
             state, record = optimizer.step(history.state, x[chosen], y[chosen])
-            history.seconds += time.perf_counter() - start
+            spent = time.perf_counter() - start
+            history.seconds += spent
             keep = min(1 - 1 / k, xi)
             averaged = tuple(keep * a + (1 - keep) * w for a, w in zip(history.averaged, state.weights, strict=True))
             history.state, history.averaged = state, averaged
@@ -330,11 +374,24 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
             if k in evaluate_at:
                 evaluate(k)
             if not bar.disable:
-                shown = {name: f"{getattr(record, name):.3g}" for name in ("loss", "lambda_", "gamma")
-                         if hasattr(record, name)}
-                bar.set_postfix({name.rstrip("_"): text for name, text in shown.items()}, refresh=False)
+                bar.set_postfix(_shown(record, history, spent, seconds), refresh=False)
+            bar.update()
+            if after_step:
+                after_step(history)
     except KeyboardInterrupt:
         history.interrupted = True
     finally:
         bar.close()
     return history
+
+
+def _shown(record: Any, history: History, spent: float, limit: float) -> dict[str, str]:
+    """Return what the progress bar shows of a step."""
+    shown = {name.rstrip("_"): f"{getattr(record, name):.3g}" for name in ("loss", "lambda_", "gamma")
+             if hasattr(record, name)}
+    if history.evaluations:
+        shown["error"] = f"{history.evaluations[-1].error:.3g}"
+    shown["ms"] = f"{1e3 * spent:.3g}"
+    if limit < math.inf:
+        shown["left"] = f"{max(0.0, limit - history.seconds):.0f}s"
+    return shown

@@ -23,7 +23,7 @@ import kfac_ref as kr
 from kfac_ref import cli, datasets, training
 from kfac_ref.analysis import Judgement, judge
 from kfac_ref.environment import MEMORY, ONE_THREAD, restart_with
-from kfac_ref.experiments import autoencoder, classifier, family, report
+from kfac_ref.experiments import autoencoder, classifier, comparison, family, report
 from kfac_ref.optimizers import KFAC
 
 from .problems import close, relative
@@ -137,7 +137,7 @@ def test_the_summary_has_every_number(summary):
         assert (entry["batch"], entry["settings"]) == (method.batch, method.settings)
         assert len(entry["runs"]) == len(autoencoder.SEEDS)
         for run in entry["runs"]:
-            assert [e["k"] for e in run["evaluations"]] == autoencoder.evaluation_steps(method.iterations // 100)
+            assert [e["k"] for e in run["evaluations"]] == training.evaluation_steps(method.iterations // 100)
             assert all(set(e) == set(training.Evaluation.__dataclass_fields__) for e in run["evaluations"])
             assert list(run["levels"]) == [f"{level:g}" for level in autoencoder.LEVELS]
 
@@ -410,14 +410,14 @@ def test_the_command_starts_itself_again_with_its_own_arguments(execve, monkeypa
 
 @pytest.mark.parametrize("iterations", [0, 1, 2, 12, 13, 14, 26, 1000, 1300, 10000])
 def test_evaluated_steps_rise_by_the_spacing(iterations):
-    steps = autoencoder.evaluation_steps(iterations)
+    steps = training.evaluation_steps(iterations)
     assert (steps[0], steps[-1]) == (0, iterations)
     for a, b in pairwise(steps):
         assert a < b
-        assert b <= max(a + 1, a * autoencoder.SPACING + 1)     # a step is a whole number
-        assert b >= a * autoencoder.SPACING or b == iterations
+        assert b <= max(a + 1, a * training.SPACING + 1)     # a step is a whole number
+        assert b >= a * training.SPACING or b == iterations
     # The last 100 ratios of a long run have no such excuse.
-    assert all(b / a < autoencoder.SPACING + 1e-2 for a, b in pairwise(steps) if a > 100)
+    assert all(b / a < training.SPACING + 1e-2 for a, b in pairwise(steps) if a > 100)
 
 
 def history(errors, seconds_a_step=0.5, steps=None):
@@ -429,12 +429,12 @@ def history(errors, seconds_a_step=0.5, steps=None):
 
 def test_a_level_is_reached_where_the_training_error_first_is_at_most_that():
     run = history([4, 3, 2.5, 3.5, 1, math.nan], steps=[0, 2, 5, 9, 20, 30])
-    assert autoencoder.reached(run, 4) == (0, 0)
-    assert autoencoder.reached(run, 3) == (2, 1)
-    assert autoencoder.reached(run, 2.9) == (5, 2.5)
-    assert autoencoder.reached(run, 2) == (20, 10)
-    assert autoencoder.reached(run, 0.9) is None
-    assert autoencoder.reached(history([math.nan] * 3), 100) is None
+    assert comparison.reached(run, 4) == (0, 0)
+    assert comparison.reached(run, 3) == (2, 1)
+    assert comparison.reached(run, 2.9) == (5, 2.5)
+    assert comparison.reached(run, 2) == (20, 10)
+    assert comparison.reached(run, 0.9) is None
+    assert comparison.reached(history([math.nan] * 3), 100) is None
 
 
 @pytest.mark.parametrize(("values", "text"), [
@@ -443,13 +443,13 @@ def test_a_level_is_reached_where_the_training_error_first_is_at_most_that():
     ([1, None, None], "-"), ([None, None, None], "-"), ([None], "-"), ([1, None], "-"), ([0, 0, 1], "0 (0-1)"),
     ([1, 2, 3, 4, None], "3 (1 up)"), ([1, 2, None, None], "-")])
 def test_a_spread_is_the_median_and_the_range(values, text):
-    assert autoencoder._spread(values, "{:.0f}") == text
+    assert comparison._spread(values, "{:.0f}") == text
 
 
 @pytest.mark.parametrize(("values", "text"), [([1, 2], "1.5 (1.0-2.0)"), ([1, 2, 5, 7], "3.5 (1.0-7.0)"),
                                               ([1, 2, 5, None], "3.5 (1.0 up)")])
 def test_the_median_of_an_even_number_lies_between_the_middle_two(values, text):
-    assert autoencoder._spread(values, "{:.1f}") == text
+    assert comparison._spread(values, "{:.1f}") == text
 
 
 def test_the_table_of_levels(monkeypatch):
@@ -497,7 +497,7 @@ def test_every_method_has_as_many_trials():
         assert method.settings in trials[name]
         assert all(list(t) == list(method.grid) for t in trials[name])
         for settings in trials[name]:
-            method.make(autoencoder.untrained(), **settings)
+            autoencoder.compared().settings(method, settings, 0)
 
 
 def test_what_is_reported_was_not_tuned_on():
@@ -507,7 +507,7 @@ def test_what_is_reported_was_not_tuned_on():
 
 
 def method(**grid):
-    return autoencoder.Method(autoencoder._sgd, 50, 20, grid, {})
+    return comparison.Method("sgd", "50", 20, {}, grid)
 
 
 def test_tuning_chooses_the_best_score(monkeypatch, few):
@@ -529,11 +529,12 @@ def test_tuning_chooses_the_best_score(monkeypatch, few):
 
 @pytest.mark.parametrize("blown_up", [math.inf, math.nan])
 def test_tuning_never_chooses_a_run_that_blew_up(monkeypatch, few, blown_up):
-    def run(method, settings, data, seed, iterations, name):
-        return history([5, 4, settings["learning_rate"] if seed == autoencoder.TUNING_SEEDS[0] else 1e-9])
+    def run(compared, method, settings, seed, data, iterations, name):
+        error = {1: blown_up}.get(settings["learning_rate"], settings["learning_rate"])
+        return history([5, 4, error if seed == autoencoder.TUNING_SEEDS[0] else 1e-9])
 
-    monkeypatch.setattr(autoencoder, "run", run)
-    for rates in ((blown_up, 3, 2), (3, 2, blown_up), (2, blown_up, 3)):
+    monkeypatch.setattr(comparison, "run", run)
+    for rates in ((1, 3, 2), (3, 2, 1), (2, 1, 3)):
         monkeypatch.setattr(autoencoder, "METHODS", {"SGD": method(learning_rate=rates)})
         assert autoencoder.tune(few, lambda text: None)["SGD"]["settings"] == {"learning_rate": 2}
 

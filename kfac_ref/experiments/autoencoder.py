@@ -1,115 +1,62 @@
 """The digits autoencoder: K-FAC against tuned baselines, in iterations and in seconds.
 
 64-32-16-8-16-32-64, logistic units, a linear code layer, Bernoulli likelihood. K-FAC against SGD with Nesterov's
-momentum and against Adam, both with large and with small batches. The settings come out of `METHODS`, whose grids give
-every method the same number of trials; `tune` runs them again, on seeds other than those reported. Every method runs a
-fixed number of iterations, so chosen that all take about as long.
+momentum and against Adam, both with large and with small batches. The settings come out of the grids of `METHODS`,
+which give every method the same number of trials; `tune` runs them again, on seeds other than those reported. Every
+method runs a fixed number of iterations, so chosen that all take about as long.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
-from .. import plotting, training
-from ..checks import NotFiniteError
+from .. import training
 from ..datasets import Dataset
-from ..likelihoods import Bernoulli
 from ..model import Model
-from ..network import MLP
-from ..optimizers import KFAC, SGD, Adam
-from ..optimizers.sgd import nesterov_schedule
+from . import comparison
+from .comparison import Comparison, Method
+from .settings import Settings
 
 #: The errors (mean over cases of the sum of squared differences) to which iterations and seconds are counted.
 LEVELS = (3.0, 2.0, 1.5, 1.0, 0.8, 0.7, 0.6)
 SEEDS = (0, 1, 2)
 TUNING_SEEDS = (100, 101)
-#: The smallest ratio between two evaluated iterations: what is said of iterations to a level is coarser by this.
-SPACING = 1.1
-
-
-def untrained() -> Model:
-    """Return the digits autoencoder 64-32-16-8-16-32-64."""
-    hidden = ("logistic", "logistic", "identity", "logistic", "logistic")
-    return Model(MLP((64, 32, 16, 8, 16, 32, 64), hidden), Bernoulli(), weight_decay=1e-5)
-
-
-@dataclass(frozen=True)
-class Method:
-    """An optimizer as it takes part in the comparison.
-
-    Attributes
-    ----------
-    make : function of (model, settings)
-        Makes the optimizer.
-    batch : int
-        Examples a step.
-    iterations : int
-        Steps of a run; so chosen that all methods take about as long.
-    grid : dict
-        Settings to choose from, the same number of trials for every method.
-    settings : dict
-        What `tune` chose out of the grid.
-    """
-
-    make: Callable[..., training.Optimizer]
-    batch: int
-    iterations: int
-    grid: Mapping[str, Sequence[float]]
-    settings: Mapping[str, float]
-
-    def trials(self) -> list[dict[str, float]]:
-        """Return every combination of the grid."""
-        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
-
-
-def _kfac(model: Model, lambda_0: float, tau1: float, T3: int) -> KFAC:
-    return KFAC(model, lambda_0=lambda_0, tau1=tau1, T3=T3)
-
-
-def _sgd(model: Model, learning_rate: float, mu_max: float, period: int) -> SGD:
-    return SGD(model, learning_rate, nesterov_schedule(mu_max, period))
-
 
 _KFAC_GRID = {"lambda_0": (0.001, 0.01, 0.1, 1), "tau1": (1 / 8, 1 / 4), "T3": (5, 20)}
 _SGD_GRID = {"learning_rate": (0.03, 0.05, 0.08, 0.12), "mu_max": (0.995, 0.999), "period": (5, 10)}
 _ADAM_GRID = {"learning_rate": (0.01, 0.02, 0.03, 0.05), "beta1": (0.8, 0.9), "beta2": (0.98, 0.99)}
 
+#: Their `settings` are what `tune` chose out of the grid.
 METHODS: dict[str, Method] = {
-    "K-FAC, m = 500": Method(_kfac, 500, 900, _KFAC_GRID, {"lambda_0": 0.01, "tau1": 1 / 4, "T3": 5}),
-    "SGD, m = 500": Method(_sgd, 500, 2400, _SGD_GRID, {"learning_rate": 0.08, "mu_max": 0.995, "period": 10}),
-    "SGD, m = 100": Method(_sgd, 100, 6600, _SGD_GRID, {"learning_rate": 0.05, "mu_max": 0.995, "period": 10}),
-    "Adam, m = 500": Method(Adam, 500, 2300, _ADAM_GRID, {"learning_rate": 0.03, "beta1": 0.9, "beta2": 0.98}),
-    "Adam, m = 100": Method(Adam, 100, 6400, _ADAM_GRID, {"learning_rate": 0.03, "beta1": 0.8, "beta2": 0.98}),
+    "K-FAC, m = 500": Method("kfac", "500", 900, {"lambda_0": 0.01, "tau1": 1 / 4, "T3": 5}, _KFAC_GRID),
+    "SGD, m = 500": Method("sgd", "500", 2400, {"learning_rate": 0.08, "mu_max": 0.995, "period": 10}, _SGD_GRID),
+    "SGD, m = 100": Method("sgd", "100", 6600, {"learning_rate": 0.05, "mu_max": 0.995, "period": 10}, _SGD_GRID),
+    "Adam, m = 500": Method("adam", "500", 2300, {"learning_rate": 0.03, "beta1": 0.9, "beta2": 0.98}, _ADAM_GRID),
+    "Adam, m = 100": Method("adam", "100", 6400, {"learning_rate": 0.03, "beta1": 0.8, "beta2": 0.98}, _ADAM_GRID),
 }
 
 
-def evaluation_steps(iterations: int) -> list[int]:
-    """Return the steps at which a run is evaluated: 0, then each `SPACING` times the last, and the end.
+def untrained() -> Model:
+    """Return the digits autoencoder 64-32-16-8-16-32-64."""
+    return Settings(net="digits").model()
+
+
+def compared(seed: int = 0) -> Comparison:
+    """Return the comparison as it is reported.
 
     Parameters
     ----------
-    iterations : int
-        Steps of the run.
-
-    Returns
-    -------
-    list of int
-        Ascending, without repetitions.
+    seed : int
+        The first of three consecutive ones.
     """
-    steps = [0]
-    while steps[-1] < iterations:
-        steps.append(min(max(steps[-1] + 1, math.ceil(steps[-1] * SPACING)), iterations))
-    return steps
+    return Comparison("Digits autoencoder 64-32-16-8-16-32-64", Settings(), METHODS, LEVELS,
+                      tuple(seed + s for s in SEEDS), tuple(seed + s for s in TUNING_SEEDS))
 
 
-def run(method: Method, settings: Mapping[str, float], data: Dataset, seed: int, iterations: int | None = None,
+def run(method: Method, settings: Mapping[str, Any], data: Dataset, seed: int, iterations: int | None = None,
         name: str = "training") -> training.History:
     """Train the autoencoder once.
 
@@ -118,7 +65,7 @@ def run(method: Method, settings: Mapping[str, float], data: Dataset, seed: int,
     method : Method
         What to train with.
     settings : mapping
-        Its settings.
+        Of its optimizer.
     data : Dataset
         The digits.
     seed : int
@@ -131,39 +78,9 @@ def run(method: Method, settings: Mapping[str, float], data: Dataset, seed: int,
     Returns
     -------
     History
-        With its evaluations at `evaluation_steps`.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        Where the run was interrupted: a part of it is of no use in a comparison.
+        With its evaluations at `training.evaluation_steps`.
     """
-    model = untrained()
-    iterations = method.iterations if iterations is None else iterations
-    history = training.train(method.make(model, **settings), model.init(np.random.default_rng(seed)), data.x, data.x,
-                             iterations, training.fixed(method.batch), seed, frozenset(evaluation_steps(iterations)),
-                             test=(data.x_test, data.x_test), name=name)
-    if history.interrupted:
-        raise KeyboardInterrupt
-    return history
-
-
-def reached(history: training.History, level: float) -> tuple[int, float] | None:
-    """Return the first evaluated step whose training error is at most `level`, and the seconds until then.
-
-    Parameters
-    ----------
-    history : History
-        A run.
-    level : float
-        An error: mean over cases of the sum of squared differences.
-
-    Returns
-    -------
-    (int, float) or None
-        None where the run does not get there.
-    """
-    return next(((e.k, e.seconds) for e in history.evaluations if e.error <= level), None)
+    return comparison.run(compared(), method, settings, seed, data, iterations, name)
 
 
 def tune(data: Dataset, report: Callable[[str], None], shorten: int = 1) -> dict[str, dict[str, Any]]:
@@ -181,29 +98,9 @@ def tune(data: Dataset, report: Callable[[str], None], shorten: int = 1) -> dict
     Returns
     -------
     dict
-        For each method, the chosen ``settings`` and the ``trials`` with their scores. The score is the mean log error
-        over the logarithmically spaced evaluations in the last nine tenths of a run, so that it speaks of all levels;
-        the mean over seeds decides.
+        As `comparison.tune` returns it.
     """
-    chosen = {}
-    for name, method in METHODS.items():
-        iterations = max(1, method.iterations // shorten)
-        trials: list[dict[str, Any]] = []
-        for settings in method.trials():
-            try:
-                histories = [run(method, settings, data, seed, iterations, name) for seed in TUNING_SEEDS]
-            except NotFiniteError:                          # it blew up
-                trials.append({"settings": settings, "score": math.inf, "final_error": math.inf})
-            else:
-                scores = [np.mean([math.log(e.error) for e in h.evaluations if e.k >= iterations / 10])
-                          for h in histories]
-                trials.append({"settings": settings, "score": float(np.mean(scores)),
-                               "final_error": float(np.mean([h.evaluations[-1].error for h in histories]))})
-            report(f"{name}  {settings}  score {trials[-1]['score']:.4f}  final {trials[-1]['final_error']:.4f}")
-        best = min(trials, key=lambda t: t["score"] if math.isfinite(t["score"]) else math.inf)
-        chosen[name] = {"settings": best["settings"], "trials": trials}
-        report(f"{name}: chosen {best['settings']}")
-    return chosen
+    return comparison.tune(compared(), report, comparison.run, data, shorten)
 
 
 def convergence(data: Dataset, seed: int = 0, shorten: int = 1) -> dict[str, list[training.History]]:
@@ -223,13 +120,8 @@ def convergence(data: Dataset, seed: int = 0, shorten: int = 1) -> dict[str, lis
     dict
         Three histories for each method.
     """
-    histories: dict[str, list[training.History]] = {}
-    for name, method in METHODS.items():
-        histories[name] = []
-        for s in (seed + s for s in SEEDS):
-            histories[name].append(
-                run(method, method.settings, data, s, max(1, method.iterations // shorten), f"{name}, seed {s}"))
-    return histories
+    return {name: [run(method, method.settings, data, s, max(1, method.iterations // shorten), f"{name}, seed {s}")
+                   for s in compared(seed).seeds] for name, method in METHODS.items()}
 
 
 def level_table(histories: Mapping[str, Sequence[training.History]]) -> list[list[str]]:
@@ -245,25 +137,7 @@ def level_table(histories: Mapping[str, Sequence[training.History]]) -> list[lis
     list of list of str
         The head, then two rows a method.
     """
-    rows = [["error at most", "", *(f"{level:g}" for level in LEVELS), "last error", "of the averaged iterate"]]
-    for name, runs in histories.items():
-        hits = [[reached(h, level) for h in runs] for level in LEVELS]
-        last = sorted(h.evaluations[-1].error for h in runs)
-        averaged = sorted(h.evaluations[-1].averaged_error for h in runs)
-        rows.append([name, "iterations", *(_spread([h and h[0] for h in hit], "{:.0f}") for hit in hits),
-                     *(f"{np.median(e):.3f} ({e[0]:.3f}-{e[-1]:.3f})" for e in (last, averaged))])
-        rows.append(["", "seconds", *(_spread([h and h[1] for h in hit], "{:.2f}") for hit in hits), "", ""])
-    return rows
-
-
-def _spread(values: Sequence[float | None], form: str) -> str:
-    """Write the median and range of what the seeds reached; "-" where no more than half did."""
-    known = sorted(v for v in values if v is not None)
-    if 2 * len(known) <= len(values):
-        return "-"
-    middle = float(np.median([math.inf if v is None else v for v in values]))
-    spread = f"-{form.format(known[-1])}" if len(known) == len(values) else " up"
-    return f"{form.format(middle)} ({form.format(known[0])}{spread})"
+    return comparison.level_table(histories, LEVELS)
 
 
 def convergence_figure(histories: Mapping[str, Sequence[training.History]]) -> Figure:
@@ -272,33 +146,11 @@ def convergence_figure(histories: Mapping[str, Sequence[training.History]]) -> F
     Parameters
     ----------
     histories : mapping from name to sequence of History
-        Runs of each method, one a seed. ``K-FAC, m = 500`` must be among them.
+        Runs of each method, one a seed; K-FAC first.
 
     Returns
     -------
     Figure
         Two panels.
     """
-    curves = {name: plotting.Curve(np.array([e.k for e in runs[0].evaluations[1:]]),
-                                   np.array([[e.seconds for e in h.evaluations[1:]] for h in runs]),
-                                   np.array([[e.error for e in h.evaluations[1:]] for h in runs]))
-              for name, runs in histories.items()}
-    # The lowest level that K-FAC and at least one baseline reached on most seeds says most.
-    rows = {level: {name: _medians(runs, level) for name, runs in histories.items()} for level in LEVELS}
-    told = [level for level, row in rows.items()
-            if row["K-FAC, m = 500"] and sum(hit is not None for hit in row.values()) > 1]
-    text = "Digits autoencoder 64-32-16-8-16-32-64: median of three seeds, bands their range."
-    if told:
-        row = rows[told[-1]]
-        parts = (f"{name.replace(', ', ' with ')} takes {hit[0]:.0f} iterations and {hit[1]:.1f} s" if hit
-                 else f"{name.replace(', ', ' with ')} does not get there" for name, hit in row.items())
-        text += f" To an error of {told[-1]:g} {'; '.join(parts)}."
-    return plotting.convergence(curves, "training error\n(mean over cases of the sum of squared differences)", text)
-
-
-def _medians(runs: Sequence[training.History], level: float) -> tuple[float, float] | None:
-    hits = [hit for h in runs if (hit := reached(h, level))]
-    if 2 * len(hits) <= len(runs):
-        return None
-    missing = [math.inf] * (len(runs) - len(hits))
-    return tuple(float(np.median([h[i] for h in hits] + missing)) for i in (0, 1))      # type: ignore[return-value]
+    return comparison.figure(histories, LEVELS, compared().title, compared().error)

@@ -9,8 +9,9 @@ from typing import Any
 
 from .. import training
 from ..environment import environment
-from .autoencoder import LEVELS, METHODS, reached
+from .autoencoder import LEVELS, METHODS
 from .classifier import Budget, Stage
+from .comparison import reached
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

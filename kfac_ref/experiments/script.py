@@ -38,8 +38,25 @@ def save(figure: Figure, numbers: Mapping[str, Any], path: Path, formats: Sequen
     for suffix in formats:
         figure.savefig(path.with_suffix("." + suffix))
     text = " ".join(figure.get_supxlabel().split())
-    content = _plain({"environment": environment(), "caption": text, **numbers})
+    content = plain({"environment": environment(), "caption": text, **numbers})
     path.with_suffix(".json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
+    """Return the same content in what JSON knows: arrays as lists, NaN and infinity as None.
+
+    Parameters
+    ----------
+    value : Any
+        Numbers, strings, arrays, and sequences and mappings of them.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def start(main: Callable[[Path, bool, Sequence[str]], int], doc: str | None, file: str) -> None:
@@ -62,16 +79,3 @@ def start(main: Callable[[Path, bool, Sequence[str]], int], doc: str | None, fil
     arguments = parser.parse_args()
     restart_with(ONE_THREAD | MEMORY, [str(script), *sys.argv[1:]])
     sys.exit(main(arguments.out, arguments.quick, ("png", "pdf") if arguments.pdf else ("png",)))
-
-
-def _plain(value: Any) -> Any:
-    """Return the same content of plain types; arrays as lists, NaN and infinity as None."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

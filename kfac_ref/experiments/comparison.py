@@ -1,0 +1,476 @@
+"""Comparisons of optimizers: the same network and data, several methods over several seeds, one table and one figure.
+
+Every method may bring a grid of settings; `tune` runs each combination on seeds of its own and chooses one setting for
+all error levels. In a file (JSON)::
+
+    {"title": "...", "data": "digits", "net": "digits", "dtype": "float64",
+     "seeds": [0, 1, 2], "tuning_seeds": [100], "levels": [3, 2, 1],
+     "methods": {"K-FAC, m = 500": {"optimizer": "kfac", "batch": "500", "iterations": 400,
+                                    "settings": {"T3": 5}, "grid": {"lambda_0": [0.1, 1]}}, ...}}
+
+`settings` hold for all trials, `grid` is what is chosen from. Runs follow one another, so that seconds mean something,
+and each is kept when it is done: the same command goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .. import checkpoints, checks, plotting, training
+from ..checks import NotFiniteError
+from ..datasets import Dataset
+from ..environment import environment
+from .run import evaluation
+from .script import plain, save
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Method:
+    """An optimizer as it takes part in a comparison.
+
+    Attributes
+    ----------
+    optimizer : str
+        One of `settings.OPTIMIZERS`.
+    batch : str
+        As in `Settings`.
+    iterations : int
+        Steps of a run.
+    settings : dict
+        Of the optimizer.
+    grid : dict
+        For each setting to choose, the values to choose from.
+    """
+
+    optimizer: str
+    batch: str
+    iterations: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def trials(self) -> list[dict[str, Any]]:
+        """Return the settings of every combination of the grid."""
+        return [{**self.settings, **dict(zip(self.grid, values, strict=True))}
+                for values in itertools.product(*self.grid.values())]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared with what.
+
+    Attributes
+    ----------
+    title : str
+        What the caption begins with.
+    base : Settings
+        Data, network, precision and so on; optimizer, batch and seed are the methods' own.
+    methods : dict
+        By name; the first is the one that the caption looks at.
+    levels : tuple of float
+        Errors to which iterations and seconds are counted, descending.
+    seeds, tuning_seeds : tuples of int
+        Reported, and tuned on; no seed is in both.
+    error : str
+        What the error is.
+    """
+
+    title: str
+    base: Settings
+    methods: Mapping[str, Method]
+    levels: tuple[float, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    tuning_seeds: tuple[int, ...] = (100,)
+    error: str = "mean over cases of the sum of squared differences"
+
+    def __post_init__(self) -> None:
+        if not self.methods or not self.seeds or not self.levels:
+            raise ValueError("methods, seeds and levels must not be empty")
+        if list(self.levels) != sorted(self.levels, reverse=True):
+            raise ValueError(f"levels must descend, got {list(self.levels)}")
+        both = set(self.seeds) & set(self.tuning_seeds)
+        if both:
+            raise ValueError(f"tuning_seeds must not be among the seeds that are reported, got {sorted(both)} in both")
+        for method in self.methods.values():
+            checks.count("iterations", method.iterations)
+            for settings in method.trials():
+                self.settings(method, settings, self.seeds[0])
+
+    def settings(self, method: Method, settings: Mapping[str, Any], seed: int) -> Settings:
+        """Return the settings of one run.
+
+        Parameters
+        ----------
+        method : Method
+            One of the methods.
+        settings : mapping
+            Of its optimizer.
+        seed : int
+            Of the run.
+        """
+        return replace(self.base, optimizer=method.optimizer, settings=settings, batch=method.batch, seed=seed)
+
+
+def run(comparison: Comparison, method: Method, settings: Mapping[str, Any], seed: int, data: Dataset | None = None,
+        iterations: int | None = None, name: str = "training") -> training.History:
+    """Train once, as one method of a comparison.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        Gives data and network.
+    method : Method
+        What to train with.
+    settings : mapping
+        Of its optimizer.
+    seed : int
+        Of the weights, the batches and the sampling.
+    data : Dataset, optional
+        Read already; else it is read.
+    iterations : int, optional
+        The method's own number, unless told.
+    name : str
+        What the progress bar is called.
+
+    Returns
+    -------
+    History
+        With its evaluations at `training.evaluation_steps`.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Where the run was interrupted: a part of it is of no use in a comparison.
+    """
+    task = comparison.settings(method, settings, seed).task(data)
+    iterations = method.iterations if iterations is None else iterations
+    history = training.train(task.optimizer, task.weights, task.x, task.y, iterations, task.schedule, seed,
+                             frozenset(training.evaluation_steps(iterations)), task.test, name=name)
+    if history.interrupted:
+        raise KeyboardInterrupt
+    return history
+
+
+def reached(history: training.History, level: float) -> tuple[int, float] | None:
+    """Return the first evaluated step whose training error is at most `level`, and the seconds until then.
+
+    Parameters
+    ----------
+    history : History
+        A run.
+    level : float
+        An error.
+
+    Returns
+    -------
+    (int, float) or None
+        None where the run does not get there.
+    """
+    return next(((e.k, e.seconds) for e in history.evaluations if e.error <= level), None)
+
+
+def score(history: training.History) -> float:
+    """Return the mean log error over the logarithmically spaced evaluations in the last nine tenths of a run.
+
+    Parameters
+    ----------
+    history : History
+        A whole run.
+
+    Returns
+    -------
+    float
+        Speaks of all levels, not of the last alone; the lower, the better.
+    """
+    last = history.evaluations[-1].k
+    return float(np.mean([math.log(e.error) for e in history.evaluations if e.k >= last / 10]))
+
+
+def tune(comparison: Comparison, report: Callable[[str], None], train: Callable[..., training.History] = run,
+         data: Dataset | None = None, shorten: int = 1) -> dict[str, dict[str, Any]]:
+    """Run the grid of every method on the tuning seeds and choose one setting each.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        Whose methods.
+    report : function of str
+        Is told of each trial.
+    train : function
+        As `run`.
+    data : Dataset, optional
+        Read already.
+    shorten : int
+        Divide all iterations by this.
+
+    Returns
+    -------
+    dict
+        For each method, the chosen ``settings`` and the ``trials`` with their scores (`score`); the mean over seeds
+        decides.
+    """
+    chosen = {}
+    for name, method in comparison.methods.items():
+        iterations = max(1, method.iterations // shorten)
+        trials: list[dict[str, Any]] = []
+        for settings in method.trials():
+            try:
+                runs = [train(comparison, method, settings, seed, data, iterations, name)
+                        for seed in comparison.tuning_seeds]
+            except NotFiniteError:                          # it blew up
+                trials.append({"settings": settings, "score": math.inf, "final_error": math.inf})
+            else:
+                trials.append({"settings": settings, "score": float(np.mean([score(h) for h in runs])),
+                               "final_error": float(np.mean([h.evaluations[-1].error for h in runs]))})
+            report(f"{name}  {settings}  score {trials[-1]['score']:.4f}  final {trials[-1]['final_error']:.4f}")
+        best = min(trials, key=lambda t: t["score"] if math.isfinite(t["score"]) else math.inf)
+        chosen[name] = {"settings": best["settings"], "trials": trials}
+        report(f"{name}: chosen {best['settings']}")
+    return chosen
+
+
+def level_table(histories: Mapping[str, Sequence[training.History]], levels: Sequence[float]) -> list[list[str]]:
+    """Return the rows of the convergence table: iterations and seconds to each level, median and range over seeds.
+
+    Parameters
+    ----------
+    histories : mapping from name to sequence of History
+        Runs of each method, one a seed.
+    levels : sequence of float
+        Errors.
+
+    Returns
+    -------
+    list of list of str
+        The head, then two rows a method.
+    """
+    rows = [["error at most", "", *(f"{level:g}" for level in levels), "last error", "of the averaged iterate"]]
+    for name, runs in histories.items():
+        hits = [[reached(h, level) for h in runs] for level in levels]
+        last = sorted(h.evaluations[-1].error for h in runs)
+        averaged = sorted(h.evaluations[-1].averaged_error for h in runs)
+        rows.append([name, "iterations", *(_spread([h and h[0] for h in hit], "{:.0f}") for hit in hits),
+                     *(f"{np.median(e):.3f} ({e[0]:.3f}-{e[-1]:.3f})" for e in (last, averaged))])
+        rows.append(["", "seconds", *(_spread([h and h[1] for h in hit], "{:.2f}") for hit in hits), "", ""])
+    return rows
+
+
+def _spread(values: Sequence[float | None], form: str) -> str:
+    """Write the median and range of what the seeds reached; "-" where no more than half did."""
+    known = sorted(v for v in values if v is not None)
+    if 2 * len(known) <= len(values):
+        return "-"
+    middle = float(np.median([math.inf if v is None else v for v in values]))
+    spread = f"-{form.format(known[-1])}" if len(known) == len(values) else " up"
+    return f"{form.format(middle)} ({form.format(known[0])}{spread})"
+
+
+def medians(runs: Sequence[training.History], level: float) -> tuple[float, float] | None:
+    """Return the median iterations and seconds to a level; None where no more than half of the runs get there.
+
+    Parameters
+    ----------
+    runs : sequence of History
+        One a seed.
+    level : float
+        An error.
+    """
+    hits = [hit for h in runs if (hit := reached(h, level))]
+    if 2 * len(hits) <= len(runs):
+        return None
+    missing = [math.inf] * (len(runs) - len(hits))
+    return tuple(float(np.median([h[i] for h in hits] + missing)) for i in (0, 1))      # type: ignore[return-value]
+
+
+def figure(histories: Mapping[str, Sequence[training.History]], levels: Sequence[float], title: str,
+           error: str) -> Figure:
+    """Draw error against iterations and seconds, with the numbers of one level in the caption.
+
+    Parameters
+    ----------
+    histories : mapping from name to sequence of History
+        Runs of each method, one a seed; the first is the one that is looked at.
+    levels : sequence of float
+        Errors, descending.
+    title : str
+        What the caption begins with.
+    error : str
+        What the error is.
+
+    Returns
+    -------
+    Figure
+        Two panels.
+    """
+    curves = {name: plotting.Curve(np.array([e.k for e in runs[0].evaluations[1:]]),
+                                   np.array([[e.seconds for e in h.evaluations[1:]] for h in runs]),
+                                   np.array([[e.error for e in h.evaluations[1:]] for h in runs]))
+              for name, runs in histories.items()}
+    # The lowest level that the first method and at least one other reached on most seeds says most.
+    first = next(iter(histories))
+    rows = {level: {name: medians(runs, level) for name, runs in histories.items()} for level in levels}
+    told = [level for level, row in rows.items() if row[first] and sum(hit is not None for hit in row.values()) > 1]
+    text = f"{title}: median of {_number(len(histories[first]))}, bands their range."
+    if told:
+        row = rows[told[-1]]
+        parts = (f"{name.replace(', ', ' with ')} takes {hit[0]:.0f} iterations and {hit[1]:.1f} s" if hit
+                 else f"{name.replace(', ', ' with ')} does not get there" for name, hit in row.items())
+        text += f" To an error of {told[-1]:g} {'; '.join(parts)}."
+    return plotting.convergence(curves, f"training error\n({error})", text)
+
+
+def _number(seeds: int) -> str:
+    return f"{ {1: 'one', 2: 'two', 3: 'three'}.get(seeds, seeds)} seed{'s' * (seeds > 1)}"
+
+
+# A comparison in a file, and its results in a folder.
+
+
+def read(path: Path) -> Comparison:
+    """Read a comparison from a JSON file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    Comparison
+        A relative folder in ``mnist:FOLDER`` is taken from the file's own.
+
+    Raises
+    ------
+    ValueError
+        For a file that is not there or no JSON, for unknown names, and for settings out of range.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("methods"), dict):
+        raise ValueError(f'{path} must hold an object with "methods"')
+    own = {f.name for f in fields(Settings)} - {"optimizer", "settings", "batch", "seed"}
+    base = {name: content.pop(name) for name in own & set(content)}
+    methods = content.pop("methods")
+    try:
+        kind, _, folder = base.get("data", "digits").partition(":")
+        if folder:
+            base["data"] = f"{kind}:{(path.parent / Path(folder).expanduser()).resolve()}"
+        rest: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+        return Comparison(base=Settings(**base), methods={name: Method(**m) for name, m in methods.items()}, **rest)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {re.sub(r'^.*__init__[(][)] ', '', str(error))}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def run_file(path: Path, out: Path, report: Callable[[str], None] = print) -> dict[str, list[training.History]]:
+    """Tune and run a comparison from a file, going on from what is done, and write its table and its figure.
+
+    Parameters
+    ----------
+    path : Path
+        As `read` takes it.
+    out : Path
+        ``results/`` in it holds a JSON file for each run; ``comparison.md`` is the table, ``comparison.png`` the
+        figure, ``comparison.json`` all numbers.
+    report : function of str
+        Is told of each run.
+
+    Returns
+    -------
+    dict
+        The histories of each method, one a seed; they hold evaluations alone.
+
+    Raises
+    ------
+    ValueError
+        As in `read`; or for a method that blew up with its chosen settings.
+    """
+    comparison = read(path)
+    (out / "results").mkdir(parents=True, exist_ok=True)
+    data = comparison.base.dataset()
+
+    def kept(comparison: Comparison, method: Method, settings: Mapping[str, Any], seed: int, data: Dataset | None,
+             iterations: int, name: str) -> training.History:
+        """Return a run's evaluations from its file, or run it and write the file.
+
+        Parameters
+        ----------
+        comparison, method, settings, seed, data, iterations, name : Any
+            As in `run`.
+        """
+        asked = comparison.settings(method, settings, seed).plain() | {"iterations": iterations}
+        asked["data"] = asked["data"].partition(":")[0]         # where a folder lies on this machine is of no import
+        digest = checkpoints.digest(asked)
+        file = out / "results" / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}-{seed}-{digest[:8]}.json"
+        if file.exists():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if found["evaluations"] is None:
+                raise NotFiniteError(f"{name} with {dict(settings)} and seed {seed} blew up")
+            return training.History(None, (), evaluations=[evaluation(line) for line in found["evaluations"]])
+        history, error = None, None
+        try:
+            history = run(comparison, method, settings, seed, data, iterations, f"{name}, seed {seed}")
+        except NotFiniteError as raised:
+            error = raised
+        evaluations = history and plain([asdict(e) for e in history.evaluations])
+        content = {"method": name, **asked, "environment": environment(), "evaluations": evaluations}
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        part.replace(file)
+        if history is None:
+            raise NotFiniteError(str(error))
+        last = history.evaluations[-1]
+        report(f"{name}, seed {seed}, {dict(settings)}: {last.k} steps in {last.seconds:.1f} s, error {last.error:.4g}")
+        return history
+
+    chosen = tune(comparison, report, kept, data)
+    histories = {name: [kept(comparison, method, chosen[name]["settings"], seed, data, method.iterations, name)
+                        for seed in comparison.seeds] for name, method in comparison.methods.items()}
+    write(comparison, histories, chosen, out, report)
+    return histories
+
+
+def write(comparison: Comparison, histories: Mapping[str, Sequence[training.History]],
+          chosen: Mapping[str, Mapping[str, Any]], out: Path, report: Callable[[str], None] = print) -> None:
+    """Write the table, the figure and the numbers of a comparison.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        What was compared.
+    histories : mapping from name to sequence of History
+        Runs of each method, one a seed.
+    chosen : mapping
+        As `tune` returns it.
+    out : Path
+        A folder.
+    report : function of str
+        Is told the table.
+    """
+    table = level_table(histories, comparison.levels)
+    lines = ["| " + " | ".join(row) + " |" for row in table]
+    text = "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]])
+    (out / "comparison.md").write_text(f"{comparison.title}\n\n{text}\n", encoding="utf-8")
+    numbers = {name: {"settings": chosen[name]["settings"], "trials": chosen[name]["trials"],
+                      "batch": comparison.methods[name].batch,
+                      "runs": [{"levels": {f"{level:g}": reached(h, level) for level in comparison.levels},
+                                "last": asdict(h.evaluations[-1])} for h in runs]}
+               for name, runs in histories.items()}
+    picture = figure(histories, comparison.levels, comparison.title, comparison.error)
+    save(picture, {"title": comparison.title, "methods": numbers}, out / "comparison")
+    report(text)

@@ -1,0 +1,364 @@
+"""A training run in a folder of its own, which can be stopped at any moment and continued.
+
+::
+
+    run.json          the settings, and the hash of the data
+    history.jsonl     a line for each step and each evaluation, as they happen
+    checkpoint.npz    where the run stood at most `every` seconds ago; previous.npz, the one before
+    history.png       the picture, at the end
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from .. import checkpoints, checks, plotting, training
+from ..environment import environment
+from . import script
+from .settings import Settings, Task
+
+SETTINGS, HISTORY, PICTURE = "run.json", "history.jsonl", "history.png"
+#: Where seconds end a run, it may take so many steps.
+_ENDLESS = 10**9
+
+
+def start(settings: Settings, folder: Path, iterations: int | None, seconds: float | None, every: float = 60,
+          report: Callable[[str], None] = print) -> training.History:
+    """Begin a run in a new or empty folder.
+
+    Parameters
+    ----------
+    settings : Settings
+        What to run.
+    folder : Path
+        Is made.
+    iterations : int or None
+        The number of steps; as many as the seconds allow, if None.
+    seconds : float or None
+        To spend in steps; as many as the iterations take, if None.
+    every : float
+        Seconds between checkpoints.
+    report : function of str
+        Is told what the user should know.
+
+    Returns
+    -------
+    History
+        Of the run, as far as it went; ``interrupted`` tells whether it was stopped.
+
+    Raises
+    ------
+    ValueError
+        For data that do not fit, a folder that holds a run already, or neither iterations nor seconds.
+    OSError
+        Where the folder cannot be written; the last checkpoint is then intact.
+    """
+    _check_limits(iterations, seconds, every)
+    if (folder / SETTINGS).exists():
+        raise ValueError(f"{folder} holds a run already: continue it with --resume {folder}, or choose another folder")
+    task = settings.task()
+    content = {"settings": settings.plain(), "data_sha256": _digest(task), "environment": environment()}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(folder / SETTINGS, json.dumps(content, indent=1) + "\n")
+    _write_whole(folder / HISTORY, "")
+    return _train(task, content, folder, iterations, seconds, every, report, None)
+
+
+def resume(folder: Path, iterations: int | None, seconds: float | None, every: float = 60,
+           report: Callable[[str], None] = print) -> training.History:
+    """Continue a run from its last checkpoint, to the same bits as one that was never stopped.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    iterations, seconds : int or None, float or None
+        Where to stop, counted from the beginning of the run; as in `start`.
+    every : float
+        Seconds between checkpoints.
+    report : function of str
+        Is told which checkpoint is used, which are refused and why, and what differs from the machine that wrote it.
+
+    Returns
+    -------
+    History
+        Its ``records`` are those of the steps since the checkpoint.
+
+    Raises
+    ------
+    ValueError
+        Where the folder holds no run, or other data are there now.
+    OSError
+        Where the folder cannot be written; the last checkpoint is then intact.
+    """
+    _check_limits(iterations, seconds, every)
+    try:
+        content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        settings = Settings(**content["settings"])
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no run: there is no {SETTINGS} in it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / SETTINGS} is damaged: {error!r}") from error
+    task = settings.task()
+    if _digest(task) != content.get("data_sha256"):
+        raise ValueError(f"data {settings.data} are not those that the run in {folder} began with")
+    history = _last_checkpoint(task, content, folder, report)
+    done = 0 if history is None else history.state.k
+    evaluations = _cut_history(folder / HISTORY, done)
+    if history is not None:
+        history.evaluations = evaluations
+    return _train(task, content, folder, iterations, seconds, every, report, history)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Return the steps that a run has recorded, one dict each.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+
+    Returns
+    -------
+    list of dict
+        The fields of the optimizer's record; NaN and infinity came back as None.
+    """
+    return [line for line in _lines(folder / HISTORY) if line["kind"] == "step"]
+
+
+def summary(folder: Path, history: training.History) -> str:
+    """Say in a few lines what a run came to.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the run.
+    history : History
+        As `start` or `resume` returned it.
+
+    Returns
+    -------
+    str
+        Steps, seconds, loss and errors at the last evaluation, and what was written.
+    """
+    settings = Settings(**json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["settings"])
+    network = settings.model().network
+    lines = [f"{settings.optimizer} on {settings.data}, {'-'.join(map(str, network.sizes))} ({network.parameters:,} "
+             f"parameters), batch {settings.batch}, {settings.dtype}, seed {settings.seed}",
+             f"{history.state.k} steps in {history.seconds:.2f} s (evaluation left out), "
+             f"{1e3 * history.seconds / max(history.state.k, 1):.3g} ms a step"]
+    if history.evaluations:
+        last = history.evaluations[-1]
+        lines.append(f"at step {last.k}: loss {last.loss:.5g}, training error {last.error:.5g} (of the averaged "
+                     f"iterate {last.averaged_error:.5g}), held-out error {last.test_error:.5g}")
+    lines.append(f"wrote {HISTORY}, {PICTURE}, {checkpoints.LAST} and {SETTINGS} to {folder}/")
+    return "\n".join(lines)
+
+
+def _check_limits(iterations: int | None, seconds: float | None, every: float) -> None:
+    if iterations is None and seconds is None:
+        raise ValueError("give iterations or seconds: a run must know where to stop")
+    if iterations is not None:
+        checks.count("iterations", iterations)
+    if seconds is not None:
+        checks.number("seconds", seconds, 0)
+    checks.number("checkpoint-every", every, 0)
+
+
+def _train(task: Task, content: dict[str, Any], folder: Path, iterations: int | None, seconds: float | None,
+           every: float, report: Callable[[str], None], history: training.History | None) -> training.History:
+    # But for the last step, when to evaluate does not depend on where a run stops.
+    evaluate_at = frozenset([*training.evaluation_steps(_ENDLESS)[:-1], iterations or 0])
+    settings = _of_run(content)
+    with _asked_to_stop() as asked, (folder / HISTORY).open("a", encoding="utf-8") as lines:
+        recorder = _Recorder(lines, task, settings, folder, every, asked, history)
+        try:
+            found = training.train(
+                task.optimizer, task.weights, task.x, task.y, _ENDLESS if iterations is None else iterations,
+                task.schedule, settings["seed"], evaluate_at, task.test, name=settings["optimizer"],
+                seconds=math.inf if seconds is None else seconds, after_step=recorder, resume=history)
+            recorder.finish(found)
+        except OSError as error:
+            with suppress(OSError):
+                lines.close()                           # tries to write the rest once more
+            raise OSError(error.errno, f"cannot write to {folder} ({error.strerror}); {recorder.intact()}") from error
+    if found.evaluations:
+        _picture(folder, content, found).savefig(folder / PICTURE)
+    return found
+
+
+class _Recorder:
+    """Called after each step: appends what happened, and writes a checkpoint when one is due."""
+
+    def __init__(self, lines: TextIO, task: Task, settings: dict[str, Any], folder: Path, every: float,
+                 asked: list[int], history: training.History | None) -> None:
+        self.lines, self.task, self.settings, self.folder, self.every = lines, task, settings, folder, every
+        self.asked, self.due = asked, time.monotonic() + every
+        self.evaluated = len(history.evaluations) if history else 0
+        self.saved = history.state.k if history else None
+
+    def __call__(self, history: training.History) -> None:
+        self._evaluations(history)
+        self._line("step", asdict(history.records[-1]))
+        self.lines.flush()
+        if time.monotonic() >= self.due:
+            self._checkpoint(history)
+            self.due = time.monotonic() + self.every
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def finish(self, history: training.History) -> None:
+        """Write what is left; a run that was stopped between two steps is whole."""
+        self._evaluations(history)
+        self.lines.flush()
+        if history.state.k != self.saved and len(self.asked) < 2:
+            self._checkpoint(history)
+
+    def intact(self) -> str:
+        """Say which checkpoint is there."""
+        return "there is no checkpoint yet" if self.saved is None else f"the checkpoint of step {self.saved} is intact"
+
+    def _evaluations(self, history: training.History) -> None:
+        for evaluation in history.evaluations[self.evaluated:]:
+            self._line("evaluation", asdict(evaluation))
+        self.evaluated = len(history.evaluations)
+
+    def _line(self, kind: str, content: dict[str, Any]) -> None:
+        self.lines.write(json.dumps(script.plain({"kind": kind, **content})) + "\n")
+
+    def _checkpoint(self, history: training.History) -> None:
+        os.fsync(self.lines.fileno())
+        now = checkpoints.Checkpoint(history.state, history.averaged, history.seconds, environment())
+        checkpoints.write(self.folder, now, self.task.optimizer, self.settings)
+        self.saved = history.state.k
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that the step is finished first; a second one interrupts at once."""
+    asked: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        """Remember a signal.
+
+        Parameters
+        ----------
+        number : int
+            Which one.
+        """
+        asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _last_checkpoint(task: Task, content: dict[str, Any], folder: Path,
+                     report: Callable[[str], None]) -> training.History | None:
+    """Return where the run stood; None where it was stopped before its first checkpoint."""
+    refused = []
+    for name in (checkpoints.LAST, checkpoints.PREVIOUS):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            found = checkpoints.read(path, task.optimizer, task.weights, _of_run(content))
+        except checkpoints.RefusedError as error:
+            refused.append(str(error))
+            report(f"not used: {error}")
+            continue
+        report(f"continuing from {path} at step {found.state.k}")
+        for difference in checkpoints.differences(found.environment):
+            report(f"the bits may differ from those of one long run: {difference}")
+        return training.History(found.state, found.averaged, seconds=found.seconds)
+    if refused:
+        raise ValueError(f"{folder} holds no checkpoint that can be used: {'; '.join(refused)}")
+    report(f"{folder} holds no checkpoint yet: beginning anew")
+    return None
+
+
+def _of_run(content: dict[str, Any]) -> dict[str, Any]:
+    return {**content["settings"], "data_sha256": content["data_sha256"]}
+
+
+def _digest(task: Task) -> str:
+    return hashlib.sha256(np.ascontiguousarray(task.x).tobytes() + np.ascontiguousarray(task.y).tobytes()).hexdigest()
+
+
+def _cut_history(path: Path, k: int) -> list[training.Evaluation]:
+    """Drop the lines of steps after k, and a torn last line; return the evaluations that stay."""
+    kept = [line for line in (_lines(path) if path.exists() else []) if k and line["k"] <= k]
+    _write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return [evaluation(line) for line in kept if line["kind"] == "evaluation"]
+
+
+def evaluation(line: dict[str, Any]) -> training.Evaluation:
+    """Return an evaluation from its line in a history, where NaN stands as null.
+
+    Parameters
+    ----------
+    line : dict
+        Its fields; others are passed over.
+    """
+    values: list[Any] = [math.nan if line[f.name] is None else line[f.name] for f in fields(training.Evaluation)]
+    return training.Evaluation(*values)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a history up to the first that is torn."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+            _ = entry["k"], entry["kind"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            break
+        found.append(entry)
+    return found
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a small file so that it is never half there."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _picture(folder: Path, content: dict[str, Any], history: training.History) -> Any:
+    """Draw errors, lambda and gamma, and milliseconds of a run."""
+    steps = records(folder)
+    settings = content["settings"]
+    last = history.evaluations[-1]
+    text = (f"{settings['optimizer']} on {settings['data'].partition(':')[0]}, batch {settings['batch']}, seed "
+            f"{settings['seed']}, {settings['dtype']}: {history.state.k} steps in {history.seconds:.1f} s; training "
+            f"error {last.error:.4g} ({last.averaged_error:.4g} of the averaged iterate), held-out error "
+            f"{last.test_error:.4g} at step {last.k}.")
+    return plotting.run(history.evaluations, steps, text)

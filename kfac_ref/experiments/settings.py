@@ -1,0 +1,277 @@
+"""What a run is: data, network, optimizer, batches, precision and seed, in words that a file or a command line holds.
+
+The networks by name are the paper's three autoencoders (sec. 13), its classifier of 16 x 16 digits (sec. 3), and those
+of the embedded digits.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import checks, datasets, likelihoods, training
+from ..checks import Array
+from ..curvature import BlockTridiagonal
+from ..model import Model
+from ..network import MLP
+from ..optimizers import KFAC, SGD, Adam, NaturalGradient
+from ..optimizers.sgd import nesterov_schedule
+
+
+class Net(NamedTuple):
+    """A network by name: widths, nonlinearities of the hidden layers, likelihood."""
+
+    sizes: tuple[int, ...]
+    hidden: str | tuple[str, ...]
+    likelihood: str
+
+
+def _autoencoder(*half: int, likelihood: str = "bernoulli") -> Net:
+    """Return the widths down to the code and up again; logistic units, and a linear code layer."""
+    units = ("logistic",) * (len(half) - 2)
+    return Net((*half, *half[-2::-1]), (*units, "identity", *units), likelihood)
+
+
+NETS: dict[str, Net] = {
+    "mnist": _autoencoder(784, 1000, 500, 250, 30),
+    "curves": _autoencoder(784, 400, 200, 100, 50, 25, 6),
+    "faces": _autoencoder(625, 2000, 1000, 500, 30, likelihood="gaussian"),
+    "digits": _autoencoder(64, 32, 16, 8),
+    "digits-classifier": Net((64, 20, 20, 20, 10), "tanh", "categorical"),
+    "tanh-classifier": Net((256, 20, 20, 20, 20, 20, 10), "tanh", "categorical"),
+}
+LIKELIHOODS: dict[str, Callable[[], Any]] = {"gaussian": likelihoods.Gaussian, "categorical": likelihoods.Categorical,
+                                             "bernoulli": likelihoods.Bernoulli}
+#: The number of generated curves to train on, and held out.
+CURVES = (10_000, 2_000)
+
+
+def _sgd(model: Model, learning_rate: float = 0.05, mu_max: float = 0.99, period: int = 250) -> SGD:
+    return SGD(model, learning_rate, nesterov_schedule(mu_max, period))
+
+
+#: Each takes the model and its settings by name.
+OPTIMIZERS: dict[str, Callable[..., training.Optimizer]] = {
+    "kfac": KFAC,
+    "kfac-tridiagonal": functools.partial(KFAC, structure=BlockTridiagonal),
+    "natural-gradient": NaturalGradient,
+    "sgd": _sgd,
+    "adam": Adam,
+}
+
+
+def optimizer_settings(optimizer: str) -> dict[str, Any]:
+    """Return the settings of an optimizer by name, with their defaults.
+
+    Parameters
+    ----------
+    optimizer : str
+        One of `OPTIMIZERS`.
+
+    Returns
+    -------
+    dict
+        Without the model, and without the structure, which is part of the optimizer's name.
+
+    Raises
+    ------
+    ValueError
+        For an unknown one.
+    """
+    make = checks.known("optimizer", optimizer, OPTIMIZERS)
+    defaults = {name: p.default for name, p in inspect.signature(make).parameters.items()}
+    return {name: value for name, value in defaults.items() if name not in {"model", "structure"}}
+
+
+class Task(NamedTuple):
+    """All that training takes: inputs and targets, held-out ones, model, start, optimizer, batch schedule."""
+
+    x: Array
+    y: Any
+    test: tuple[Array, Any]
+    model: Model
+    weights: list[Array]
+    optimizer: training.Optimizer
+    schedule: training.Schedule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What defines the bits of a run.
+
+    Parameters
+    ----------
+    data : str
+        ``digits``, ``curves`` (a generated stand-in), or ``mnist:FOLDER`` with the folder of the IDX files.
+    net : str, optional
+        One of `NETS`, or widths such as ``64-32-16-10``; the autoencoder of the data unless told.
+    hidden : str, optional
+        Nonlinearities of the hidden layers, one for all or one each, such as ``tanh`` or ``tanh,relu``; those of the
+        net by name, else ``tanh``.
+    likelihood : str, optional
+        ``gaussian``, ``categorical`` or ``bernoulli``; that of the net by name, else ``categorical`` where the last
+        width is 10 and ``bernoulli`` where it is not. Categorical is trained on the labels, the others on the inputs.
+    optimizer : str
+        One of `OPTIMIZERS`.
+    settings : mapping
+        Its settings, by the names of its arguments.
+    batch : str
+        A number, ``full``, or ``growing`` (the paper's schedule, from 1000 to all at step 500);
+        ``growing:FIRST:STEP`` has other numbers.
+    weight_decay : float
+        eta.
+    init : str
+        ``sparse`` or ``glorot``.
+    dtype : str
+        ``float64`` or ``float32``.
+    seed : int
+        Of weights, batches and sampling; the curves are always the same.
+    side : int
+        Pixels a side of the MNIST digits; fewer than 28 are area averages.
+
+    Raises
+    ------
+    ValueError
+        For settings that are unknown or out of range.
+    """
+
+    data: str = "digits"
+    net: str | None = None
+    hidden: str | None = None
+    likelihood: str | None = None
+    optimizer: str = "kfac"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    batch: str = "full"
+    weight_decay: float = 1e-5
+    init: str = "sparse"
+    dtype: str = "float64"
+    seed: int = 0
+    side: int = 28
+
+    def __post_init__(self) -> None:
+        kind, colon, folder = self.data.partition(":")
+        if kind not in ("digits", "curves", "mnist") or bool(colon and folder) != (kind == "mnist"):
+            raise ValueError(f"data must be digits, curves or mnist:FOLDER, got {self.data!r}")
+        if self.side != 28 and kind != "mnist":
+            raise ValueError(f"side is a setting of mnist:FOLDER, not of {kind}")
+        checks.known("dtype", self.dtype, dict.fromkeys(("float32", "float64")))
+        checks.known("init", self.init, dict.fromkeys(("sparse", "glorot")))
+        checks.count("seed", self.seed, 0)
+        known = optimizer_settings(self.optimizer)
+        for name in self.settings:
+            checks.known(f"a setting of {self.optimizer}", name, known)
+        self.make_optimizer(self.model())
+        self._schedule(10**9)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the settings as plain data for JSON."""
+        return asdict(self) | {"settings": dict(self.settings)}
+
+    def model(self) -> Model:
+        """Return the model that the settings describe."""
+        name = self.net or self.data.partition(":")[0]
+        if name in NETS:
+            sizes, hidden, likelihood = NETS[name]
+        else:
+            sizes, hidden = _widths(name), "tanh"
+            likelihood = "categorical" if sizes[-1] == 10 else "bernoulli"
+        if self.hidden:
+            units = tuple(self.hidden.split(","))
+            hidden = units[0] if len(units) == 1 else units
+        make = checks.known("likelihood", self.likelihood or likelihood, LIKELIHOODS)
+        return Model(MLP(sizes, hidden), make(), weight_decay=self.weight_decay)
+
+    def make_optimizer(self, model: Model) -> training.Optimizer:
+        """Return the optimizer that the settings describe.
+
+        Parameters
+        ----------
+        model : Model
+            What it trains.
+
+        Raises
+        ------
+        ValueError
+            For a setting out of range.
+        """
+        return OPTIMIZERS[self.optimizer](model, **self.settings)
+
+    def task(self, data: datasets.Dataset | None = None) -> Task:
+        """Make everything that training takes.
+
+        Parameters
+        ----------
+        data : Dataset, optional
+            What `dataset` returned for the same settings, or another of the same form; read anew unless given.
+
+        Returns
+        -------
+        Task
+            In the precision of the settings.
+
+        Raises
+        ------
+        ValueError
+            Where data and network do not fit each other, or the data cannot be read.
+        """
+        model = self.model()
+        data = self.dataset() if data is None else data
+        width = model.network.sizes[0]
+        if data.x.shape[1] != width:
+            raise ValueError(f"net takes inputs of width {width}, and {self.data} has {data.x.shape[1]} "
+                             "(give --net, or --side for MNIST)")
+        labelled = isinstance(model.likelihood, likelihoods.Categorical)
+        if labelled and not len(data.labels):
+            raise ValueError(f"likelihood categorical needs labels, and {self.data} has none")
+        y, y_test = (data.labels, data.labels_test) if labelled else (data.x, data.x_test)
+        weights = model.init(np.random.default_rng(self.seed), self.init, self.dtype)
+        return Task(data.x, y, (data.x_test, y_test), model, weights, self.make_optimizer(model),
+                    self._schedule(len(data.x)))
+
+    def dataset(self) -> datasets.Dataset:
+        """Read the data, in the precision of the settings.
+
+        Returns
+        -------
+        Dataset
+            The curves have no labels.
+
+        Raises
+        ------
+        ValueError
+            Where they cannot be read.
+        """
+        if self.data == "digits":
+            return datasets.digits(self.dtype)
+        if self.data == "curves":
+            none = np.zeros(0, np.int64)
+            x = datasets.curves(sum(CURVES), 0, self.dtype)
+            return datasets.Dataset(x[:CURVES[0]], none, x[CURVES[0]:], none)
+        return datasets.mnist(Path(self.data.partition(":")[2]).expanduser(), self.dtype, self.side)
+
+    def _schedule(self, N: int) -> training.Schedule:
+        kind, _, numbers = self.batch.partition(":")
+        try:
+            if kind == "growing":
+                first, full_at = map(int, numbers.split(":")) if numbers else (1000, 500)
+                return training.growing(N, first, full_at)
+            m = N if self.batch == "full" else int(self.batch)
+        except ValueError:
+            raise ValueError("batch must be a number, full, growing or growing:FIRST:STEP, got "
+                             f"{self.batch!r}") from None
+        if not 1 <= m <= N:
+            raise ValueError(f"batch must be 1..{N} examples, got {m}")
+        return training.fixed(m)
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    parts = text.split("-")
+    if len(parts) < 2 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"net must be one of {', '.join(NETS)}, or widths such as 64-32-10; got {text!r}")
+    return tuple(map(int, parts))
