@@ -180,7 +180,8 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
     found = sampling(at, draws, cases, repeats)
     one_target, one_case = expected_distances(at)
     expected = {"draws": one_target / np.sqrt(draws), "cases": one_case / np.sqrt(cases)}
-    numbers: dict[str, Any] = {"cases": N, "after": AFTER, "repeats": {"draws": repeats, "cases": 5 * repeats}}
+    numbers: dict[str, Any] = {"cases": N, "after": min(AFTER, steps[-1] - 1), "repeats_draws": repeats,
+                               "repeats_cases": 5 * repeats}
     for name, key, at_x in (("slope_draws", "G by draws", draws), ("slope_cases", "G by cases", cases),
                             ("slope_product", "A kron G by cases", cases)):
         numbers[name], numbers[f"{name}_se"] = slope(np.array(at_x), found[key])
@@ -192,7 +193,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
     k, share = column["step"], f"{rows[0]['fresh_part_cases']} of {N}"
     text = caption(numbers, rows)
     figure = plotting.side_by_side([
-        plotting.Panel(f"sampled factors after {AFTER} steps", "targets a case, M; or cases, n",
+        plotting.Panel(f"sampled factors after {numbers['after']} steps", "targets a case, M; or cases, n",
                        "relative distance to the exact factor",
                        {f"G, M targets for each of {N} cases": (np.array(draws), found["G by draws"]),
                         "G, n cases, one target each": (np.array(cases), found["G by cases"]),

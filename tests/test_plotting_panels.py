@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from kfac_ref import plotting
 from kfac_ref.plotting import Panel
@@ -81,3 +82,14 @@ def test_twelve_lines_are_told_apart_and_look_the_same_in_both_panels(grid):
     assert len(low.get_legend().get_texts()) == 2
     # Lines of one colour do not share a dash.
     assert len({(colour, dash) for colour, _, dash in looks.values()}) == 12
+
+
+def test_the_two_panels_share_an_axis_of_plain_numbers(grid):
+    left, right = grid.axes[:2]
+    FigureCanvasAgg(grid).draw()
+    assert left.get_ylim() == right.get_ylim()
+    shown = np.concatenate([line.get_ydata() for axes in (left, right) for line in axes.lines])
+    assert left.get_ylim()[0] <= shown.min() < shown.max() <= left.get_ylim()[1]
+    labels = [t.get_text() for t in left.get_yticklabels() if t.get_text()]
+    assert {"0.2", "0.5", "1"} <= set(labels)
+    assert not any("$" in text for text in labels)

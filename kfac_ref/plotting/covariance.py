@@ -69,7 +69,7 @@ def _draw_matrices(figure: SubFigure, matrices: Mapping[str, Array], rows: Mappi
                    columns: Mapping[str, int]) -> None:
     top = max(float(np.abs(M).max()) for M in matrices.values())
     norm = AsinhNorm(top / 100, -top, top)                  # linear up to a hundredth of the top, logarithmic above
-    colours = mpl.colormaps["RdBu_r"].resampled(25)         # so few that a noisy matrix makes a small file
+    colours = mpl.colormaps["RdBu_r"].resampled(21)         # so few that a noisy matrix makes a small file
     panels = figure.subplots(1, len(matrices), sharey=True)
     for axes, (title, M) in zip(panels, matrices.items(), strict=True):
         image = axes.imshow(M, norm=norm, cmap=colours, aspect="auto", extent=(0, M.shape[1], M.shape[0], 0))

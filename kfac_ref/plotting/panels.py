@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..checks import Array
 from .style import COLOURS, DASHES, MARKERS, caption, style
@@ -78,7 +79,7 @@ def with_one_legend(panels: Sequence[Panel], below: Panel, text: str) -> Figure:
     Parameters
     ----------
     panels : sequence of two Panel
-        A name that occurs in both has the same colour, dash and marker in both.
+        They share the vertical axis. A name that occurs in both has the same colour, dash and marker in both.
     below : Panel
         Has a legend of its own.
     text : str
@@ -95,6 +96,13 @@ def with_one_legend(panels: Sequence[Panel], below: Panel, text: str) -> Figure:
         (left, right), (low, beside) = figure.subplots(2, 2, height_ratios=(2, 1))
         for axes, panel in ((left, panels[0]), (right, panels[1])):
             _draw(axes, panel, names)
+        right.sharey(left)
+        right.autoscale(axis="y")
+        for axes in (left, right):
+            if axes.get_yscale() == "log":                  # less than two decades: powers of ten are too few
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+                axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                axes.yaxis.set_minor_formatter(NullFormatter())
         _draw(low, below)
         low.legend(loc="best")
         beside.set_axis_off()
