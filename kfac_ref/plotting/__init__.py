@@ -6,8 +6,8 @@ its own as well. Matrices that are compared share one colour scale, and layer bl
 
 from .bars import error_budget, grouped_bars
 from .curves import Curve, convergence, cost, lines
-from .matrices import fisher_rows, pooled
+from .matrices import block_structure, fisher_rows, matrix_rows, pooled
 from .style import COLOURS, DASHES, MARKERS, STYLE, caption, style
 
-__all__ = ["COLOURS", "DASHES", "MARKERS", "STYLE", "Curve", "caption", "convergence", "cost", "error_budget",
-           "fisher_rows", "grouped_bars", "lines", "pooled", "style"]
+__all__ = ["COLOURS", "DASHES", "MARKERS", "STYLE", "Curve", "block_structure", "caption", "convergence", "cost",
+           "error_budget", "fisher_rows", "grouped_bars", "lines", "matrix_rows", "pooled", "style"]
