@@ -61,7 +61,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
                            "tridiagonal_ratio": middle_layers.tridiagonal_ratio(full.inverse_dense(), sizes),
                            "tridiagonal_ratio_F_tilde": middle_layers.tridiagonal_ratio(full.dense(), sizes)})
     ratios = [next(row for row in sweep if row["gamma"] == gamma) for gamma in SHOWN]
-    told = [f"at gamma = {row['gamma']:g} {row['tridiagonal_ratio_F_tilde']:.2f} in F~, "
+    told = [f"at gamma = {row['gamma']:g}: {row['tridiagonal_ratio_F_tilde']:.2f} in F~, "
             f"{row['tridiagonal_ratio']:.2f} in its inverse ({row['tridiagonal_ratio_exact']:.2f} in that of the exact "
             "F with the same term added)" for row in ratios]
     elsewhere = [f"{row['tridiagonal_ratio_F_tilde']:.2f} and {row['tridiagonal_ratio']:.2f}" for row in others
@@ -69,7 +69,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
     text = (f"F~ of the middle layers of {'-'.join(map(str, at.model.network.sizes))} (tanh), {data_name}, 7 "
             "full-batch steps of K-FAC after a sparse start, with factored Tikhonov damping of its diagonal factors, "
             "and its inverse. Mean |entry| of the blocks beside the diagonal over that of the blocks further off (1: "
-            f"no sign of a tridiagonal pattern): {'; '.join(told)}. Over dampings from {sweep[0]['gamma']:g} to "
+            f"no sign of a tridiagonal pattern), {'; '.join(told)}. Over dampings from {sweep[0]['gamma']:g} to "
             f"{sweep[-1]['gamma']:g} the ratio in the inverse is between "
             f"{min(row['tridiagonal_ratio'] for row in sweep):.2f} and "
             f"{max(row['tridiagonal_ratio'] for row in sweep):.2f}"

@@ -69,7 +69,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
             shown = sweep[-1]
     breve, hat = shown["F_breve"], shown["F_hat"]
     far = [(row["gamma"], row["F_hat"]["error_by_offset"][2:]) for row in sweep if row["gamma"] != SHOWN]
-    at_others = "".join(f"; at gamma = {gamma:g} {', '.join(f'{100 * e:.0f}%' for e in errors)}"
+    at_others = "".join(f"; {', '.join(f'{100 * e:.0f}%' for e in errors)} at gamma = {gamma:g}"
                         for gamma, errors in far)
     text = (f"Middle layers of {'-'.join(map(str, at.model.network.sizes))} (tanh), {data_name}, 7 full-batch steps of "
             f"K-FAC after a sparse start, factored damping gamma = {SHOWN:g}: F~, F-breve (its diagonal blocks alone) "
