@@ -20,7 +20,7 @@ import numpy as np
 
 import kfac_ref as kr
 from kfac_ref import plotting
-from kfac_ref.experiments import middle_layers, script
+from kfac_ref.experiments import blocks, middle_layers, script
 
 HERE = Path(__file__).parent / "fisher_approximation"
 SHOWN = 7       # steps
@@ -31,8 +31,8 @@ def errors(at: kr.Point) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     sizes = middle_layers.sizes(at.model)
     F, fac = middle_layers.middle_fisher(at), middle_layers.middle_factors(at)
     F_tilde = kr.curvature.Full(fac).dense()
-    norms = middle_layers.block_norms(F, sizes)
-    wrong, least = middle_layers.block_norms(F_tilde - F, sizes), middle_layers.best_kronecker(F, fac)
+    norms = blocks.norms(F, sizes)
+    wrong, least = blocks.norms(F_tilde - F, sizes), middle_layers.best_kronecker(F, fac)
     whole = np.linalg.norm(norms)
     bias = middle_layers.bias_norm(F_tilde - F, fac) / middle_layers.bias_norm(F, fac)
     return F, F_tilde, {

@@ -19,7 +19,7 @@ import numpy as np
 
 import kfac_ref as kr
 from kfac_ref import plotting
-from kfac_ref.experiments import middle_layers, script
+from kfac_ref.experiments import blocks, middle_layers, script
 from kfac_ref.kronecker import Cholesky
 
 HERE = Path(__file__).parent / "inverse_structure"
@@ -29,7 +29,7 @@ SHOWN, GAMMAS = (0.1, 0.01), (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 def by_offset(M: np.ndarray, sizes: Sequence[int]) -> list[float]:
     """Return the mean |entry| of the blocks at each distance from the diagonal, relative to that on it."""
-    means, k = middle_layers.block_means(M, sizes), middle_layers.offsets(len(sizes))
+    means, k = blocks.means(M, sizes), blocks.offsets(len(sizes))
     return [float(means[k == d].mean() / means[k == 0].mean()) for d in range(len(sizes))]
 
 
@@ -44,12 +44,12 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
         F_tilde = kr.curvature.Full(middle_layers.damped(fac, gamma)).dense()
         inverse = Cholesky.factor(F_tilde).inverse()
         exact_inverse = Cholesky.factor(F + (F_tilde - undamped)).inverse()
-        sweep.append({"gamma": gamma, "tridiagonal_ratio": middle_layers.tridiagonal_ratio(inverse, sizes),
-                      "tridiagonal_ratio_F_tilde": middle_layers.tridiagonal_ratio(F_tilde, sizes),
-                      "tridiagonal_ratio_exact": middle_layers.tridiagonal_ratio(exact_inverse, sizes),
+        sweep.append({"gamma": gamma, "tridiagonal_ratio": blocks.tridiagonal_ratio(inverse, sizes),
+                      "tridiagonal_ratio_F_tilde": blocks.tridiagonal_ratio(F_tilde, sizes),
+                      "tridiagonal_ratio_exact": blocks.tridiagonal_ratio(exact_inverse, sizes),
                       "by_offset": by_offset(inverse, sizes), "by_offset_F_tilde": by_offset(F_tilde, sizes),
                       "by_offset_exact": by_offset(exact_inverse, sizes),
-                      "block_means": middle_layers.block_means(inverse, sizes)})
+                      "block_means": blocks.means(inverse, sizes)})
         if gamma in SHOWN:
             rows[f"gamma = {gamma:g}"] = (F_tilde, inverse, sweep[-1]["block_means"])
     for seed in () if quick else (1, 2):
@@ -58,8 +58,8 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
         for gamma in SHOWN:
             full = kr.curvature.Full(middle_layers.damped(factors, gamma))
             others.append({"seed": seed, "gamma": gamma,
-                           "tridiagonal_ratio": middle_layers.tridiagonal_ratio(full.inverse_dense(), sizes),
-                           "tridiagonal_ratio_F_tilde": middle_layers.tridiagonal_ratio(full.dense(), sizes)})
+                           "tridiagonal_ratio": blocks.tridiagonal_ratio(full.inverse_dense(), sizes),
+                           "tridiagonal_ratio_F_tilde": blocks.tridiagonal_ratio(full.dense(), sizes)})
     ratios = [next(row for row in sweep if row["gamma"] == gamma) for gamma in SHOWN]
     told = [f"at gamma = {row['gamma']:g}: {row['tridiagonal_ratio_F_tilde']:.2f} in F~, "
             f"{row['tridiagonal_ratio']:.2f} in its inverse ({row['tridiagonal_ratio_exact']:.2f} in that of the exact "

@@ -23,7 +23,7 @@ import scipy.linalg
 
 import kfac_ref as kr
 from kfac_ref import plotting
-from kfac_ref.experiments import middle_layers, script
+from kfac_ref.experiments import blocks, middle_layers, script
 
 HERE = Path(__file__).parent / "tridiagonal"
 #: That in the picture, and those whose numbers are written; with K-FAC's usual settings gamma is 1 at this step.
@@ -38,9 +38,9 @@ def compare(C: np.ndarray, C_inverse: np.ndarray, F_tilde: np.ndarray, inverse: 
     step, wanted = C_inverse @ grad, inverse @ grad
     cosine = float(step @ wanted / (np.linalg.norm(step) * np.linalg.norm(wanted)))
     return {"error": float(np.linalg.norm(C - F_tilde) / np.linalg.norm(F_tilde)),
-            "error_by_offset": middle_layers.errors_by_offset(C, F_tilde, sizes),
+            "error_by_offset": blocks.errors_by_offset(C, F_tilde, sizes),
             "inverse_error": float(np.linalg.norm(C_inverse - inverse) / np.linalg.norm(inverse)),
-            "inverse_error_by_offset": middle_layers.errors_by_offset(C_inverse, inverse, sizes),
+            "inverse_error_by_offset": blocks.errors_by_offset(C_inverse, inverse, sizes),
             "least_eigenvalue": float(eigenvalues[0]), "largest_eigenvalue": float(eigenvalues[-1]),
             "step_degrees": float(np.degrees(np.arccos(min(cosine, 1.0))))}
 
@@ -59,7 +59,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
         for name, structure in STRUCTURES.items():
             C = structure(fac, gamma**2)
             dense[name], inverses[name] = C.dense(), C.inverse_dense()
-        norms = middle_layers.block_norms(inverse, sizes)
+        norms = blocks.norms(inverse, sizes)
         sweep.append({"gamma": gamma,
                       "inverse_off_diagonal_share": float(np.linalg.norm(norms - np.diag(np.diag(norms)))
                                                           / np.linalg.norm(norms)),

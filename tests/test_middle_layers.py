@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kfac_ref as kr
+from kfac_ref.experiments import blocks
 from kfac_ref.experiments import middle_layers as ml
 
 GAMMA = 0.1
@@ -141,9 +142,9 @@ def test_the_whole_network_restricted_to_all_its_layers_is_itself(small):
 
 def test_only_the_diagonal_blocks_are_damped_and_they_are_F_breve(matrices):
     sizes, fac, _, F_tilde = matrices
-    damped = ml.split(kr.curvature.Full(ml.damped(fac, GAMMA)).dense(), sizes)
-    breve = ml.split(kr.curvature.BlockDiagonal(fac, GAMMA**2).dense(), sizes)
-    for i, row in enumerate(ml.split(F_tilde, sizes)):
+    damped = blocks.split(kr.curvature.Full(ml.damped(fac, GAMMA)).dense(), sizes)
+    breve = blocks.split(kr.curvature.BlockDiagonal(fac, GAMMA**2).dense(), sizes)
+    for i, row in enumerate(blocks.split(F_tilde, sizes)):
         for j, block in enumerate(row):
             np.testing.assert_allclose(damped[i][j], breve[i][i] if i == j else block, rtol=1e-14)
 
@@ -152,11 +153,11 @@ def test_the_damped_F_tilde_shares_its_tridiagonal_blocks_with_F_hat_and_no_othe
     sizes, fac, _, _ = matrices
     damped = kr.curvature.Full(ml.damped(fac, GAMMA))
     F_hat = kr.curvature.BlockTridiagonal(fac, GAMMA**2)
-    near, beside, *far = ml.errors_by_offset(F_hat.dense(), damped.dense(), sizes)
+    near, beside, *far = blocks.errors_by_offset(F_hat.dense(), damped.dense(), sizes)
     assert max(near, beside) < 1e-12
     assert min(far) > 1e-3
-    inverse = ml.block_norms(F_hat.inverse_dense(), sizes)
-    k = ml.offsets(len(sizes))
+    inverse = blocks.norms(F_hat.inverse_dense(), sizes)
+    k = blocks.offsets(len(sizes))
     assert inverse[k > 1].max() < 1e-12 * inverse[k == 1].min()
 
 
@@ -173,13 +174,12 @@ def test_the_damped_F_tilde_is_positive_definite(matrices):
 def test_the_best_products_leave_what_the_nearest_ones_leave(matrices):
     sizes, fac, F, F_tilde = matrices
     least = ml.best_kronecker(F, fac)
-    blocks = ml.split(F, sizes)
-    for i, row in enumerate(blocks):
+    for i, row in enumerate(blocks.split(F, sizes)):
         for j, block in enumerate(row):
             shapes = (len(fac.A[i]), len(fac.A[j])), (len(fac.G[i]), len(fac.G[j]))
             A, G, _ = kr.kronecker.nearest_product(block, *shapes)
             assert least[i, j] == pytest.approx(np.linalg.norm(block - np.kron(A, G)), rel=1e-9)
-    assert (least <= ml.block_norms(F_tilde - F, sizes)).all()
+    assert (least <= blocks.norms(F_tilde - F, sizes)).all()
     assert least.min() > 1e-3 * np.linalg.norm(F) / len(sizes)
 
 
@@ -200,25 +200,25 @@ def test_F_tilde_is_exact_between_biases_and_nowhere_else(matrices):
 def test_norms_and_means_are_loops_over_blocks():
     M = np.random.default_rng(0).standard_normal((9, 9))
     ends = [0, 2, 5, 9]
-    blocks = [[M[a:b, c:d] for c, d in pairwise(ends)] for a, b in pairwise(ends)]
-    np.testing.assert_allclose(ml.block_norms(M, (2, 3, 4)), [[np.sqrt((B**2).sum()) for B in row] for row in blocks])
-    np.testing.assert_allclose(ml.block_means(M, (2, 3, 4)), [[np.abs(B).mean() for B in row] for row in blocks])
-    assert np.linalg.norm(ml.block_norms(M, (2, 3, 4))) == pytest.approx(np.linalg.norm(M), rel=1e-14)
+    parts = [[M[a:b, c:d] for c, d in pairwise(ends)] for a, b in pairwise(ends)]
+    np.testing.assert_allclose(blocks.norms(M, (2, 3, 4)), [[np.sqrt((B**2).sum()) for B in row] for row in parts])
+    np.testing.assert_allclose(blocks.means(M, (2, 3, 4)), [[np.abs(B).mean() for B in row] for row in parts])
+    assert np.linalg.norm(blocks.norms(M, (2, 3, 4))) == pytest.approx(np.linalg.norm(M), rel=1e-14)
 
 
 def test_errors_by_offset_add_up_to_the_whole():
     rng = np.random.default_rng(0)
     M, B = rng.standard_normal((2, 12, 12))
     sizes = (3, 2, 4, 3)
-    k = ml.offsets(4)
-    norms = ml.block_norms(M, sizes)
-    squares = sum(e**2 * (norms[k == d]**2).sum() for d, e in enumerate(ml.errors_by_offset(B, M, sizes)))
+    k = blocks.offsets(4)
+    norms = blocks.norms(M, sizes)
+    squares = sum(e**2 * (norms[k == d]**2).sum() for d, e in enumerate(blocks.errors_by_offset(B, M, sizes)))
     assert squares == pytest.approx(np.linalg.norm(B - M)**2, rel=1e-13)
-    np.testing.assert_allclose(ml.errors_by_offset(0.75 * M, M, sizes), 0.25, rtol=1e-14)
+    np.testing.assert_allclose(blocks.errors_by_offset(0.75 * M, M, sizes), 0.25, rtol=1e-14)
 
 
 def test_the_tridiagonal_ratio_of_a_matrix_that_decays_by_a_third_a_layer():
-    M = np.kron(3.0 ** -ml.offsets(4), np.random.default_rng(0).choice([-1.0, 1.0], (5, 5)))
+    M = np.kron(3.0 ** -blocks.offsets(4), np.random.default_rng(0).choice([-1.0, 1.0], (5, 5)))
     # Beside the diagonal 1/3; further off four blocks of 1/9 and two of 1/27.
-    assert ml.tridiagonal_ratio(M, (5,) * 4) == pytest.approx((1 / 3) / ((4 / 9 + 2 / 27) / 6), rel=1e-14)
-    assert ml.tridiagonal_ratio(np.ones((20, 20)), (5,) * 4) == 1
+    assert blocks.tridiagonal_ratio(M, (5,) * 4) == pytest.approx((1 / 3) / ((4 / 9 + 2 / 27) / 6), rel=1e-14)
+    assert blocks.tridiagonal_ratio(np.ones((20, 20)), (5,) * 4) == 1
