@@ -24,7 +24,7 @@ from kfac_ref.kronecker import Cholesky
 
 HERE = Path(__file__).parent / "inverse_structure"
 #: Those in the picture, and those whose numbers are written; with K-FAC's usual settings gamma is 1 at this step.
-SHOWN, GAMMAS = (0.1, 0.01), (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+SHOWN, GAMMAS = (1.0, 0.01), (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 
 def by_offset(M: np.ndarray, sizes: Sequence[int]) -> list[float]:

@@ -529,7 +529,7 @@ def test_tuning_chooses_the_best_score(monkeypatch, few):
 
 @pytest.mark.parametrize("blown_up", [math.inf, math.nan])
 def test_tuning_never_chooses_a_run_that_blew_up(monkeypatch, few, blown_up):
-    def run(compared, method, settings, seed, data, iterations, name):
+    def run(compared, method, settings, seed, data, iterations, name, evaluate_at):
         error = {1: blown_up}.get(settings["learning_rate"], settings["learning_rate"])
         return history([5, 4, error if seed == autoencoder.TUNING_SEEDS[0] else 1e-9])
 

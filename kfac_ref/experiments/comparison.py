@@ -14,11 +14,13 @@ and each is kept when it is done: the same command goes on where it was interrup
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,8 @@ class Comparison:
         Errors to which iterations and seconds are counted, descending.
     seeds, tuning_seeds : tuples of int
         Reported, and tuned on; no seed is in both.
+    tuning_part : float
+        The length of a trial, as a part of a method's iterations.
     error : str
         What the error is.
     """
@@ -91,6 +95,7 @@ class Comparison:
     levels: tuple[float, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     tuning_seeds: tuple[int, ...] = (100,)
+    tuning_part: float = 1.0
     error: str = "mean over cases of the sum of squared differences"
 
     def __post_init__(self) -> None:
@@ -101,6 +106,7 @@ class Comparison:
         both = set(self.seeds) & set(self.tuning_seeds)
         if both:
             raise ValueError(f"tuning_seeds must not be among the seeds that are reported, got {sorted(both)} in both")
+        checks.number("tuning_part", self.tuning_part, 0, 1, above=True)
         for method in self.methods.values():
             checks.count("iterations", method.iterations)
             for settings in method.trials():
@@ -122,7 +128,8 @@ class Comparison:
 
 
 def run(comparison: Comparison, method: Method, settings: Mapping[str, Any], seed: int, data: Dataset | None = None,
-        iterations: int | None = None, name: str = "training") -> training.History:
+        iterations: int | None = None, name: str = "training", evaluate_at: Container[int] | None = None,
+        ) -> training.History:
     """Train once, as one method of a comparison.
 
     Parameters
@@ -141,11 +148,13 @@ def run(comparison: Comparison, method: Method, settings: Mapping[str, Any], see
         The method's own number, unless told.
     name : str
         What the progress bar is called.
+    evaluate_at : container of int, optional
+        The steps after which it is evaluated; `training.evaluation_steps` unless told.
 
     Returns
     -------
     History
-        With its evaluations at `training.evaluation_steps`.
+        With its evaluations.
 
     Raises
     ------
@@ -154,8 +163,9 @@ def run(comparison: Comparison, method: Method, settings: Mapping[str, Any], see
     """
     task = comparison.settings(method, settings, seed).task(data)
     iterations = method.iterations if iterations is None else iterations
+    evaluate_at = frozenset(training.evaluation_steps(iterations)) if evaluate_at is None else evaluate_at
     history = training.train(task.optimizer, task.weights, task.x, task.y, iterations, task.schedule, seed,
-                             frozenset(training.evaluation_steps(iterations)), task.test, name=name)
+                             evaluate_at, task.test, name=name)
     if history.interrupted:
         raise KeyboardInterrupt
     return history
@@ -221,11 +231,12 @@ def tune(comparison: Comparison, report: Callable[[str], None], train: Callable[
     """
     chosen = {}
     for name, method in comparison.methods.items():
-        iterations = max(1, method.iterations // shorten)
+        iterations = max(1, math.floor(method.iterations * comparison.tuning_part) // shorten)
+        scored = frozenset(k for k in training.evaluation_steps(iterations) if k >= iterations / 10)
         trials: list[dict[str, Any]] = []
         for settings in method.trials():
             try:
-                runs = [train(comparison, method, settings, seed, data, iterations, name)
+                runs = [train(comparison, method, settings, seed, data, iterations, name, scored)
                         for seed in comparison.tuning_seeds]
             except NotFiniteError:                          # it blew up
                 trials.append({"settings": settings, "score": math.inf, "final_error": math.inf})
@@ -347,7 +358,7 @@ def read(path: Path) -> Comparison:
     Returns
     -------
     Comparison
-        A relative folder in ``mnist:FOLDER`` is taken from the file's own.
+        In ``mnist:FOLDER`` variables of the environment are replaced, and a relative folder is taken from the file's.
 
     Raises
     ------
@@ -366,7 +377,9 @@ def read(path: Path) -> Comparison:
     base = {name: content.pop(name) for name in own & set(content)}
     methods = content.pop("methods")
     try:
-        kind, _, folder = base.get("data", "digits").partition(":")
+        kind, _, folder = os.path.expandvars(base.get("data", "digits")).partition(":")
+        if "$" in folder:
+            raise ValueError(f"data {base['data']!r} names a variable that is not set in the environment")
         if folder:
             base["data"] = f"{kind}:{(path.parent / Path(folder).expanduser()).resolve()}"
         rest: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
@@ -402,15 +415,15 @@ def run_file(path: Path, out: Path, report: Callable[[str], None] = print) -> di
     """
     comparison = read(path)
     (out / "results").mkdir(parents=True, exist_ok=True)
-    data = comparison.base.dataset()
+    read_once = functools.cache(comparison.base.dataset)        # never, where all runs are done
 
     def kept(comparison: Comparison, method: Method, settings: Mapping[str, Any], seed: int, data: Dataset | None,
-             iterations: int, name: str) -> training.History:
+             iterations: int, name: str, evaluate_at: Container[int] | None = None) -> training.History:
         """Return a run's evaluations from its file, or run it and write the file.
 
         Parameters
         ----------
-        comparison, method, settings, seed, data, iterations, name : Any
+        comparison, method, settings, seed, data, iterations, name, evaluate_at : Any
             As in `run`.
         """
         asked = comparison.settings(method, settings, seed).plain() | {"iterations": iterations}
@@ -424,7 +437,8 @@ def run_file(path: Path, out: Path, report: Callable[[str], None] = print) -> di
             return training.History(None, (), evaluations=[evaluation(line) for line in found["evaluations"]])
         history, error = None, None
         try:
-            history = run(comparison, method, settings, seed, data, iterations, f"{name}, seed {seed}")
+            history = run(comparison, method, settings, seed, read_once(), iterations, f"{name}, seed {seed}",
+                          evaluate_at)
         except NotFiniteError as raised:
             error = raised
         evaluations = history and plain([asdict(e) for e in history.evaluations])
@@ -438,8 +452,8 @@ def run_file(path: Path, out: Path, report: Callable[[str], None] = print) -> di
         report(f"{name}, seed {seed}, {dict(settings)}: {last.k} steps in {last.seconds:.1f} s, error {last.error:.4g}")
         return history
 
-    chosen = tune(comparison, report, kept, data)
-    histories = {name: [kept(comparison, method, chosen[name]["settings"], seed, data, method.iterations, name)
+    chosen = tune(comparison, report, kept)
+    histories = {name: [kept(comparison, method, chosen[name]["settings"], seed, None, method.iterations, name)
                         for seed in comparison.seeds] for name, method in comparison.methods.items()}
     write(comparison, histories, chosen, out, report)
     return histories
