@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -146,8 +147,9 @@ def _experiment(arguments: argparse.Namespace) -> int:
     from .experiments import comparison
 
     out = arguments.out or arguments.file.with_suffix("")
+    asked = comparison.read(arguments.file)
     _check_writable(out)
-    comparison.run_file(arguments.file, out, print)
+    comparison.run_all(asked, out, functools.partial(print, flush=True))
     return 0
 
 

@@ -229,11 +229,27 @@ def test_each_line_has_a_colour_and_a_dash_of_its_own(convergence):
             np.testing.assert_allclose(band.get_facecolor()[0, :3], to_rgb(line.get_color()), atol=1e-12)
 
 
-def test_as_many_curves_as_there_are_colours_are_drawn_and_no_more_is_dropped_in_silence():
-    names = [f"method {i}" for i in range(len(plotting.COLOURS) + 1)]
-    assert len(plotting.convergence(curves(names[:-1]), "error", "").axes[0].lines) == len(plotting.COLOURS)
-    with pytest.raises(ValueError, match=f"curves must be at most {len(plotting.COLOURS)}, got {len(names)}"):
+def test_as_many_curves_as_can_be_told_apart_are_drawn_and_no_more_is_dropped_in_silence():
+    most = 2 * len(plotting.COLOURS)
+    names = [f"method {i}" for i in range(most + 1)]
+    lines = plotting.convergence(curves(names[:-1]), "error", "").axes[0].lines
+    assert len({(line.get_color(), repr(line._dash_pattern)) for line in lines}) == most
+    with pytest.raises(ValueError, match=f"curves must be at most {most}, got {len(names)}"):
         plotting.convergence(curves(names), "error", "")
+
+
+def test_rows_give_a_method_the_same_look_and_share_one_legend():
+    one, two = curves(["a", "b"]), curves(["b", "c"])
+    figure = plotting.convergence_rows({"one": one, "two": two}, "error", "")
+    looks = {}
+    for axes in figure.axes:
+        for line in axes.lines:
+            looks.setdefault(line.get_label(), set()).add((line.get_color(), repr(line._dash_pattern)))
+    assert {name: len(found) for name, found in looks.items()} == {"a": 1, "b": 1, "c": 1}
+    assert len(set.union(*looks.values())) == 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
+    assert [axes.get_title() for axes in figure.axes] == ["one: by iterations", "one: by seconds",
+                                                          "two: by iterations", "two: by seconds"]
 
 
 # Fisher matrices

@@ -18,7 +18,6 @@ import functools
 import itertools
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -303,6 +302,20 @@ def medians(runs: Sequence[training.History], level: float) -> tuple[float, floa
     return tuple(float(np.median([h[i] for h in hits] + missing)) for i in (0, 1))      # type: ignore[return-value]
 
 
+def curves(histories: Mapping[str, Sequence[training.History]]) -> dict[str, plotting.Curve]:
+    """Return what is drawn of each method: error over iterations and seconds, after the start.
+
+    Parameters
+    ----------
+    histories : mapping from name to sequence of History
+        Runs of each method, one a seed.
+    """
+    return {name: plotting.Curve(np.array([e.k for e in runs[0].evaluations[1:]]),
+                                 np.array([[e.seconds for e in h.evaluations[1:]] for h in runs]),
+                                 np.array([[e.error for e in h.evaluations[1:]] for h in runs]))
+            for name, runs in histories.items()}
+
+
 def figure(histories: Mapping[str, Sequence[training.History]], levels: Sequence[float], title: str,
            error: str) -> Figure:
     """Draw error against iterations and seconds, with the numbers of one level in the caption.
@@ -323,10 +336,6 @@ def figure(histories: Mapping[str, Sequence[training.History]], levels: Sequence
     Figure
         Two panels.
     """
-    curves = {name: plotting.Curve(np.array([e.k for e in runs[0].evaluations[1:]]),
-                                   np.array([[e.seconds for e in h.evaluations[1:]] for h in runs]),
-                                   np.array([[e.error for e in h.evaluations[1:]] for h in runs]))
-              for name, runs in histories.items()}
     # The lowest level that the first method and at least one other reached on most seeds says most.
     first = next(iter(histories))
     rows = {level: {name: medians(runs, level) for name, runs in histories.items()} for level in levels}
@@ -337,7 +346,7 @@ def figure(histories: Mapping[str, Sequence[training.History]], levels: Sequence
         parts = (f"{name.replace(', ', ' with ')} takes {hit[0]:.0f} iterations and {hit[1]:.1f} s" if hit
                  else f"{name.replace(', ', ' with ')} does not get there" for name, hit in row.items())
         text += f" To an error of {told[-1]:g} {'; '.join(parts)}."
-    return plotting.convergence(curves, f"training error\n({error})", text)
+    return plotting.convergence(curves(histories), f"training error\n({error})", text)
 
 
 def _number(seeds: int) -> str:
@@ -358,7 +367,7 @@ def read(path: Path) -> Comparison:
     Returns
     -------
     Comparison
-        In ``mnist:FOLDER`` variables of the environment are replaced, and a relative folder is taken from the file's.
+        A relative folder in ``mnist:FOLDER`` is taken from the file's own.
 
     Raises
     ------
@@ -377,10 +386,8 @@ def read(path: Path) -> Comparison:
     base = {name: content.pop(name) for name in own & set(content)}
     methods = content.pop("methods")
     try:
-        kind, _, folder = os.path.expandvars(base.get("data", "digits")).partition(":")
-        if "$" in folder:
-            raise ValueError(f"data {base['data']!r} names a variable that is not set in the environment")
-        if folder:
+        kind, _, folder = base.get("data", "digits").partition(":")
+        if folder and not folder.startswith("$"):
             base["data"] = f"{kind}:{(path.parent / Path(folder).expanduser()).resolve()}"
         rest: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
         return Comparison(base=Settings(**base), methods={name: Method(**m) for name, m in methods.items()}, **rest)
@@ -390,13 +397,14 @@ def read(path: Path) -> Comparison:
         raise ValueError(f"{path}: {error}") from None
 
 
-def run_file(path: Path, out: Path, report: Callable[[str], None] = print) -> dict[str, list[training.History]]:
-    """Tune and run a comparison from a file, going on from what is done, and write its table and its figure.
+def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = print,
+            ) -> dict[str, list[training.History]]:
+    """Tune and run a comparison, going on from what is done, and write its table and its figure.
 
     Parameters
     ----------
-    path : Path
-        As `read` takes it.
+    comparison : Comparison
+        Such as `read` returns.
     out : Path
         ``results/`` in it holds a JSON file for each run; ``comparison.md`` is the table, ``comparison.png`` the
         figure, ``comparison.json`` all numbers.
@@ -411,9 +419,8 @@ def run_file(path: Path, out: Path, report: Callable[[str], None] = print) -> di
     Raises
     ------
     ValueError
-        As in `read`; or for a method that blew up with its chosen settings.
+        Where the data cannot be read; or for a method that blew up with its chosen settings.
     """
-    comparison = read(path)
     (out / "results").mkdir(parents=True, exist_ok=True)
     read_once = functools.cache(comparison.base.dataset)        # never, where all runs are done
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -108,7 +109,8 @@ class Settings:
     Parameters
     ----------
     data : str
-        ``digits``, ``curves`` (a generated stand-in), or ``mnist:FOLDER`` with the folder of the IDX files.
+        ``digits``, ``curves`` (a generated stand-in), or ``mnist:FOLDER`` with the folder of the IDX files
+        (``mnist:$NAME`` takes it from the environment).
     net : str, optional
         One of `NETS`, or widths such as ``64-32-16-10``; the autoencoder of the data unless told.
     hidden : str, optional
@@ -253,7 +255,11 @@ class Settings:
             none = np.zeros(0, np.int64)
             x = datasets.curves(sum(CURVES), 0, self.dtype)
             return datasets.Dataset(x[:CURVES[0]], none, x[CURVES[0]:], none)
-        return datasets.mnist(Path(self.data.partition(":")[2]).expanduser(), self.dtype, self.side)
+        folder = os.path.expandvars(self.data.partition(":")[2])
+        if folder.startswith("$"):
+            raise ValueError(f"data {self.data} needs the variable {folder[1:]} in the environment: the folder of the "
+                             "IDX files of MNIST")
+        return datasets.mnist(Path(folder).expanduser(), self.dtype, self.side)
 
     def _schedule(self, N: int) -> training.Schedule:
         kind, _, numbers = self.batch.partition(":")

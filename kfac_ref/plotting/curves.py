@@ -49,25 +49,65 @@ def convergence(curves: Mapping[str, Curve], error_label: str, text: str) -> Fig
     -------
     Figure
         Two panels that share the error axis.
+
+    Raises
+    ------
+    ValueError
+        For more curves than there are colours and dashes that everybody can tell apart.
     """
+    return convergence_rows({"": curves}, error_label, text)
+
+
+def convergence_rows(problems: Mapping[str, Mapping[str, Curve]], error_label: str, text: str) -> Figure:
+    """Draw error against iterations and against seconds for several problems, a row each.
+
+    Parameters
+    ----------
+    problems : mapping from title to mapping from name to Curve
+        As in `convergence`; a name has the same colour and dash in all rows.
+    error_label : str
+        What the error is, with its unit.
+    text : str
+        The caption.
+
+    Returns
+    -------
+    Figure
+        Two panels a row, that share the error axis.
+
+    Raises
+    ------
+    ValueError
+        As in `convergence`.
+    """
+    names = list(dict.fromkeys(name for curves in problems.values() for name in curves))
+    looks = [*zip(COLOURS, DASHES, strict=True), *zip(COLOURS, (*DASHES[3:], *DASHES[:3]), strict=True)]
+    if len(names) > len(looks):
+        raise ValueError(f"curves must be at most {len(looks)}, got {len(names)}: there are no more colours and dashes "
+                         "that everybody can tell apart")
     with style():
-        figure = Figure(figsize=(10, 4.9), layout="constrained")
-        if len(curves) > len(COLOURS):
-            raise ValueError(f"curves must be at most {len(COLOURS)}, got {len(curves)}: there are no more colours "
-                             "that everybody can tell apart")
-        left, right = figure.subplots(1, 2, sharey=True)
-        for (name, curve), colour, dash in zip(curves.items(), COLOURS, DASHES, strict=False):
-            low, middle, high = curve.error.min(0), np.median(curve.error, 0), curve.error.max(0)
-            for axes, x in ((left, curve.iterations), (right, np.median(curve.seconds, 0))):
-                axes.plot(x, middle, color=colour, linestyle=dash, label=name)
-                axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-        left.set(xlabel="iterations", ylabel=error_label, title="by iterations")
-        right.set(xlabel="seconds (evaluation left out)", title="by seconds")
-        for axes in (left, right):
-            axes.set(xscale="log", yscale="log")
-            axes.grid(True, which="minor", alpha=0.12)
-        _plain_ticks(left)
-        right.legend()
+        figure = Figure(figsize=(10, 3.9 * len(problems) + 1.0), layout="constrained")
+        grid = figure.subplots(len(problems), 2, sharey="row", squeeze=False)
+        for (left, right), (title, curves) in zip(grid, problems.items(), strict=True):
+            for name, curve in curves.items():
+                colour, dash = looks[names.index(name)]
+                low, middle, high = curve.error.min(0), np.median(curve.error, 0), curve.error.max(0)
+                for axes, x in ((left, curve.iterations), (right, np.median(curve.seconds, 0))):
+                    axes.plot(x, middle, color=colour, linestyle=dash, label=name)
+                    axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+            above = f"{title}: " if title else ""
+            left.set(xlabel="iterations", ylabel=error_label, title=f"{above}by iterations")
+            right.set(xlabel="seconds (evaluation left out)", title=f"{above}by seconds")
+            for axes in (left, right):
+                axes.set(xscale="log", yscale="log")
+                axes.grid(True, which="minor", alpha=0.12)
+            _plain_ticks(left)
+            if len(problems) == 1:
+                right.legend()
+        if len(problems) > 1:
+            handles = {label: handle for axes in grid[:, 0] for handle, label in
+                       zip(*axes.get_legend_handles_labels(), strict=True)}
+            figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
         caption(figure, text, 138)
         return figure
 

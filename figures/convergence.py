@@ -1,0 +1,85 @@
+"""Training error against iterations and seconds on three autoencoders (the paper's figures 10 and 11, sec. 13).
+
+    python figures/convergence.py [--quick] [--pdf] [--out DIR]
+
+MNIST, generated curves (a stand-in for CURVES) and digits: K-FAC block-diagonal, block-tridiagonal and without
+momentum, SGD with Nesterov's momentum and Adam at m = 100 and 500. What is run is in ``figures/convergence/*.json``:
+every method has four trials on another seed, one setting is chosen for all error levels, and three seeds are reported.
+The runs take about two hours; each is kept in ``results/`` when it is done, and the picture is drawn from those. The
+committed ones are complete, so this script draws at once; with ``--out`` elsewhere it runs everything anew, and goes on
+where it was interrupted. MNIST is read from the folder that the variable KFAC_REF_MNIST names, and left out where there
+is none. Writes ``convergence.png`` and ``convergence.json``, and a table and a figure for each problem.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kfac_ref import plotting, training
+from kfac_ref.experiments import comparison, script
+from kfac_ref.experiments.comparison import Comparison, Method
+from kfac_ref.experiments.settings import Settings
+
+HERE = Path(__file__).parent / "convergence"
+PROBLEMS = ("mnist", "curves", "digits")
+SMALL = Comparison("Digits autoencoder 64-8-64", Settings(net="64-8-64"), {
+    "K-FAC, m = 500": Method("kfac", "500", 6, {}, {"lambda_0": (0.1, 1)}),
+    "SGD, m = 100": Method("sgd", "100", 20, {"period": 10}, {"learning_rate": (0.05, 0.1)})}, (5, 4, 3), (0, 1))
+
+
+def ratios(histories: dict[str, list[training.History]],
+           levels: Sequence[float]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return for each level how K-FAC stands to the best baseline at any batch size, in iterations and in seconds."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for level in levels:
+        hits = {name: hit for name, runs in histories.items() if (hit := comparison.medians(runs, level))}
+        found[f"{level:g}"] = {}
+        for i, what in enumerate(("iterations", "seconds")):
+            best = {}
+            for group, own in (("kfac", True), ("baseline", False)):
+                values = {name: hit[i] for name, hit in hits.items() if name.startswith("K-FAC") == own}
+                best[group] = min(values.items(), key=lambda item: item[1], default=(None, math.nan))
+            (ours, a), (theirs, b) = best["kfac"], best["baseline"]
+            found[f"{level:g}"][what] = {"kfac": ours, "kfac_value": a, "baseline": theirs, "baseline_value": b,
+                                         "ratio": b / a if a else math.nan}
+    return found
+
+
+def sentence(title: str, found: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Say how K-FAC stands to the best baseline at the lowest level that both reach."""
+    both = [level for level, row in found.items() if math.isfinite(row["iterations"]["ratio"])]
+    if not both:
+        return f"{title}: no level was reached by K-FAC and a baseline."
+    a, b = (found[both[-1]][what] for what in ("iterations", "seconds"))
+    return (f"{title}, to an error of {both[-1]}: {a['kfac']} takes {a['kfac_value']:.0f} iterations, {a['baseline']} "
+            f"{a['baseline_value']:.0f} ({a['ratio']:.1f} times); {b['kfac']} takes {b['kfac_value']:.1f} s, "
+            f"{b['baseline']} {b['baseline_value']:.1f} ({b['ratio']:.2f} times).")
+
+
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
+    """Run what is not done yet, and draw all; returns 0, or 1 where a problem could not be run."""
+    asked = {"small": SMALL} if quick else {name: comparison.read(HERE / f"{name}.json") for name in PROBLEMS}
+    curves, numbers, text, left_out = {}, {}, [], 0
+    for name, compared in asked.items():
+        if name == "mnist" and not os.environ.get("KFAC_REF_MNIST") and not (out / name / "comparison.json").exists():
+            print("mnist is left out: KFAC_REF_MNIST does not name the folder of its IDX files")
+            left_out = 1
+            continue
+        histories = comparison.run_all(compared, out / name)
+        curves[compared.title.partition(" autoencoder")[0] if not quick else "digits"] = comparison.curves(histories)
+        numbers[name] = ratios(histories, compared.levels)
+        text.append(sentence(name, numbers[name]))
+    line = f"Median and range of {'two' if quick else 'three'} seeds. {' '.join(text)}"
+    figure = plotting.convergence_rows(curves, "training error\n(mean over cases of the sum of squared differences)",
+                                       line)
+    script.save(figure, {"ratios": numbers}, out / "convergence", formats)
+    print(line)
+    return left_out
+
+
+if __name__ == "__main__":
+    script.start(main, __doc__, __file__)
