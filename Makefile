@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 OUT    ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench figures mutants clean
+.PHONY: help demo test lint bench figures figures-paper findings mutants clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  PYTHON=python3.12 chooses the interpreter that makes .venv; OUT=folder where the demo writes"
 
 $(BIN)/python:
@@ -44,8 +44,16 @@ bench: $(VENV)/run  ## time one step against its bare BLAS and LAPACK calls, and
 	$(BIN)/python tests/bench/step.py
 	$(BIN)/python tests/bench/family.py
 
-figures: $(VENV)/run  ## draw the committed figures anew; some minutes
-	for script in figures/*.py; do $(BIN)/python $$script || exit 1; done
+# The convergence is drawn from its committed runs; the plateau alone has none.
+LONG := figures/plateau.py
+figures: $(VENV)/run  ## draw the committed figures anew; under five minutes
+	for script in $(filter-out $(LONG),$(wildcard figures/*.py)); do $(BIN)/python $$script || exit 1; done
+
+figures-paper: $(VENV)/run  ## run the long comparisons anew into the folder figures-paper, about two hours, resumable
+	for script in figures/convergence.py $(LONG); do $(BIN)/python $$script --out figures-paper/$$(basename $$script .py) || exit 1; done
+
+findings: $(VENV)/run  ## write docs/what_we_found.md from the numbers beside the figures
+	$(BIN)/python docs/what_we_found.py
 
 mutants: $(VENV)/test  ## break the package on purpose and print which tests notice
 	$(BIN)/python -m tests.mutants

@@ -5,9 +5,9 @@
 MNIST, generated curves (a stand-in for CURVES) and digits: K-FAC block-diagonal, block-tridiagonal and without
 momentum, SGD with Nesterov's momentum and Adam at m = 100 and 500. What is run is in ``figures/convergence/*.json``:
 every method has four trials on another seed, one setting is chosen for all error levels, and three seeds are reported.
-The runs take about two hours; each is kept in ``results/`` when it is done, and the picture is drawn from those. The
-committed ones are complete, so this script draws at once; with ``--out`` elsewhere it runs everything anew, and goes on
-where it was interrupted. MNIST is read from the folder that the variable KFAC_REF_MNIST names, and left out where there
+The runs take about two hours; each is kept in ``results/`` when it is done, and the picture is drawn from those. From
+the committed ones this script draws at once; with ``--out`` elsewhere it runs everything anew, and goes on where it was
+interrupted. MNIST is read from the folder that the variable KFAC_REF_MNIST names, and left out where there
 is none. Writes ``convergence.png`` and ``convergence.json``, and a table and a figure for each problem.
 """
 
@@ -65,8 +65,10 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
     asked = {"small": SMALL} if quick else {name: comparison.read(HERE / f"{name}.json") for name in PROBLEMS}
     curves, numbers, text, left_out = {}, {}, [], 0
     for name, compared in asked.items():
-        if name == "mnist" and not os.environ.get("KFAC_REF_MNIST") and not (out / name / "comparison.json").exists():
-            print("mnist is left out: KFAC_REF_MNIST does not name the folder of its IDX files")
+        done = (out / name / "comparison.json").exists()
+        if not done and (out == HERE or (name == "mnist" and not os.environ.get("KFAC_REF_MNIST"))):
+            print(f"{name} is left out: " + ("it is not among the committed runs" if out == HERE else
+                                             "KFAC_REF_MNIST does not name the folder of its IDX files"))
             left_out = 1
             continue
         histories = comparison.run_all(compared, out / name)
