@@ -5,9 +5,9 @@ its own as well. Matrices that are compared share one colour scale, and layer bl
 """
 
 from .bars import error_budget, grouped_bars
-from .curves import Curve, convergence, cost, lines
+from .curves import Curve, batch_sizes, convergence, cost, decreases, lines
 from .matrices import fisher_rows, pooled
 from .style import COLOURS, DASHES, MARKERS, STYLE, caption, style
 
-__all__ = ["COLOURS", "DASHES", "MARKERS", "STYLE", "Curve", "caption", "convergence", "cost", "error_budget",
-           "fisher_rows", "grouped_bars", "lines", "pooled", "style"]
+__all__ = ["COLOURS", "DASHES", "MARKERS", "STYLE", "Curve", "batch_sizes", "caption", "convergence", "cost",
+           "decreases", "error_budget", "fisher_rows", "grouped_bars", "lines", "pooled", "style"]
