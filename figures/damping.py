@@ -9,8 +9,10 @@ steps: Delta itself (no re-scaling), alpha Delta with the best alpha (sec. 6.4),
 last step of the run (sec. 7). What is drawn is h(theta) - h(theta + delta), h over all training cases.
 
 The factors are those that the optimizer has at that step, its running average; M, which chooses alpha and mu, has the
-exact F of all cases and the run's own lambda throughout. The batch is the full set since the paper's has grown to that
-at its iteration 500, too: a last step from a smaller batch would have fitted that batch, and mu would partly undo it.
+exact F of all cases and the run's own lambda throughout. (The run keeps its inverses for T3 steps, so it solves with
+factors that are up to T3 - 1 steps older: ``decrease_of_the_run`` lies a little off the line.) The batch is the full
+set, to which the paper's has grown at its iteration 500: a last step from a smaller batch would have fitted that batch,
+and mu would partly undo it.
 
 The picture shows one seed, the caption and the numbers the range over three. Writes ``damping.png`` and
 ``damping.json``. Takes about half a minute.
