@@ -167,7 +167,7 @@ def batch_sizes(curves: Mapping[str, Mapping[int, tuple[Array, Array]]], error_l
         Two columns, on logarithmic scales; all panels share the error axis, each column its horizontal one.
     """
     with style():
-        figure = Figure(figsize=(10, 3.0 * len(curves) + 1.2), layout="constrained")
+        figure = Figure(figsize=(10, 2.7 * len(curves) + 1.3), layout="constrained")
         grid = figure.subplots(len(curves), 2, sharey=True, sharex="col", squeeze=False)
         for row, (method, sizes) in zip(grid, curves.items(), strict=True):
             for (m, (iterations, errors)), colour, dash in zip(sizes.items(), COLOURS, DASHES, strict=False):
