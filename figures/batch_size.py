@@ -185,7 +185,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
     text = describe(counts, len(seeds))
     curves = {method: {m: (np.array([e.k for e in found[0]]), np.array([[e.error for e in r] for r in found]))
                        for m, found in sizes.items()} for method, sizes in runs.items()}
-    figure = plotting.batch_sizes(curves, "training error (mean over cases of the sum of squared differences)", text)
+    figure = plotting.batch_sizes(curves, "training error\n(mean over cases of the sum of squared differences)", text)
     script.save(figure, {
         "seeds": list(seeds), "settings": SETTINGS,
         "trials_for_each_setting": {method: math.prod(map(len, grid.values())) for method, grid in GRIDS.items()},

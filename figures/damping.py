@@ -15,7 +15,7 @@ set, to which the paper's has grown at its iteration 500: a last step from a sma
 and mu would partly undo it.
 
 The picture shows one seed, the caption and the numbers the range over three. Writes ``damping.png`` and
-``damping.json``. Takes about half a minute.
+``damping.json``. Takes about 20 seconds.
 """
 
 from __future__ import annotations

@@ -22,10 +22,12 @@ def curves(methods=("K-FAC", "SGD"), seeds=3):
 
 @pytest.mark.parametrize("methods", [("K-FAC", "SGD"), ("K-FAC",)])
 def test_no_text_is_cut_off(methods):
-    figure = plotting.batch_sizes(curves(methods), "training error (mean over cases)", LONG)
+    figure = plotting.batch_sizes(curves(methods), "training error\n(mean over cases of something)", LONG)
     for dpi in (72, plotting.STYLE["figure.dpi"]):
         assert clipped(figure, dpi) == []
-        assert figure._supxlabel.get_window_extent().y1 <= min(axes.get_tightbbox().y0 for axes in figure.axes)
+        top = figure._supxlabel.get_window_extent().y1
+        assert top <= min(axes.get_tightbbox().y0 for axes in figure.axes)
+        assert top <= figure._supylabel.get_window_extent().y0
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

@@ -167,7 +167,7 @@ def batch_sizes(curves: Mapping[str, Mapping[int, tuple[Array, Array]]], error_l
         Two columns, on logarithmic scales; all panels share the error axis, each column its horizontal one.
     """
     with style():
-        figure = Figure(figsize=(10, 2.7 * len(curves) + 1.3), layout="constrained")
+        figure = Figure(figsize=(10, 2.7 * len(curves) + 1.6), layout="constrained")
         grid = figure.subplots(len(curves), 2, sharey=True, sharex="col", squeeze=False)
         for row, (method, sizes) in zip(grid, curves.items(), strict=True):
             for (m, (iterations, errors)), colour, dash in zip(sizes.items(), COLOURS, DASHES, strict=False):
@@ -180,7 +180,7 @@ def batch_sizes(curves: Mapping[str, Mapping[int, tuple[Array, Array]]], error_l
         for axes, label in zip(grid[-1], ("iterations", "training cases processed (iterations times m)"), strict=True):
             axes.set_xlabel(label)
         _plain_ticks(grid[0, 0])
-        figure.supylabel(error_label, fontsize=10)
+        figure.supylabel(error_label, fontsize=10, multialignment="center")
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(COLOURS))
         caption(figure, text, 138)
         return figure
