@@ -62,8 +62,8 @@ def matrices() -> list[Finding]:
         Finding("the error of an entry is the sum of a fourth-order cumulant and two third-order ones", "3",
                 "reproduced" if max(residuals) < 1e-12 else "not reproduced",
                 f"residual at most {max(residuals):.0e} of the block's norm in {len(residuals)} blocks; of the error "
-                f"shown {percent(covariance['shown']['share_of_fourth'])} is of fourth order, the rest is there because "
-                "activations have a mean", "error_as_covariance"),
+                f"shown {percent(covariance['shown']['share_of_fourth'])} is of fourth order, the rest is there "
+                "because activations have a mean", "error_as_covariance"),
         Finding("(not stated) the approximation keeps its quality along the training", "3",
                 "no" if whole[-1] > 1.3 * whole[0] else "yes",
                 f"F~ is off by {percent(whole[0])} at the start and {percent(whole[-1])} after {over['steps'][-1]} "
@@ -75,12 +75,12 @@ def matrices() -> list[Finding]:
                 f"{weak['gamma']:g}", "inverse_structure"),
         Finding("F-hat is good also off the tridiagonal", "4.4",
                 "reproduced at small damping" if max(far) < 0.25 else "not reproduced",
-                f"off by {spread(far, percent)} there at gamma = {c['gamma']:g}; damping spoils it: the caption has the "
-                "numbers for other gammas", "tridiagonal"),
+                f"off by {spread(far, percent)} there at gamma = {c['gamma']:g}; damping spoils it: the caption has "
+                "the numbers for other gammas", "tridiagonal"),
         Finding("the inverse of F-breve is fair although F-breve is a poor F", "4.4",
                 "reproduced in that norm" if c["F_breve_inverse_error"] < c["F_breve_error"] / 3 else "not reproduced",
-                f"off by {percent(c['F_breve_inverse_error'])} and {percent(c['F_breve_error'])}; but the eigenvalues of "
-                f"F-breve^-1 F~ go down to {c['F_breve_least_eigenvalue']:.2g}", "tridiagonal"),
+                f"off by {percent(c['F_breve_inverse_error'])} and {percent(c['F_breve_error'])}; but the eigenvalues "
+                f"of F-breve^-1 F~ go down to {c['F_breve_least_eigenvalue']:.2g}", "tridiagonal"),
     ]
 
 
@@ -88,13 +88,11 @@ def estimates_and_damping() -> list[Finding]:
     """Sections 5 to 7: sampled targets, damping, re-scaling, momentum."""
     e, d = numbers("estimators"), numbers("damping")
     found = []
-    late = e.get("empirical", {})
     found.append(Finding(
         "G is estimated from targets that the model draws; one a case is enough", "5",
         "reproduced early, not late",
         f"the error goes like the number of targets to the power {e['slope_draws']:.2f} +- {e['slope_draws_se']:.2f}; "
-        "once the labels fit, the rare targets that carry G are missed (the caption has the numbers)"
-        + ("" if not late else ""), "estimators"))
+        "once the labels fit, the rare targets that carry G are missed (the caption has the numbers)", "estimators"))
     when = {"early": d["after_20_steps"]["summary"], "late": d["after_300_steps"]["summary"]}
 
     def medians(key: str) -> tuple[float, float]:
@@ -116,8 +114,8 @@ def estimates_and_damping() -> list[Finding]:
     found.append(Finding(
         "plain Tikhonov damping of the approximation is not competitive with the factored one", "6.1, 6.3",
         "not reproduced" if max(ratio) < 1 else "reproduced",
-        f"the best decrease by factored damping is {ratio[0]:.2f} (early) and {ratio[1]:.2f} (late) times that by exact "
-        "damping, re-scaled; the factored one is flatter, so that its strength matters less", "damping"))
+        f"the best decrease by factored damping is {ratio[0]:.2f} (early) and {ratio[1]:.2f} (late) times that by "
+        "exact damping, re-scaled; the factored one is flatter, so that its strength matters less", "damping"))
     more = [b / s for b, s in zip(both, scaled, strict=True)]
     found.append(Finding(
         "momentum adds to the decrease", "7", "reproduced" if min(more) > 1.2 else "not reproduced",
@@ -222,7 +220,8 @@ def page() -> str:
     return f"""# What we found
 
 What Martens & Grosse (2015) say, and what came out here. This page is written by `python docs/what_we_found.py` from
-the JSON files beside the figures ({environment['cores']} cores, {environment['machine']}, NumPy {environment['numpy']}).
+the JSON files beside the figures (made on {environment['cores']} cores, {environment['machine']}, with NumPy
+{environment['numpy']}).
 
 | statement | section | verdict | numbers | figure |
 |---|---|---|---|---|

@@ -31,9 +31,10 @@ from .. import checkpoints, checks, plotting, training
 from ..checks import NotFiniteError
 from ..datasets import Dataset
 from ..environment import environment
+from ..model import Model
 from .run import evaluation
 from .script import plain, save
-from .settings import Settings
+from .settings import OPTIMIZERS, Settings
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,18 @@ class Method:
     iterations: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def make(self, model: Model, settings: Mapping[str, Any]) -> training.Optimizer:
+        """Return the optimizer.
+
+        Parameters
+        ----------
+        model : Model
+            What it trains.
+        settings : mapping
+            Such as one of `trials`.
+        """
+        return OPTIMIZERS[self.optimizer](model, **settings)
 
     def trials(self) -> list[dict[str, Any]]:
         """Return the settings of every combination of the grid."""

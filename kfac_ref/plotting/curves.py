@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..checks import Array
 from .style import COLOURS, DASHES, MARKERS, caption, style
@@ -145,6 +145,87 @@ def lines(x: Array, values: Mapping[str, Sequence[float]], x_label: str, y_label
         return figure
 
 
+def decreases(strength: Array, panels: Mapping[str, Mapping[str, Mapping[str, Array]]], used: Mapping[str, float],
+              text: str) -> Figure:
+    """Draw the decrease of h in one update against the strength of the damping, one panel a point of the training.
+
+    Parameters
+    ----------
+    strength : (T,) array
+        Of the damping; logarithmic.
+    panels : mapping from title to mapping from damping to mapping from kind of step to (T,) array
+        The decreases, negative where h rises and NaN where it is not finite. A damping has a colour, a kind of step
+        has a dash pattern; all panels have the same.
+    used : mapping from title to float
+        The strength that the optimizer itself used; marked by a vertical line.
+    text : str
+        The caption.
+
+    Returns
+    -------
+    Figure
+        Panels beside each other, each with a vertical axis of its own: linear where h falls, logarithmic where it
+        rises (there the numbers span many decades). The maximum of each line is marked.
+    """
+    with style():
+        figure = Figure(figsize=(11, 5.6), layout="constrained")
+        for axes, (title, dampings) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+            for (damping, steps), colour, marker in zip(dampings.items(), COLOURS, MARKERS, strict=False):
+                for (step, y), dash in zip(steps.items(), DASHES, strict=False):
+                    axes.plot(strength, y, color=colour, linestyle=dash, label=f"{damping}, {step}")
+                    if np.isfinite(y).any():
+                        best = int(np.nanargmax(y))
+                        axes.plot(strength[best], y[best], color=colour, marker=marker, markersize=7)
+            axes.axvline(used[title], color="0.4", linewidth=1)
+            axes.annotate(" gamma of\n the run", (used[title], 0.02), xycoords=("data", "axes fraction"), fontsize=9)
+            axes.set(title=title, xscale="log", xlabel="strength of the damping: gamma, or sqrt(lambda + eta) if exact")
+            _fall_and_rise(axes, np.array([y for steps in dampings.values() for y in steps.values()]))
+        figure.axes[0].set_ylabel("decrease of h in one update (nats a case);\nbelow 0, where h rises, logarithmic")
+        handles = [line for line in figure.axes[0].lines if "," in str(line.get_label())]
+        by_step = [handles[i::len(steps)] for i in range(len(steps))]               # a column each
+        figure.legend(handles=[h for column in by_step for h in column], loc="outside upper center", ncols=len(steps))
+        caption(figure, text, 150)
+        return figure
+
+
+def batch_sizes(curves: Mapping[str, Mapping[int, tuple[Array, Array]]], error_label: str, text: str) -> Figure:
+    """Draw error against iterations and against cases processed for several batch sizes, one row a method.
+
+    Parameters
+    ----------
+    curves : mapping from method to mapping from batch size to ((T,) iterations, (S, T) errors)
+        A row of errors a seed; the line is the median over seeds, the band their range. A batch size has the same
+        colour in all rows.
+    error_label : str
+        What the error is, with its unit.
+    text : str
+        The caption.
+
+    Returns
+    -------
+    Figure
+        Two columns, on logarithmic scales; all panels share the error axis, each column its horizontal one.
+    """
+    with style():
+        figure = Figure(figsize=(10, 2.7 * len(curves) + 1.6), layout="constrained")
+        grid = figure.subplots(len(curves), 2, sharey=True, sharex="col", squeeze=False)
+        for row, (method, sizes) in zip(grid, curves.items(), strict=True):
+            for (m, (iterations, errors)), colour, dash in zip(sizes.items(), COLOURS, DASHES, strict=False):
+                low, middle, high = errors.min(0), np.median(errors, 0), errors.max(0)
+                for axes, x in zip(row, (iterations, m * iterations), strict=True):
+                    axes.plot(x, middle, color=colour, linestyle=dash, label=f"m = {m}")
+                    axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+                    axes.set(xscale="log", yscale="log", title=method)
+                    axes.grid(True, which="minor", alpha=0.12)
+        for axes, label in zip(grid[-1], ("iterations", "training cases processed (iterations times m)"), strict=True):
+            axes.set_xlabel(label)
+        _plain_ticks(grid[0, 0])
+        figure.supylabel(error_label, fontsize=10, multialignment="center")
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(COLOURS))
+        caption(figure, text, 138)
+        return figure
+
+
 def cost(rows: Mapping[str, Array], text: str) -> Figure:
     """Draw seconds and memory against width, on logarithmic scales.
 
@@ -185,44 +266,22 @@ def _plain_ticks(axes: Axes) -> None:
         lambda value, _: f"{value:g}" if high / low < 100 and f"{value:.0e}"[0] in "2357" else "")
 
 
-def run(evaluations: Sequence[Any], steps: Sequence[Mapping[str, Any]], text: str) -> Figure:
-    """Draw one training run: its errors, what damps it, and what its steps cost.
-
-    Parameters
-    ----------
-    evaluations : sequence of Evaluation
-        Errors over whole sets.
-    steps : sequence of mapping
-        The optimizer's records, with ``k``, ``loss``, ``seconds`` by stage, and where it has them ``lambda_`` and
-        ``gamma``.
-    text : str
-        The caption.
-
-    Returns
-    -------
-    Figure
-        Three panels over the steps.
-    """
-    with style():
-        figure = Figure(figsize=(11, 4.4), layout="constrained")
-        errors, strengths, times = figure.subplots(1, 3)
-        shown = [e for e in evaluations if e.k > 0] or list(evaluations)
-        for name, label, colour, dash in zip(("error", "averaged_error", "test_error"),
-                                             ("training", "training, averaged iterate", "held out"), COLOURS, DASHES,
-                                             strict=False):
-            values = np.array([getattr(e, name) for e in shown])
-            if np.isfinite(values).any():
-                errors.plot([e.k for e in shown], values, color=colour, linestyle=dash, label=label)
-        k = [step["k"] for step in steps]
-        for name, colour, dash in zip(("lambda_", "gamma", "learning_rate"), COLOURS, DASHES, strict=False):
-            if steps and name in steps[0]:
-                strengths.plot(k, [step[name] for step in steps], color=colour, linestyle=dash,
-                               label=name.rstrip("_").replace("_", " "))
-        times.plot(k, [1e3 * sum(step["seconds"].values()) for step in steps], ".", color=COLOURS[1], markersize=3)
-        for axes, title in ((errors, "error"), (strengths, "strength of damping, or learning rate"),
-                            (times, "milliseconds a step")):
-            axes.set(title=title, xlabel="steps", yscale="log", xscale="log" if shown[-1].k > 1 else "linear")
-            if axes is not times:
-                axes.legend()
-        caption(figure, text, 150)
-        return figure
+def _fall_and_rise(axes: Axes, values: Array) -> None:
+    """Scale a y axis linearly above zero, in its upper two thirds, and logarithmically below, which is shaded."""
+    known = values[np.isfinite(values)]
+    top = max(float(known.max(initial=0)), 1e-300)
+    bottom = -max(float(-known.min(initial=0)), top)
+    depth = 0.5 / np.log10(1 - bottom / top)
+    axes.set_yscale("function", functions=(
+        lambda y: np.where(y < 0, -depth * np.log10(1 + np.maximum(-y, 0) / top), y / top),
+        lambda u: np.where(u < 0, top * (1 - 10 ** (np.maximum(-u, 0) / depth)), u * top)))
+    axes.set_ylim(2 * bottom, 1.08 * top)
+    # Ticks at three powers of ten at most, and none so near to zero that its label would meet that of zero.
+    powers = [p for p in range(int(np.ceil(np.log10(top))), int(np.floor(np.log10(-bottom))) + 1)
+              if depth * np.log10(1 + 10.0**p / top) > 0.1][::-1]
+    powers = powers[::max(1, -(-len(powers) // 3))]
+    falls = [t for t in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0, top) if 0 <= t <= 1.08 * top]
+    axes.set_yticks([*(-10.0**p for p in powers), *falls],
+                    [*(f"$-10^{{{p}}}$" for p in powers), *(f"{t:g}" for t in falls)])
+    axes.axhspan(2 * bottom, 0, color="black", alpha=0.06, linewidth=0)
+    axes.axhline(0, color="black", linewidth=0.8)

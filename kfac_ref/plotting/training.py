@@ -1,0 +1,54 @@
+"""The picture of one training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .style import COLOURS, DASHES, caption, style
+
+
+def run(evaluations: Sequence[Any], steps: Sequence[Mapping[str, Any]], text: str) -> Figure:
+    """Draw one training run: its errors, what damps it, and what its steps cost.
+
+    Parameters
+    ----------
+    evaluations : sequence of Evaluation
+        Errors over whole sets.
+    steps : sequence of mapping
+        The optimizer's records, with ``k``, ``loss``, ``seconds`` by stage, and where it has them ``lambda_`` and
+        ``gamma``.
+    text : str
+        The caption.
+
+    Returns
+    -------
+    Figure
+        Three panels over the steps.
+    """
+    with style():
+        figure = Figure(figsize=(11, 4.4), layout="constrained")
+        errors, strengths, times = figure.subplots(1, 3)
+        shown = [e for e in evaluations if e.k > 0] or list(evaluations)
+        for name, label, colour, dash in zip(("error", "averaged_error", "test_error"),
+                                             ("training", "training, averaged iterate", "held out"), COLOURS, DASHES,
+                                             strict=False):
+            values = np.array([getattr(e, name) for e in shown])
+            if np.isfinite(values).any():
+                errors.plot([e.k for e in shown], values, color=colour, linestyle=dash, label=label)
+        k = [step["k"] for step in steps]
+        for name, colour, dash in zip(("lambda_", "gamma", "learning_rate"), COLOURS, DASHES, strict=False):
+            if steps and name in steps[0]:
+                strengths.plot(k, [step[name] for step in steps], color=colour, linestyle=dash,
+                               label=name.rstrip("_").replace("_", " "))
+        times.plot(k, [1e3 * sum(step["seconds"].values()) for step in steps], ".", color=COLOURS[1], markersize=3)
+        for axes, title in ((errors, "error"), (strengths, "strength of damping, or learning rate"),
+                            (times, "milliseconds a step")):
+            axes.set(title=title, xlabel="steps", yscale="log", xscale="log" if shown[-1].k > 1 else "linear")
+            if axes is not times:
+                axes.legend()
+        caption(figure, text, 150)
+        return figure
