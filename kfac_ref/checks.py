@@ -64,13 +64,14 @@ def real_array(name: str, a: Any, shape: tuple[int | None, ...], dtype: DTypeLik
     a = array(name, a)
     if a.dtype.kind not in "fiub":
         raise ValueError(f"{name} must hold real numbers, got dtype {a.dtype}")
-    wanted = "(" + ", ".join("any" if d is None else str(d) for d in shape) + ("," if len(shape) == 1 else "") + ")"
     if a.ndim != len(shape) or any(d not in (None, n) for d, n in zip(shape, a.shape, strict=True)):
+        wanted = "(" + ", ".join("any" if d is None else str(d) for d in shape) + ("," if len(shape) == 1 else "") + ")"
         raise ValueError(f"{name} must have shape {wanted}, got {a.shape}")
     if 0 in a.shape:
         raise ValueError(f"{name} must not be empty, got shape {a.shape}")
-    with np.errstate(over="ignore"):                        # what float32 cannot hold becomes infinite, and is refused
-        a = a.astype(dtype, copy=False)
+    if a.dtype != dtype:
+        with np.errstate(over="ignore"):                    # what float32 cannot hold becomes infinite, and is refused
+            a = a.astype(dtype)
     return finite(name, a)
 
 

@@ -138,10 +138,11 @@ class Cholesky:
     def inverse(self) -> Array:
         """Return ``S^{-1}`` (LAPACK's potri), for a matrix that is applied many times before it changes."""
         potri = scipy.linalg.get_lapack_funcs("potri", (self.lower,))
-        inverse, info = potri(self.lower, lower=1)
+        half, info = potri(self.lower, lower=1)             # its lower triangle; above it are the zeros of `lower`
         if info:
             raise np.linalg.LinAlgError(f"potri failed with info = {info}")
-        return np.tril(inverse) + np.tril(inverse, -1).T
+        np.einsum("ii->i", half)[:] /= 2                    # the diagonal is in both terms of the sum
+        return half + half.T
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ MUTANTS = (
            "targets = np.asarray(y)[rows1]; average = state.average.update(sampled_factors(at.take(rows1), "
            "targets, self._attribute('reach')))"),
     Mutant("likeliest class in place of a sample", "likelihoods", "likelihoods.py",
-           "y: Labels = np.sum(u >= edges, axis=-1)",
+           "y: Labels = np.argmax(u < edges, axis=-1)",
            "y: Labels = np.broadcast_to(z.argmax(axis=1), (draws or 1, len(z)))"),
     Mutant("square of the mean gradient", "factors", "factors/expectations.py",
            "part = g[i].T @ g[j]",
@@ -89,7 +89,7 @@ MUTANTS = (
            "B = -p[:, :, None] * q[:, None, :]",
            "B = -q[:, :, None] * p[:, None, :]"),
     Mutant("1 - p by subtraction", "likelihoods", "likelihoods.py",
-           "    others[n, leader] = rest.sum(axis=1)",
+           "    others[leader] = rest.sum(axis=1)",
            "    #"),
     Mutant("weight decay left out of the gradient", "model", "model.py",
            "[D + eta * W if eta else D for",

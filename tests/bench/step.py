@@ -4,9 +4,10 @@
 
 The bare calls of a step, for each layer with n = d_i + 1 inputs and m = d_{i+1} outputs and a batch of N (all of it
 used for the factors and for the exact F): forward, backward, gradient, the sampled backward pass, the two symmetric
-products of the factors, two R-passes, and ``G^-1 V A^-1``; with a refresh also potrf and potri of both factors. Both
-are run in turns in one process, and the table gives medians and their ratio. A step as timed here does not look back
-at rho.
+products of the factors, two R-passes, and ``G^-1 V A^-1``. A step with a refresh has potrf and potri of both factors
+too, and looks back at rho, which is one more forward pass. Bare calls and step are run in turns in one process, and
+the tables give medians and their ratio; the second is that of the paper's sec. 8, a row for each stage that a record
+keeps the seconds of. The last compares two ways to serve the three gammas of every T2-th step.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from kfac_ref.environment import MEMORY, restart_with
 
@@ -30,6 +31,7 @@ import scipy.linalg
 
 import kfac_ref as kr
 from kfac_ref.environment import environment
+from kfac_ref.kronecker import Eigen, apply_in_eigenbasis
 
 N = 512
 SMALL = kr.Model(kr.MLP((64, 128, 64, 10), "tanh"), kr.Categorical(), weight_decay=1e-5)
@@ -41,9 +43,14 @@ FISHER = kr.Model(kr.MLP((64, 32, 16, 10), "tanh"), kr.Categorical())
 class Call(NamedTuple):
     """A BLAS or LAPACK call on arrays that were allocated beforehand."""
 
+    stage: str                                          # as in the seconds of a record
     name: str
     flops: float
     run: Callable[[], Any]
+
+
+#: Seconds of the whole and of its parts.
+Spent: TypeAlias = tuple[float, dict[str, float]]
 
 
 def bare_calls(model: kr.Model, dtype: Any, refresh: bool) -> list[Call]:
@@ -55,54 +62,55 @@ def bare_calls(model: kr.Model, dtype: Any, refresh: bool) -> list[Call]:
 
     calls: list[Call] = []
 
-    def gemm(name: str, X: Any, Y: Any) -> None:
+    def gemm(stage: str, name: str, X: Any, Y: Any) -> None:
         out = np.empty((X.shape[0], Y.shape[1]), dtype)
         symmetric = X.base is Y or X.T is Y
-        calls.append(Call(name, 2 * X.shape[0] * X.shape[1] * Y.shape[1] / (2 if symmetric else 1),
+        calls.append(Call(stage, name, 2 * X.shape[0] * X.shape[1] * Y.shape[1] / (2 if symmetric else 1),
                           lambda: np.matmul(X, Y, out=out)))
 
     for i, (m, n) in enumerate(model.network.shapes):
         a_bar, g, W, V = array(N, n), array(N, m), array(m, n), array(m, n)
         A_inv, G_inv = array(n, n), array(m, m)
-        gemm("forward", a_bar, W.T)
-        gemm("gradient", g.T, a_bar)
-        gemm("A", a_bar.T, a_bar)
-        gemm("G", g.T, g)
+        gemm("gradient", "forward", a_bar, W.T)
+        gemm("gradient", "gradient", g.T, a_bar)
+        gemm("factors", "A", a_bar.T, a_bar)
+        gemm("factors", "G", g.T, g)
         for _ in range(2):
-            gemm("R-pass", a_bar, V.T)
+            gemm("exact F", "R-pass", a_bar, V.T)
         if i:
-            for name in ("backward", "sampled backward"):
-                gemm(name, g, W[:, :-1])
+            gemm("gradient", "backward", g, W[:, :-1])
+            gemm("factors", "sampled backward", g, W[:, :-1])
             for _ in range(2):
-                gemm("R-pass", a_bar[:, :-1], W[:, :-1].T)
-        gemm("G^-1 V A^-1", G_inv, V)
-        gemm("G^-1 V A^-1", V, A_inv)
+                gemm("exact F", "R-pass", a_bar[:, :-1], W[:, :-1].T)
+        for X, Y in ((G_inv, V), (V, A_inv)):
+            gemm("inverses" if refresh else "solve", "G^-1 V A^-1", X, Y)
         if refresh:
+            gemm("rho", "forward again", a_bar, W.T)
             for d in (n, m):
                 S = array(d, 2 * d)
                 S = np.asfortranarray(S @ S.T + d * np.eye(d, dtype=dtype))
                 potrf, potri = scipy.linalg.get_lapack_funcs(("potrf", "potri"), (S,))
-                calls.append(Call("inverses", d**3, lambda S=S, potrf=potrf, potri=potri: potri(
+                calls.append(Call("inverses", "potrf, potri", d**3, lambda S=S, potrf=potrf, potri=potri: potri(
                     potrf(S, lower=1, clean=0, overwrite_a=0)[0], lower=1, overwrite_c=1)))
     return calls
 
 
-def step(model: kr.Model, dtype: Any, refresh: bool) -> Callable[[], Any]:
-    """Return one step of K-FAC on a batch, from a state that has momentum and a kept inverse."""
+def step(model: kr.Model, dtype: Any, refresh: bool) -> Callable[[], dict[str, float]]:
+    """Return one step of K-FAC on a batch, from a state that has momentum and a kept inverse; it returns seconds."""
     rng = np.random.default_rng(0)
     x = rng.random((N, model.network.sizes[0])).astype(dtype)
     y: Any = x if isinstance(model.likelihood, kr.Bernoulli) else rng.integers(0, model.network.sizes[-1], N)
-    # An even step makes its inverses anew; lambda and gamma stay.
-    opt = kr.optimizers.KFAC(model, tau1=1, T1=10**6, T2=2 * 10**6, T3=2, omega1=1, omega2=1)
+    # Step 6 makes its inverses anew and looks back, step 5 does neither; lambda and gamma stay.
+    opt = kr.optimizers.KFAC(model, tau1=1, T1=6, T2=2 * 10**6, T3=2, omega1=1, omega2=1)
     state = opt.init(model.init(rng, dtype=dtype))
     for _ in range(4):
         state, _ = opt.step(state, x, y)
     if refresh:
         state = replace(state, k=5)
-    return lambda: opt.step(state, x, y)
+    return lambda: opt.step(state, x, y)[1].seconds
 
 
-def dense_fisher() -> tuple[list[Call], Callable[[], Any]]:
+def dense_fisher() -> tuple[list[Call], Callable[[], dict[str, float]]]:
     """Return the bare products of the dense Fisher of 64-32-16-10, and our function."""
     rng = np.random.default_rng(0)
     at = FISHER.at(FISHER.init(rng), rng.random((N, 64)))
@@ -112,33 +120,73 @@ def dense_fisher() -> tuple[list[Call], Callable[[], Any]]:
         for m_j, n_j in shapes[:i + 1]:
             X, Y = rng.standard_normal((N, m_i * m_j)).T, rng.standard_normal((N, n_i * n_j))
             out = np.empty((m_i * m_j, n_i * n_j))
-            calls.append(Call("R(F_ij)", 2 * N * out.size, lambda X=X, Y=Y, out=out: np.matmul(X, Y, out=out)))
-    return calls, lambda: kr.exact_fisher(at)
+            calls.append(Call("", "R(F_ij)", 2 * N * out.size, lambda X=X, Y=Y, out=out: np.matmul(X, Y, out=out)))
+
+    def ours() -> dict[str, float]:
+        kr.exact_fisher(at)
+        return {}
+
+    return calls, ours
 
 
-def compare(calls: list[Call], ours: Callable[[], Any], repeats: int) -> tuple[float, float, dict[str, float]]:
-    """Run both in turns and return the median seconds of each, and of the bare calls by name."""
-    bare, whole = [], []
-    by_name: dict[str, list[float]] = {}
+def compare(calls: list[Call], ours: Callable[[], dict[str, float]], repeats: int) -> tuple[Spent, Spent]:
+    """Run both in turns and return the median seconds of the bare calls, whole and by name, and ours, by stage."""
+    spent: tuple[list[Spent], list[Spent]] = ([], [])
     for repeat in range(repeats + 1):
-        spent = dict.fromkeys((call.name for call in calls), 0.0)
+        by_name = dict.fromkeys((call.name for call in calls), 0.0)
         for call in calls:
             start = time.perf_counter()
             call.run()
-            spent[call.name] += time.perf_counter() - start
+            by_name[call.name] += time.perf_counter() - start
         start = time.perf_counter()
-        ours()
+        by_stage = ours()
+        whole = time.perf_counter() - start
         if repeat:                                      # the first is a warm-up
-            whole.append(time.perf_counter() - start)
-            bare.append(sum(spent.values()))
-            for name, seconds in spent.items():
-                by_name.setdefault(name, []).append(seconds)
-    return float(np.median(bare)), float(np.median(whole)), {n: float(np.median(s)) for n, s in by_name.items()}
+            spent[0].append((sum(by_name.values()), by_name))
+            spent[1].append((whole, by_stage))
+    bare, our = ((float(np.median([whole for whole, _ in runs])),
+                  {name: float(np.median([parts[name] for _, parts in runs])) for name in runs[0][1]})
+                 for runs in spent)
+    return bare, our
+
+
+def three_gammas(repeats: int) -> tuple[float, float]:
+    """Return the seconds that three dampings of one set of factors take by Cholesky, and by one eigendecomposition."""
+    rng = np.random.default_rng(0)
+    at = LARGE.at(LARGE.init(rng), rng.random((N, 784)))
+    grad, factors = at.gradient(at.x), kr.sampled_factors(at, at.sample(rng), 0)
+    gammas = (0.5, 0.3, 0.8)
+
+    def by_cholesky() -> list[Any]:
+        return [kr.curvature.BlockDiagonal(factors, gamma**2).kept().solve(grad) for gamma in gammas]
+
+    def by_eigen() -> list[Any]:
+        bases = [(Eigen.factor(A), Eigen.factor(G), kr.damping.trace_pi(A, G))
+                 for A, G in zip(factors.A, factors.G, strict=True)]
+        return [[apply_in_eigenbasis(A, G, 1 / np.outer(G.values + gamma / pi, A.values + gamma * pi), V)
+                 for (A, G, pi), V in zip(bases, grad, strict=True)] for gamma in gammas]
+
+    for first, second in zip(by_cholesky(), by_eigen(), strict=True):
+        for U, V in zip(first, second, strict=True):
+            np.testing.assert_allclose(U, V, rtol=0, atol=1e-8 * np.abs(U).max())
+    spent: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for run, seconds in zip((by_cholesky, by_eigen), spent, strict=True):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+    return float(np.median(spent[0])), float(np.median(spent[1]))
 
 
 def row(name: str, flops: float, bare: float, whole: float) -> str:
-    """Return a line of the table."""
-    return f"{name:40s} {flops / 1e9:8.3f} {1e3 * bare:9.2f} {1e3 * whole:9.2f} {whole / bare:6.2f}"
+    """Return a line of a table."""
+    ratio = f"{whole / bare:6.2f}" if bare else "     -"
+    return f"{name:60s} {flops / 1e9:8.3f} {1e3 * bare:9.2f} {1e3 * whole:9.2f} {ratio}"
+
+
+def head(title: str) -> str:
+    """Return the head of a table."""
+    return f"{title:60s} {'GFLOP':>8s} {'bare ms':>9s} {'ours ms':>9s} {'ratio':>6s}"
 
 
 def main() -> None:
@@ -149,26 +197,33 @@ def main() -> None:
     e = environment()
     print(f"{e['cores']} cores, {e['machine']}, Python {e['python']}, NumPy {e['numpy']}, SciPy {e['scipy']}, "
           f"{e['blas']}, batch {N}; BLAS threads: {e['threads']}\n")
-    print(f"{'one step':40s} {'GFLOP':>8s} {'bare ms':>9s} {'step ms':>9s} {'ratio':>6s}")
-    lists = {}
+    print(head("one step"))
+    stages: list[str] = []
     for title, model, repeats in (("64-128-64-10", SMALL, 200), ("784-1000-500-250-30-...-784", LARGE, 15)):
         for dtype in (np.float32, np.float64):
+            name = f"{title} {np.dtype(dtype).name}"
+            stages += ["", head(f"{name}, by stage")]
+            rows: dict[str, str] = {}
             for refresh in (False, True):
                 calls = bare_calls(model, dtype, refresh)
-                flops = sum(call.flops for call in calls)
-                bare, whole, by_name = compare(calls, step(model, dtype, refresh), 3 if quick else repeats)
-                name = f"{title} {np.dtype(dtype).name}{', refresh' if refresh else ''}"
-                print(row(name, flops, bare, whole), flush=True)
-                lists[name] = (calls, by_name)
+                (bare, by_name), (whole, by_stage) = compare(calls, step(model, dtype, refresh),
+                                                             3 if quick else repeats)
+                print(row(f"{name}{', new inverses and rho' if refresh else ''}", sum(call.flops for call in calls),
+                          bare, whole), flush=True)
+                for stage, seconds in by_stage.items():
+                    mine = [call for call in calls if call.stage == stage]
+                    names = list(dict.fromkeys(call.name for call in mine))
+                    rows[stage] = row(f"  {stage:10s}{' + '.join(names)}", sum(call.flops for call in mine),
+                                      sum(by_name[n] for n in names), seconds)
+            stages += rows.values()
     calls, ours = dense_fisher()
-    bare, whole, by_name = compare(calls, ours, 3 if quick else 30)
-    name = "dense Fisher of 64-32-16-10, float64"
-    print(row(name, sum(call.flops for call in calls), bare, whole))
-    name, (calls, by_name) = list(lists.items())[-1]
-    print(f"\nthe bare calls of {name}:\n{'call':20s} {'GFLOP':>8s} {'ms':>9s} {'GFLOP/s':>9s}")
-    for kind, seconds in by_name.items():
-        flops = sum(call.flops for call in calls if call.name == kind)
-        print(f"{kind:20s} {flops / 1e9:8.3f} {1e3 * seconds:9.2f} {flops / 1e9 / seconds:9.1f}")
+    (bare, _), (whole, _) = compare(calls, ours, 3 if quick else 30)
+    print(row("dense Fisher of 64-32-16-10, float64", sum(call.flops for call in calls), bare, whole))
+    print("\n".join(stages))
+    cholesky, eigen = three_gammas(2 if quick else 7)
+    print(f"\n{'three gammas on 784-1000-500-250-30-...-784, float64':70s} {'ms':>9s}")
+    print(f"{'  inverses of the damped factors for each, by Cholesky':70s} {1e3 * cholesky:9.0f}")
+    print(f"{'  one eigendecomposition of the factors for all':70s} {1e3 * eigen:9.0f} {eigen / cholesky:6.2f} times")
 
 
 if __name__ == "__main__":
