@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -124,8 +125,10 @@ def _train(arguments: argparse.Namespace) -> int:
         history = run.start(Settings(**given), folder, *limits)
     print(run.summary(folder, history))
     if history.interrupted:
-        print(f"interrupted after step {history.state.k}; continue with: kfac-ref train --resume {folder}",
-              file=sys.stderr)
+        until = f"--seconds {arguments.seconds:g}" if arguments.iterations is None else \
+            f"--iterations {arguments.iterations}"
+        print(f"interrupted after step {history.state.k}; continue with: kfac-ref train --resume "
+              f"{shlex.quote(str(folder))} {until}", file=sys.stderr)
         return 130
     return 0
 
@@ -145,6 +148,7 @@ def _setting(text: str) -> tuple[str, Any]:
 def _experiment(arguments: argparse.Namespace) -> int:
     from .experiments import comparison
 
+    comparison.read(arguments.file)                 # a bad file is told before a folder is made
     out = arguments.out or arguments.file.with_suffix("")
     _check_writable(out)
     comparison.run_file(arguments.file, out, print)

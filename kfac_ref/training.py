@@ -331,6 +331,7 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     if schedule is not None and not callable(schedule):
         raise ValueError(f"schedule must be a function of the step, such as fixed({schedule!r}), got {schedule!r}")
     history = resume or History(optimizer.init(weights, seed), at.weights)
+    history.interrupted = False
     schedule = schedule or fixed(len(x))
     done = history.state.k
     for k in range(1, min(iterations, _LOOK_AHEAD) + 1):
