@@ -232,7 +232,7 @@ def _pack(value: Any, arrays: list[Array]) -> Any:
         return [_pack(item, arrays) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {"dict": {key: _pack(item, arrays) for key, item in value.items()}}
-    if isinstance(value, dict):                                             # A_far and G_far: keys (i, j)
+    if isinstance(value, dict) and all(isinstance(key, tuple) for key in value):        # A_far and G_far: keys (i, j)
         return {"pairs": [[list(key), _pack(item, arrays)] for key, item in value.items()]}
     if type(value).__name__ in _VALUES:
         return {type(value).__name__: {f.name: _pack(getattr(value, f.name), arrays) for f in fields(value)}}
