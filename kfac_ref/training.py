@@ -358,8 +358,8 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     bar = tqdm(desc=name, leave=False, disable=None if progress else True, initial=done,
                total=iterations if seconds == math.inf else None)
     try:
-        if 0 in evaluate_at and not done:
-            evaluate(0)
+        if done in evaluate_at and all(e.k != done for e in history.evaluations):
+            evaluate(done)
         for k in range(done + 1, iterations + 1):
             if history.seconds >= seconds:
                 break
