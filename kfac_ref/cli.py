@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -125,8 +126,10 @@ def _train(arguments: argparse.Namespace) -> int:
         history = run.start(Settings(**given), folder, *limits)
     print(run.summary(folder, history))
     if history.interrupted:
-        print(f"interrupted after step {history.state.k}; continue with: kfac-ref train --resume {folder}",
-              file=sys.stderr)
+        until = f"--seconds {arguments.seconds:g}" if arguments.iterations is None else \
+            f"--iterations {arguments.iterations}"
+        print(f"interrupted after step {history.state.k}; continue with: kfac-ref train --resume "
+              f"{shlex.quote(str(folder))} {until}", file=sys.stderr)
         return 130
     return 0
 
@@ -146,6 +149,7 @@ def _setting(text: str) -> tuple[str, Any]:
 def _experiment(arguments: argparse.Namespace) -> int:
     from .experiments import comparison
 
+    comparison.read(arguments.file)                 # a bad file is told before a folder is made
     out = arguments.out or arguments.file.with_suffix("")
     asked = comparison.read(arguments.file)
     _check_writable(out)

@@ -331,6 +331,7 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     if schedule is not None and not callable(schedule):
         raise ValueError(f"schedule must be a function of the step, such as fixed({schedule!r}), got {schedule!r}")
     history = resume or History(optimizer.init(weights, seed), at.weights)
+    history.interrupted = False
     schedule = schedule or fixed(len(x))
     done = history.state.k
     for k in range(1, min(iterations, _LOOK_AHEAD) + 1):
@@ -357,8 +358,8 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     bar = tqdm(desc=name, leave=False, disable=None if progress else True, initial=done,
                total=iterations if seconds == math.inf else None)
     try:
-        if 0 in evaluate_at and not done:
-            evaluate(0)
+        if done in evaluate_at and all(e.k != done for e in history.evaluations):
+            evaluate(done)
         for k in range(done + 1, iterations + 1):
             if history.seconds >= seconds:
                 break

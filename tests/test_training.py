@@ -11,7 +11,7 @@ import subprocess
 import sys
 import termios
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -181,6 +181,28 @@ def test_batches_depend_on_the_seed_and_on_nothing_else():
 def test_batch_k_is_the_same_however_many_are_asked_for(k):
     rows = rows_of(N, training.fixed(5), 1, k)[-1]
     np.testing.assert_array_equal(rows_of(N, training.fixed(5), 1, 30)[k - 1], rows)
+
+
+@given(st.integers(2, 20), st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(0, 99), st.integers(0, 60))
+def test_batches_after_a_step_are_the_rest_of_all(total, sizes, seed, after):
+    # Sizes of the whole set are among them, which take nothing from the walk.
+    sizes = [min(m, total) for m in sizes]
+    schedule = lambda k: sizes[k % len(sizes)]                                          # noqa: E731
+    rest = islice(training.batches(total, schedule, seed), after, after + 12)
+    resumed = training.batches(total, schedule, seed, after)
+    for expected, rows in zip(rest, resumed, strict=False):
+        assert isinstance(rows, slice) == isinstance(expected, slice)
+        np.testing.assert_array_equal(np.arange(total)[rows], np.arange(total)[expected])
+
+
+@pytest.mark.parametrize("after", [1, 4, 5, 7, 8, 9, 30])
+def test_batches_of_a_growing_schedule_after_a_step(after):
+    schedule = training.growing(N, 4, 9)
+    expected = rows_of(N, schedule, 2, after + 5)[after:]
+    found = list(islice(training.batches(N, schedule, 2, after=after), 5))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(np.arange(N)[a], np.arange(N)[b])
+    assert (after > 7) == (found[0] == slice(None) if isinstance(found[0], slice) else False)
 
 
 @pytest.mark.parametrize("m", [0, -1, N + 1])
@@ -364,6 +386,131 @@ def test_real_seconds_hold_those_that_the_steps_measured():
     assert history.seconds >= sum(sum(record.seconds.values()) for record in history.records) > 0
 
 
+@given(st.integers(0, 3000), st.floats(1.001, 3))
+def test_evaluated_steps_do_not_depend_on_the_end(iterations, spacing):
+    steps = training.evaluation_steps(iterations, spacing)
+    assert (steps[0], steps[-1]) == (0, iterations)
+    assert steps == sorted(set(steps))
+    for a, b in pairwise(steps[:-1]):
+        assert b == max(a + 1, math.ceil(a * spacing))
+    assert set(steps[:-1]) <= set(training.evaluation_steps(iterations + 1000, spacing))
+
+
+# Going on
+
+
+@EACH
+@pytest.mark.parametrize("k", [0, 1, 3, 6, 11])
+def test_a_run_that_goes_on_is_one_long_run_to_the_last_bit(make, k):
+    p, held_out = data()
+    schedule, asked = training.growing(N, 5, 9), {"evaluate_at": range(0, 12, 2), "test": held_out, "seed": 3}
+    whole = train(make(p.model), p, 11, schedule, **asked)
+    first = train(make(p.model), p, k, schedule, **asked)
+    resumed = train(make(p.model), p, 11, schedule, **asked, resume=first)
+    assert resumed is first
+    assert bits(resumed.state.weights) == bits(whole.state.weights)
+    assert bits(resumed.averaged) == bits(whole.averaged)
+    assert decisions(resumed.records) == decisions(whole.records)
+    assert [replace(e, seconds=0.0) for e in resumed.evaluations] == [replace(e, seconds=0.0) for e in
+                                                                     whole.evaluations]
+    assert resumed.seconds >= sum(sum(record.seconds.values()) for record in resumed.records) > 0
+
+
+def test_another_seed_of_the_batches_would_be_another_run():
+    p, _ = data()
+    opt = SGD(p.model, 0.1)                                     # which samples nothing itself
+    whole = train(opt, p, 9, training.fixed(5), seed=3)
+    resumed = train(opt, p, 9, training.fixed(5), seed=4, resume=train(opt, p, 4, training.fixed(5), seed=3))
+    assert bits(resumed.state.weights) != bits(whole.state.weights)
+
+
+def test_a_run_that_was_interrupted_and_goes_on_is_not_interrupted():
+    p, _ = data()
+    first = train(Spy(SGD(p.model, 0.1), KeyboardInterrupt(), at=4), p, 9)
+    assert first.interrupted
+    resumed = train(SGD(p.model, 0.1), p, 9, resume=first)
+    assert not resumed.interrupted
+    assert bits(resumed.state.weights) == bits(train(SGD(p.model, 0.1), p, 9).state.weights)
+
+
+def test_an_evaluation_that_an_interruption_left_out_is_made_up_for(monkeypatch):
+    p, _ = data()
+    opt = SGD(p.model, 0.1)
+
+    def interrupted(self, y):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kr.Point, "error", interrupted)
+        first = train(opt, p, 6, evaluate_at=range(3, 7))
+    assert (first.state.k, first.evaluations) == (3, [])
+    resumed = train(opt, p, 6, evaluate_at=range(3, 7), resume=first)
+    whole = train(opt, p, 6, evaluate_at=range(3, 7))
+    assert [(e.k, e.loss, e.averaged_error) for e in resumed.evaluations] == \
+        [(e.k, e.loss, e.averaged_error) for e in whole.evaluations]
+
+
+def test_a_run_that_has_all_its_steps_takes_no_more():
+    p, _ = data()
+    spy = Spy(SGD(p.model, 0.1))
+    done = train(spy, p, 5, evaluate_at=range(9))
+    again = train(spy, p, 3, evaluate_at=range(9), resume=done)
+    assert spy.calls == again.state.k == len(again.records) == 5
+    assert [e.k for e in again.evaluations] == [0, 1, 2, 3, 4, 5]
+
+
+class Ticking(Spy):
+    """An optimizer whose every step takes a second of a clock of its own."""
+
+    def __init__(self, inner, monkeypatch):
+        super().__init__(inner)
+        monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: self.calls))
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(0, 0), (0.5, 1), (3, 3), (3.5, 4), (1000, 9), (math.inf, 9)])
+def test_a_run_ends_with_the_step_that_reaches_the_seconds(monkeypatch, limit, steps):
+    p, _ = data()
+    history = train(Ticking(SGD(p.model, 0.1), monkeypatch), p, 9, seconds=limit)
+    assert history.state.k == history.seconds == len(history.records) == steps
+    assert not history.interrupted
+    assert bits(history.state.weights) == bits(train(SGD(p.model, 0.1), p, steps).state.weights)
+
+
+def test_seconds_count_from_the_beginning_of_the_run(monkeypatch):
+    p, _ = data()
+    opt = Ticking(SGD(p.model, 0.1), monkeypatch)
+    first = train(opt, p, 99, seconds=4)
+    assert train(opt, p, 99, seconds=6, resume=first).state.k == 6
+    assert train(opt, p, 99, seconds=6, resume=first).state.k == 6
+    assert opt.calls == 6
+
+
+def test_what_is_called_after_each_step_sees_the_step_and_its_evaluation():
+    p, _ = data()
+    seen = []
+
+    def look(history):
+        seen.append((history.state.k, len(history.records), history.records[-1].k, history.evaluations[-1].k))
+
+    train(SGD(p.model, 0.1), p, 4, evaluate_at=(0, 2, 4), after_step=look)
+    assert seen == [(1, 1, 1, 0), (2, 2, 2, 2), (3, 3, 3, 2), (4, 4, 4, 4)]
+    train(SGD(p.model, 0.1), p, 0, after_step=look)
+    assert len(seen) == 4
+
+
+def test_what_is_called_after_each_step_can_end_the_run():
+    p, _ = data()
+
+    def stop(history):
+        if history.state.k == 3:
+            raise KeyboardInterrupt
+
+    history = train(SGD(p.model, 0.1), p, 9, evaluate_at=range(9), after_step=stop)
+    assert history.interrupted
+    assert history.state.k == len(history.records) == history.evaluations[-1].k == 3
+    assert bits(history.state.weights) == bits(train(SGD(p.model, 0.1), p, 3).state.weights)
+
+
 # Interruptions and errors
 
 
@@ -436,6 +583,11 @@ BAD = {
     "batches are too large": (lambda p, t: {"schedule": training.fixed(N + 1)}, "schedule must give batches of 1"),
     "a later batch is too large": (lambda p, t: {"schedule": training.growing(2 * N, 2, 4)},
                                    "schedule must give batches of 1"),
+    "seconds are negative": (lambda p, t: {"seconds": -1}, "seconds must be at least 0, got -1"),
+    "seconds are not a number": (lambda p, t: {"seconds": math.nan}, "seconds must be at least 0, got nan"),
+    "test is no pair": (lambda p, t: {"test": t[0]}, r"test must be a pair \(x, y\), got ndarray"),
+    "evaluate_at is no collection": (lambda p, t: {"evaluate_at": 5}, "evaluate_at must be a collection of steps, got"),
+    "schedule is a number": (lambda p, t: {"schedule": 7}, r"schedule must be a function .* such as fixed\(7\), got 7"),
     "the seed is negative": (lambda p, t: {"seed": -1}, "seed must be an integer of at least 0, got -1"),
 }
 

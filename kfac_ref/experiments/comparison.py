@@ -20,7 +20,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,11 @@ from ..datasets import Dataset
 from ..environment import environment
 from ..model import Model
 from .run import evaluation
-from .script import plain, save
+from .script import plain, save, write_whole
 from .settings import OPTIMIZERS, Settings
+
+#: An error of 0 has no logarithm.
+_LEAST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,15 @@ class Method:
     iterations: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.settings, Mapping):
+            raise ValueError(f"settings must be names and values, got {self.settings!r}")
+        if not isinstance(self.grid, Mapping):
+            raise ValueError(f"grid must be names, each with a list of values, got {self.grid!r}")
+        for name, values in self.grid.items():
+            if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+                raise ValueError(f"grid must give a list of values for {name}, got {values!r}")
 
     def make(self, model: Model, settings: Mapping[str, Any]) -> training.Optimizer:
         """Return the optimizer.
@@ -111,18 +123,36 @@ class Comparison:
     error: str = "mean over cases of the sum of squared differences"
 
     def __post_init__(self) -> None:
+        for name in ("seeds", "tuning_seeds", "levels"):
+            if not isinstance(getattr(self, name), tuple):
+                raise ValueError(f"{name} must be a list of numbers, got {getattr(self, name)!r}")
+        for name in ("title", "error"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be text, got {getattr(self, name)!r}")
         if not self.methods or not self.seeds or not self.levels:
             raise ValueError("methods, seeds and levels must not be empty")
+        for level in self.levels:
+            checks.number("levels", level, 0)
         if list(self.levels) != sorted(self.levels, reverse=True):
             raise ValueError(f"levels must descend, got {list(self.levels)}")
         both = set(self.seeds) & set(self.tuning_seeds)
         if both:
             raise ValueError(f"tuning_seeds must not be among the seeds that are reported, got {sorted(both)} in both")
         checks.number("tuning_part", self.tuning_part, 0, 1, above=True)
-        for method in self.methods.values():
-            checks.count("iterations", method.iterations)
-            for settings in method.trials():
-                self.settings(method, settings, self.seeds[0])
+        if len(self.methods) > len(plotting.LOOKS):
+            raise ValueError(f"methods must be at most {len(plotting.LOOKS)}, as many as there are lines that "
+                             f"everybody can tell apart; got {len(self.methods)}")
+        for seed in (*self.seeds, *self.tuning_seeds):
+            checks.count("seeds and tuning_seeds", seed, 0)
+        for name, method in self.methods.items():
+            try:
+                checks.count("iterations", method.iterations)
+                for settings in method.trials():
+                    self.settings(method, settings, self.seeds[0])
+                if len(method.trials()) > 1 and not self.tuning_seeds:
+                    raise ValueError("its grid needs tuning_seeds, got none")
+            except ValueError as error:
+                raise ValueError(f"method {name!r}: {error}") from error
 
     def settings(self, method: Method, settings: Mapping[str, Any], seed: int) -> Settings:
         """Return the settings of one run.
@@ -204,6 +234,8 @@ def reached(history: training.History, level: float) -> tuple[int, float] | None
 def score(history: training.History) -> float:
     """Return the mean log error over the logarithmically spaced evaluations in the last nine tenths of a run.
 
+    An error below 1e-6 counts as that: a classifier can make none at all.
+
     Parameters
     ----------
     history : History
@@ -215,7 +247,7 @@ def score(history: training.History) -> float:
         Speaks of all levels, not of the last alone; the lower, the better.
     """
     last = history.evaluations[-1].k
-    return float(np.mean([math.log(e.error) for e in history.evaluations if e.k >= last / 10]))
+    return float(np.mean([math.log(max(e.error, _LEAST)) for e in history.evaluations if e.k >= last / 10]))
 
 
 def tune(comparison: Comparison, report: Callable[[str], None], train: Callable[..., training.History] = run,
@@ -239,13 +271,16 @@ def tune(comparison: Comparison, report: Callable[[str], None], train: Callable[
     -------
     dict
         For each method, the chosen ``settings`` and the ``trials`` with their scores (`score`); the mean over seeds
-        decides.
+        decides. A method without a choice is not run.
     """
     chosen = {}
     for name, method in comparison.methods.items():
         iterations = max(1, math.floor(method.iterations * comparison.tuning_part) // shorten)
         scored = frozenset(k for k in training.evaluation_steps(iterations) if k >= iterations / 10)
         trials: list[dict[str, Any]] = []
+        if len(method.trials()) == 1:                           # nothing to choose
+            chosen[name] = {"settings": method.trials()[0], "trials": trials}
+            continue
         for settings in method.trials():
             try:
                 runs = [train(comparison, method, settings, seed, data, iterations, name, scored)
@@ -398,16 +433,32 @@ def read(path: Path) -> Comparison:
     own = {f.name for f in fields(Settings)} - {"optimizer", "settings", "batch", "seed"}
     base = {name: content.pop(name) for name in own & set(content)}
     methods = content.pop("methods")
-    try:
-        kind, _, folder = base.get("data", "digits").partition(":")
-        if folder and not folder.startswith("$"):
+    if isinstance(base.get("data"), str) and ":" in base["data"]:
+        kind, _, folder = base["data"].partition(":")
+        if not folder.startswith("$"):                      # a variable is read where the data are
             base["data"] = f"{kind}:{(path.parent / Path(folder).expanduser()).resolve()}"
-        rest: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
-        return Comparison(base=Settings(**base), methods={name: Method(**m) for name, m in methods.items()}, **rest)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: {re.sub(r'^.*__init__[(][)] ', '', str(error))}") from None
+    rest: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+    try:
+        made = {name: _made(Method, method, f"method {name!r}: ") for name, method in methods.items()}
+        return _made(Comparison, {"base": Settings(**base), "methods": made, **rest})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _made(kind: type[Any], content: Any, where: str = "") -> Any:
+    """Return a value of that kind, or say which of its fields are missing, unknown or out of range."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where}must be an object, got {content!r}")
+    required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    known = [f.name for f in fields(kind)]
+    missing, unknown = [n for n in required if n not in content], [n for n in content if n not in known]
+    if missing or unknown:
+        raise ValueError(where + "; ".join([f"{name} is missing" for name in missing] + [
+            f"{name} is not known (there are {', '.join(known)})" for name in unknown]))
+    try:
+        return kind(**content)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from None
 
 
 def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = print,
@@ -435,7 +486,17 @@ def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = p
         Where the data cannot be read; or for a method that blew up with its chosen settings.
     """
     (out / "results").mkdir(parents=True, exist_ok=True)
-    read_once = functools.cache(comparison.base.dataset)        # never, where all runs are done
+
+    @functools.cache
+    def checked() -> Dataset:
+        """Read the data, for the first run that is not done yet, and see that every method fits them."""
+        data = comparison.base.dataset()
+        for name, method in comparison.methods.items():
+            try:
+                comparison.settings(method, method.trials()[0], comparison.seeds[0]).task(data)
+            except ValueError as error:
+                raise ValueError(f"method {name!r}: {error}") from None
+        return data
 
     def kept(comparison: Comparison, method: Method, settings: Mapping[str, Any], seed: int, data: Dataset | None,
              iterations: int, name: str, evaluate_at: Container[int] | None = None) -> training.History:
@@ -451,23 +512,25 @@ def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = p
         digest = checkpoints.digest(asked)
         file = out / "results" / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}-{seed}-{digest[:8]}.json"
         if file.exists():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if found["evaluations"] is None:
+            try:
+                evaluations = json.loads(file.read_text(encoding="utf-8"))["evaluations"]
+                found = evaluations and [evaluation(line) for line in evaluations]
+            except (ValueError, KeyError, TypeError) as damage:
+                raise ValueError(f"{file} is damaged: {damage!r}; delete it, and the run is done again") from damage
+            if found is None:
                 raise NotFiniteError(f"{name} with {dict(settings)} and seed {seed} blew up")
-            return training.History(None, (), evaluations=[evaluation(line) for line in found["evaluations"]])
+            return training.History(None, (), evaluations=found)
         history, error = None, None
         try:
-            history = run(comparison, method, settings, seed, read_once(), iterations, f"{name}, seed {seed}",
+            history = run(comparison, method, settings, seed, checked(), iterations, f"{name}, seed {seed}",
                           evaluate_at)
         except NotFiniteError as raised:
             error = raised
         evaluations = history and plain([asdict(e) for e in history.evaluations])
         content = {"method": name, **asked, "environment": environment(), "evaluations": evaluations}
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        part.replace(file)
+        write_whole(file, json.dumps(content) + "\n")
         if history is None:
-            raise NotFiniteError(str(error))
+            raise NotFiniteError(f"{name} with {dict(settings)} and seed {seed} blew up: {error}")
         last = history.evaluations[-1]
         report(f"{name}, seed {seed}, {dict(settings)}: {last.k} steps in {last.seconds:.1f} s, error {last.error:.4g}")
         return history

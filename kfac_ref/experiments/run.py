@@ -26,11 +26,14 @@ from typing import Any, TextIO
 import numpy as np
 
 from .. import checkpoints, checks, plotting, training
+from ..checks import NotFiniteError
 from ..environment import environment
 from . import script
 from .settings import Settings, Task
 
 SETTINGS, HISTORY, PICTURE = "run.json", "history.jsonl", "history.png"
+#: A last checkpoint that could not be used, while the one before it could.
+REFUSED = "refused.npz"
 #: Where seconds end a run, it may take so many steps.
 _ENDLESS = 10**9
 
@@ -62,18 +65,19 @@ def start(settings: Settings, folder: Path, iterations: int | None, seconds: flo
     Raises
     ------
     ValueError
-        For data that do not fit, a folder that holds a run already, or neither iterations nor seconds.
+        For data that do not fit, a folder that holds a run already, neither iterations nor seconds, or weights that
+        have grown beyond all bounds.
     OSError
         Where the folder cannot be written; the last checkpoint is then intact.
     """
     _check_limits(iterations, seconds, every)
-    if (folder / SETTINGS).exists():
+    if _holds_steps(folder):
         raise ValueError(f"{folder} holds a run already: continue it with --resume {folder}, or choose another folder")
     task = settings.task()
     content = {"settings": settings.plain(), "data_sha256": _digest(task), "environment": environment()}
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / SETTINGS, json.dumps(content, indent=1) + "\n")
-    _write_whole(folder / HISTORY, "")
+    script.write_whole(folder / SETTINGS, json.dumps(content, indent=1) + "\n")
+    script.write_whole(folder / HISTORY, "")
     return _train(task, content, folder, iterations, seconds, every, report, None)
 
 
@@ -100,7 +104,7 @@ def resume(folder: Path, iterations: int | None, seconds: float | None, every: f
     Raises
     ------
     ValueError
-        Where the folder holds no run, or other data are there now.
+        Where the folder holds no run, no checkpoint of it can be used, or other data are there now.
     OSError
         Where the folder cannot be written; the last checkpoint is then intact.
     """
@@ -110,14 +114,14 @@ def resume(folder: Path, iterations: int | None, seconds: float | None, every: f
         settings = Settings(**content["settings"])
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no run: there is no {SETTINGS} in it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / SETTINGS} is damaged: {error!r}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / SETTINGS} is damaged: {error}") from error
     task = settings.task()
     if _digest(task) != content.get("data_sha256"):
         raise ValueError(f"data {settings.data} are not those that the run in {folder} began with")
     history = _last_checkpoint(task, content, folder, report)
     done = 0 if history is None else history.state.k
-    evaluations = _cut_history(folder / HISTORY, done)
+    evaluations = _cut_history(folder / HISTORY, done, report)
     if history is not None:
         history.evaluations = evaluations
     return _train(task, content, folder, iterations, seconds, every, report, history)
@@ -195,8 +199,14 @@ def _train(task: Task, content: dict[str, Any], folder: Path, iterations: int | 
             with suppress(OSError):
                 lines.close()                           # tries to write the rest once more
             raise OSError(error.errno, f"cannot write to {folder} ({error.strerror}); {recorder.intact()}") from error
+        except NotFiniteError as error:
+            raise ValueError(f"the run blew up after step {recorder.k} ({error}); {recorder.intact()}") from error
     if found.evaluations:
-        _picture(folder, content, found).savefig(folder / PICTURE)
+        try:
+            _picture(folder, content, found).savefig(folder / PICTURE)
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write {folder / PICTURE} ({error.strerror}); "
+                                       f"{recorder.intact()}") from error
     return found
 
 
@@ -209,8 +219,10 @@ class _Recorder:
         self.asked, self.due = asked, time.monotonic() + every
         self.evaluated = len(history.evaluations) if history else 0
         self.saved = history.state.k if history else None
+        self.k = self.saved or 0
 
     def __call__(self, history: training.History) -> None:
+        self.k = history.state.k
         self._evaluations(history)
         self._line("step", asdict(history.records[-1]))
         self.lines.flush()
@@ -274,6 +286,12 @@ def _asked_to_stop() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _holds_steps(folder: Path) -> bool:
+    """Return whether a folder holds anything of a run that could be lost: a checkpoint, or a recorded step."""
+    return any((folder / name).exists() for name in (checkpoints.LAST, checkpoints.PREVIOUS)) or (
+        (folder / HISTORY).is_file() and bool(records(folder)))
+
+
 def _last_checkpoint(task: Task, content: dict[str, Any], folder: Path,
                      report: Callable[[str], None]) -> training.History | None:
     """Return where the run stood; None where it was stopped before its first checkpoint."""
@@ -288,6 +306,10 @@ def _last_checkpoint(task: Task, content: dict[str, Any], folder: Path,
             refused.append(str(error))
             report(f"not used: {error}")
             continue
+        if refused:
+            # Else the next checkpoint would make the refused file the previous one, in place of this.
+            (folder / checkpoints.LAST).replace(folder / REFUSED)
+            report(f"kept the file that is not used as {folder / REFUSED}")
         report(f"continuing from {path} at step {found.state.k}")
         for difference in checkpoints.differences(found.environment):
             report(f"the bits may differ from those of one long run: {difference}")
@@ -306,10 +328,13 @@ def _digest(task: Task) -> str:
     return hashlib.sha256(np.ascontiguousarray(task.x).tobytes() + np.ascontiguousarray(task.y).tobytes()).hexdigest()
 
 
-def _cut_history(path: Path, k: int) -> list[training.Evaluation]:
+def _cut_history(path: Path, k: int, report: Callable[[str], None]) -> list[training.Evaluation]:
     """Drop the lines of steps after k, and a torn last line; return the evaluations that stay."""
     kept = [line for line in (_lines(path) if path.exists() else []) if k and line["k"] <= k]
-    _write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+    last = max((line["k"] for line in kept if line["kind"] == "step"), default=0)
+    if last < k:
+        report(f"{path} is damaged: its lines of the steps {last + 1} to {k} are lost")
+    script.write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
     return [evaluation(line) for line in kept if line["kind"] == "evaluation"]
 
 
@@ -336,20 +361,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             break
         found.append(entry)
     return found
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is never half there."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _picture(folder: Path, content: dict[str, Any], history: training.History) -> Any:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,34 @@ def save(figure: Figure, numbers: Mapping[str, Any], path: Path, formats: Sequen
     text = " ".join(figure.get_supxlabel().split())
     content = plain({"environment": environment(), "caption": text, **numbers})
     path.with_suffix(".json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that it is never half there.
+
+    Parameters
+    ----------
+    path : Path
+        The file; what it held before stays until all of the new text is on the disk.
+    text : str
+        What it holds.
+
+    Raises
+    ------
+    OSError
+        Naming the file, where it cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise OSError(error.errno, f"cannot write {path} ({error.strerror})") from error
 
 
 def plain(value: Any) -> Any:

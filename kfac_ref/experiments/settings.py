@@ -157,9 +157,16 @@ class Settings:
     side: int = 28
 
     def __post_init__(self) -> None:
-        kind, colon, folder = self.data.partition(":")
-        if kind not in ("digits", "curves", "mnist") or bool(colon and folder) != (kind == "mnist"):
+        for name in ("data", "net", "hidden", "likelihood", "optimizer", "batch", "init", "dtype"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (value is None and name in ("net", "hidden", "likelihood")):
+                raise ValueError(f"{name} must be text, got {value!r}")
+        if not isinstance(self.settings, Mapping):
+            raise ValueError(f"settings must be names and values, got {self.settings!r}")
+        kind, _, folder = self.data.partition(":")
+        if self.data not in ("digits", "curves") and not (kind == "mnist" and folder):
             raise ValueError(f"data must be digits, curves or mnist:FOLDER, got {self.data!r}")
+        checks.count("side", self.side)
         if self.side != 28 and kind != "mnist":
             raise ValueError(f"side is a setting of mnist:FOLDER, not of {kind}")
         checks.known("dtype", self.dtype, dict.fromkeys(("float32", "float64")))
@@ -232,6 +239,11 @@ class Settings:
         if labelled and not len(data.labels):
             raise ValueError(f"likelihood categorical needs labels, and {self.data} has none")
         y, y_test = (data.labels, data.labels_test) if labelled else (data.x, data.x_test)
+        wanted = int(data.labels.max()) + 1 if labelled else width
+        if model.network.sizes[-1] != wanted:
+            raise ValueError(f"net must have {wanted} outputs for the {'labels' if labelled else 'inputs'} of "
+                             f"{self.data}, since its likelihood is {type(model.likelihood).__name__.lower()}; it has "
+                             f"{model.network.sizes[-1]}")
         weights = model.init(np.random.default_rng(self.seed), self.init, self.dtype)
         return Task(data.x, y, (data.x_test, y_test), model, weights, self.make_optimizer(model),
                     self._schedule(len(data.x)))

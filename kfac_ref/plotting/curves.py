@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..checks import Array
-from .style import COLOURS, DASHES, MARKERS, caption, style
+from .style import COLOURS, DASHES, LOOKS, MARKERS, caption, style
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,16 +81,15 @@ def convergence_rows(problems: Mapping[str, Mapping[str, Curve]], error_label: s
         As in `convergence`.
     """
     names = list(dict.fromkeys(name for curves in problems.values() for name in curves))
-    looks = [*zip(COLOURS, DASHES, strict=True), *zip(COLOURS, (*DASHES[3:], *DASHES[:3]), strict=True)]
-    if len(names) > len(looks):
-        raise ValueError(f"curves must be at most {len(looks)}, got {len(names)}: there are no more colours and dashes "
+    if len(names) > len(LOOKS):
+        raise ValueError(f"curves must be at most {len(LOOKS)}, got {len(names)}: there are no more colours and dashes "
                          "that everybody can tell apart")
     with style():
         figure = Figure(figsize=(10, 3.9 * len(problems) + 1.0), layout="constrained")
         grid = figure.subplots(len(problems), 2, sharey="row", squeeze=False)
         for (left, right), (title, curves) in zip(grid, problems.items(), strict=True):
             for name, curve in curves.items():
-                colour, dash = looks[names.index(name)]
+                colour, dash = LOOKS[names.index(name)]
                 low, middle, high = curve.error.min(0), np.median(curve.error, 0), curve.error.max(0)
                 for axes, x in ((left, curve.iterations), (right, np.median(curve.seconds, 0))):
                     axes.plot(x, middle, color=colour, linestyle=dash, label=name)

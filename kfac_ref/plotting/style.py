@@ -16,6 +16,8 @@ STYLE: dict[str, Any] = {
 }
 COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#000000")
 DASHES: tuple[Any, ...] = ("-", "--", (0, (1, 1)), "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (4, 1)), ":")
+#: Pairs of a colour and a dash, for more lines than there are colours.
+LOOKS = (*zip(COLOURS, DASHES, strict=True), *zip(COLOURS, (*DASHES[3:], *DASHES[:3]), strict=True))
 MARKERS = ("o", "s", "^", "v", "D", "x", "+", "*", "p", "h", "<", ">")
 
 

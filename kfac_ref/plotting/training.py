@@ -6,9 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .style import COLOURS, DASHES, caption, style
+
+
+def _log_with_zero(axes: Axes) -> None:
+    """Make the y axis logarithmic, with a place for a zero where there is one: a classifier can make no errors."""
+    drawn = np.concatenate([np.ravel(line.get_ydata()) for line in axes.lines] or [np.zeros(0)]).astype(float)
+    drawn = drawn[np.isfinite(drawn)]
+    if not (drawn > 0).any():
+        return
+    if drawn.min() > 0:
+        axes.set_yscale("log")
+    else:
+        axes.set_yscale("symlog", linthresh=drawn[drawn > 0].min())
+        axes.set_ylim(bottom=min(0, drawn.min()))
 
 
 def run(evaluations: Sequence[Any], steps: Sequence[Mapping[str, Any]], text: str) -> Figure:
@@ -47,8 +61,9 @@ def run(evaluations: Sequence[Any], steps: Sequence[Mapping[str, Any]], text: st
         times.plot(k, [1e3 * sum(step["seconds"].values()) for step in steps], ".", color=COLOURS[1], markersize=3)
         for axes, title in ((errors, "error"), (strengths, "strength of damping, or learning rate"),
                             (times, "milliseconds a step")):
-            axes.set(title=title, xlabel="steps", yscale="log", xscale="log" if shown[-1].k > 1 else "linear")
-            if axes is not times:
+            axes.set(title=title, xlabel="steps", xscale="log" if shown[-1].k > 1 else "linear")
+            _log_with_zero(axes)
+            if axes.get_legend_handles_labels()[0]:
                 axes.legend()
         caption(figure, text, 150)
         return figure

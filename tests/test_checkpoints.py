@@ -1,0 +1,404 @@
+"""Checkpoints: what is read goes on to the same bits, and what is not whole, or not of this run, is refused by name."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import math
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+import kfac_ref as kr
+from kfac_ref import checkpoints, training
+from kfac_ref.checkpoints import LAST, PREVIOUS, Checkpoint, RefusedError
+from kfac_ref.curvature import EKFAC, BlockTridiagonal, Diagonal, EigenDamped, Exact, Full, InputOnly
+from kfac_ref.environment import environment
+from kfac_ref.optimizers import KFAC, SGD, Adam, NaturalGradient
+from kfac_ref.optimizers.sgd import nesterov_schedule
+from tests.problems import direction, problem
+
+from .test_training import bits, decisions
+
+SETTINGS = {"data": "drawn", "seed": 3, "settings": {"T1": 2}, "batch": "full"}
+# Every multiple of T1, T2 and T3, and k = 1, 2, 3, is among the ten steps.
+PERIODS = {"T1": 2, "T2": 6, "T3": 3, "lambda_0": 0.1, "tau1": 1 / 2, "tau2": 1 / 2}
+OPTIMIZERS = {
+    "kfac": lambda model: KFAC(model, **PERIODS),
+    "kfac, all defaults": KFAC,
+    "kfac without momentum": lambda model: KFAC(model, momentum=False, **PERIODS),
+    "kfac-tridiagonal": lambda model: KFAC(model, BlockTridiagonal, **PERIODS),
+    "kfac, Full": lambda model: KFAC(model, Full, **PERIODS),
+    "kfac, EigenDamped": lambda model: KFAC(model, EigenDamped, **PERIODS),
+    "kfac, InputOnly": lambda model: KFAC(model, InputOnly, **PERIODS),
+    "kfac, EKFAC": lambda model: KFAC(model, EKFAC, **PERIODS),
+    "kfac, EKFAC of all columns, behind a partial": lambda model: KFAC(model, functools.partial(EKFAC), **PERIODS),
+    "kfac, Diagonal": lambda model: KFAC(model, Diagonal, **PERIODS),
+    "natural-gradient": lambda model: NaturalGradient(model, lambda_0=0.1),
+    "natural-gradient that keeps": lambda model: NaturalGradient(model, Exact, **PERIODS),
+    "sgd": lambda model: SGD(model, 0.1, nesterov_schedule(0.9, 3)),
+    "adam": lambda model: Adam(model, 0.01),
+}
+N, STEPS = 24, 10
+
+
+def run(opt, p, schedule, iterations=STEPS, **more):
+    return training.train(opt, p.at.weights, p.at.x, p.y, iterations, schedule, seed=3, **more)
+
+
+def save(folder, opt, history, settings=SETTINGS):
+    """Write a history's state as a checkpoint and return its path."""
+    folder.mkdir(exist_ok=True)
+    checkpoints.write(folder, Checkpoint(history.state, history.averaged, history.seconds, environment()), opt,
+                      settings)
+    return folder / LAST
+
+
+def everything(value):
+    """Return all that a state holds, to the last bit and in its layout; what a kept curvature solves stands for it."""
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.shape, value.flags.f_contiguous, value.tobytes()
+    if isinstance(value, kr.curvature.Curvature):
+        V = [np.ones(shape, value.dtype) for shape in value.shapes]
+        return type(value).__name__, value.damping, bits(value.solve(V))
+    if hasattr(value, "__dataclass_fields__"):
+        return type(value).__name__, [everything(getattr(value, f.name)) for f in fields(value)]
+    if isinstance(value, (tuple, list)):
+        return [everything(item) for item in value]
+    if isinstance(value, dict):
+        return {key: everything(item) for key, item in value.items()}
+    return type(value).__name__, repr(value)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_resumed_at_every_step_it_goes_on_to_the_same_bits(tmp_path, make, dtype):
+    p = problem(sizes=(4, 5, 4, 3), N=N, weight_decay=1e-2, dtype=dtype)
+    schedule = training.growing(N, 9, 8)
+
+    def save_each(history):
+        save(tmp_path / str(history.state.k), make(p.model), history)
+        states.append(history.state)
+
+    states = []
+    whole = run(make(p.model), p, schedule, after_step=save_each)
+    for k, state in enumerate(states[:-1], start=1):
+        opt = make(p.model)
+        found = checkpoints.read(tmp_path / str(k) / LAST, opt, p.at.weights, SETTINGS)
+        assert found.state.k == k
+        assert bits(found.state.weights) == bits(state.weights)
+        if not hasattr(opt, "refresh_is_due") or not opt.refresh_is_due(k + 1):
+            assert everything(found.state) == everything(state)
+        history = training.History(found.state, found.averaged, seconds=found.seconds)
+        resumed = run(opt, p, schedule, resume=history)
+        assert resumed.state.k == STEPS
+        assert everything(resumed.state) == everything(whole.state)
+        assert bits(resumed.averaged) == bits(whole.averaged)
+        assert decisions(resumed.records) == decisions(whole.records[k:])
+    assert whole.state.weights[0].dtype == dtype
+
+
+def test_the_test_of_resuming_meets_every_kind_of_step():
+    p = problem(sizes=(4, 5, 4, 3), N=N, weight_decay=1e-2)
+    records = run(KFAC(p.model, **PERIODS), p, training.growing(N, 9, 8)).records
+    assert [r.refreshed for r in records] == [k <= 3 or k % 3 == 0 for k in range(1, 11)]
+    assert [len(r.gammas) > 1 for r in records] == [k % 6 == 0 for k in range(1, 11)]
+    assert [math.isfinite(r.rho) for r in records] == [k % 2 == 0 for k in range(1, 11)]
+    assert len({r.lambda_ for r in records}) > 2
+    assert {9, N} < {r.batch for r in records}
+    # A state that forgets its kept curvature, its momentum or its lambda would go elsewhere.
+    kept = run(KFAC(p.model, **PERIODS), p, training.growing(N, 9, 8), 4)
+    assert kept.state.curvature is not None
+    assert kept.state.curvature.factors is not kept.state.average.factors
+
+
+# Nothing but plain data
+
+
+values = st.deferred(lambda: st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | st.text(max_size=4)
+                     | st.tuples(values, values) | st.dictionaries(st.text(max_size=3), values, max_size=2)
+                     | st.dictionaries(st.tuples(st.integers(0, 9), st.integers(0, 9)), values, max_size=2)
+                     | st.builds(lambda m, n, dtype, order: np.asarray(
+                         np.random.default_rng((m, n)).standard_normal((m, n)), dtype, order=order),
+                         st.integers(0, 3), st.integers(0, 3), st.sampled_from(["f4", "f8"]), st.sampled_from("CF")))
+
+
+@given(values)
+def test_what_is_packed_is_unpacked(value):
+    arrays = []
+    described = json.loads(json.dumps(checkpoints._pack(value, arrays)))
+    named = {f"a{i}": a for i, a in enumerate(arrays)}
+    assert everything(checkpoints._unpack(described, named)) == everything(value)
+
+
+def test_an_array_that_stands_twice_is_stored_once():
+    a, arrays = np.ones((2, 3)), []
+    described = checkpoints._pack((a, a.copy(), {"again": a}), arrays)
+    assert len(arrays) == 2
+    first, _, again = checkpoints._unpack(described, {"a0": arrays[0], "a1": arrays[1]})
+    assert first is again["again"]
+
+
+@pytest.mark.parametrize("value", [1j, np.float32(1), {1: 2}, {"a": {3}}, np.random.default_rng(0)])
+def test_what_is_no_plain_data_is_not_stored(value):
+    with pytest.raises(ValueError, match="a state cannot be stored in a checkpoint that holds"):
+        checkpoints._pack([value], [])
+
+
+class Identity(kr.curvature.Curvature):
+    """A structure of a user's own, made neither from factors nor from a point that it keeps."""
+
+    def __init__(self, factors, damping=0.0):
+        self.sizes = [(len(G), len(A)) for A, G in zip(factors.A, factors.G, strict=True)]
+
+    @property
+    def shapes(self):
+        return self.sizes
+
+    @property
+    def dtype(self):
+        return np.dtype(float)
+
+    def product(self, V):
+        return list(V)
+
+    def solve(self, V):
+        return list(V)
+
+
+def test_a_structure_that_cannot_be_made_again_is_refused_and_one_that_need_not_be_is_not(tmp_path):
+    p = problem(N=N)
+    opt = KFAC(p.model, Identity, T2=4, T3=2)
+    save(tmp_path, opt, run(opt, p, None, 5))                           # the next step makes another
+    with pytest.raises(ValueError, match="structure Identity cannot be stored in a checkpoint: it is made neither"):
+        save(tmp_path, opt, run(opt, p, None, 4))
+    assert checkpoints.read(tmp_path / LAST, opt, p.at.weights, SETTINGS).state.k == 5
+
+
+def test_digests_depend_on_content_and_not_on_order():
+    assert checkpoints.digest({"a": 1, "b": {"c": 2}}) == checkpoints.digest({"b": {"c": 2}, "a": 1})
+    others = [{}, {"a": 1}, {"a": 2}, {"a": "1"}, {"b": 1}, {"a": None}, {"a": 1, "b": None}]
+    assert len({checkpoints.digest(settings) for settings in others}) == len(others)
+
+
+# Whole or refused
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Return a checkpoint of a tiny network, the optimizer and its start."""
+    p = problem("gaussian", (2, 2, 1), N=8)
+    opt = KFAC(p.model, tau1=1.0)
+    folder = tmp_path_factory.mktemp("tiny")
+    return SimpleNamespace(path=save(folder, opt, run(opt, p, None, 5)), opt=opt, p=p,
+                           read=lambda path: checkpoints.read(path, opt, p.at.weights, SETTINGS))
+
+
+def test_cut_at_any_byte_it_is_refused(tiny, tmp_path):
+    whole = tiny.path.read_bytes()
+    path = tmp_path / "cut.npz"
+    path.write_bytes(whole)
+    assert tiny.read(path).state.k == 5
+    for size in range(len(whole) - 1, -1, -1):
+        os.truncate(path, size)
+        with pytest.raises(RefusedError, match="is cut or damaged") as caught:
+            tiny.read(path)
+        assert str(path) in str(caught.value)
+
+
+def test_with_any_byte_changed_it_is_refused_or_says_the_same(tiny, tmp_path):
+    whole, rng = tiny.path.read_bytes(), np.random.default_rng()
+    same, refused = everything(tiny.read(tiny.path)), 0
+    for place in rng.choice(len(whole), 800, replace=False):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << int(rng.integers(8))
+        (path := tmp_path / f"{place}.npz").write_bytes(changed)
+        try:
+            found = everything(tiny.read(path))
+        except RefusedError:
+            refused += 1
+        else:
+            assert found == same, place
+    assert refused > 400
+
+
+def test_the_bytes_of_heads_may_say_anything(tiny, tmp_path):
+    # What zipfile and NumPy make of them: an encrypted entry, an unknown compression, a NumPy head that does not end.
+    whole = tiny.path.read_bytes()
+    entry, numpy_head = whole.rindex(b"PK\x01\x02"), whole.index(b"{'descr'")
+    for place, value in ((entry + 8, 1), (entry + 10, 99), (entry + 10, 14), (numpy_head, ord("(")), (0, 0),
+                         (whole.index(b"<U") + 1, ord("O"))):
+        changed = bytearray(whole)
+        changed[place] = value
+        (path := tmp_path / f"{place}-{value}.npz").write_bytes(changed)
+        with pytest.raises(RefusedError, match="is cut or damaged"):
+            tiny.read(path)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tiny, tmp_path):
+    with pytest.raises(RefusedError, match=r"absent\.npz is not there"):
+        tiny.read(tmp_path / "absent.npz")
+    np.savez(path := tmp_path / "other.npz", something=np.ones(3))
+    with pytest.raises(RefusedError, match=r"is cut or damaged: .*header"):
+        tiny.read(path)
+    np.save(path := tmp_path / "array.npy", np.ones(3))
+    with pytest.raises(RefusedError, match="is cut or damaged"):
+        tiny.read(path)
+    np.savez(path := tmp_path / "list.npz", header=np.array("[1]"))
+    with pytest.raises(RefusedError, match="is damaged: its header is no object"):
+        tiny.read(path)
+    with pytest.raises(RefusedError, match="is cut or damaged"):
+        tiny.read(tmp_path)
+
+
+def rewritten(tiny, path, change):
+    """Write the tiny checkpoint with another header; the file as such is whole."""
+    with np.load(tiny.path) as file:
+        content = dict(file)
+    header = json.loads(content["header"].item())
+    change(header)
+    with path.open("wb") as file:
+        np.savez(file, **content | {"header": np.array(json.dumps(header))})
+    return path
+
+
+@pytest.mark.parametrize(("change", "word"), [
+    (lambda h: h.update(format=2), "of another format: 2, where this run has 1"),
+    (lambda h: h["environment"].update(kfac_ref="0.0.1"), "of another version of kfac_ref: '0.0.1', where"),
+    (lambda h: h.update(optimizer="SGD"), "of another optimizer: 'SGD', where this run has 'KFAC'"),
+    (lambda h: h["shapes"].append([1, 2]), r"of another network \(shapes of its weights\): \[\[2, 3\], \[1, 3\], \[1"),
+    (lambda h: h["settings"].update(seed=4), "of another setting seed: 4, where this run has 3"),
+    (lambda h: h["settings"].pop("batch"), "of another setting batch: None, where this run has 'full'"),
+    (lambda h: h.update(digest="0"), "of another hash of its settings: '0', where"),
+    (lambda h: h.pop("content"), "is damaged: its header does not describe a state"),
+    (lambda h: h["content"]["dict"]["state"]["dict"].pop("k"), "is damaged: its header does not describe a state"),
+    (lambda h: h["content"]["dict"]["averaged"][0].update(array="a99"), "is damaged: its header does not describe"),
+    (lambda h: h["content"]["dict"].update(averaged={"Unknown": {}}), "is damaged: its header does not describe"),
+    (lambda h: h["content"]["dict"]["state"]["dict"].update(curvature={"dict": {}}), "is damaged: its header does not"),
+    (lambda h: h.update(settings=[1]), "is damaged: its header does not describe a state")])
+def test_what_is_of_another_run_is_refused_by_name(tiny, tmp_path, change, word):
+    assert tiny.read(rewritten(tiny, tmp_path / "same.npz", lambda h: None)).state.k == 5
+    path = rewritten(tiny, tmp_path / "other.npz", change)
+    with pytest.raises(RefusedError, match=word) as caught:
+        tiny.read(path)
+    assert str(caught.value).startswith(f"{path} is ")
+
+
+def test_another_optimizer_or_network_refuses_it(tiny):
+    p = problem("gaussian", (2, 3, 1), N=8)
+    with pytest.raises(RefusedError, match=r"another network .*: \[\[2, 3\], \[1, 3\]\], where .* \[\[3, 3\]"):
+        checkpoints.read(tiny.path, KFAC(p.model), p.at.weights, SETTINGS)
+    with pytest.raises(RefusedError, match="another optimizer: 'KFAC', where this run has 'Adam'"):
+        checkpoints.read(tiny.path, Adam(tiny.p.model), tiny.p.at.weights, SETTINGS)
+    with pytest.raises(RefusedError, match="another setting data: 'drawn', where this run has 'other'"):
+        checkpoints.read(tiny.path, tiny.opt, tiny.p.at.weights, SETTINGS | {"data": "other"})
+
+
+def test_what_is_not_as_it_was_is_told(monkeypatch):
+    now = environment()
+    assert checkpoints.differences(now) == []
+    assert checkpoints.differences({**now, "numpy": "1.0"}) == [f"numpy is {now['numpy']}, was 1.0"]
+    assert checkpoints.differences({name: now[name] for name in now if name != "blas"}) == \
+        [f"blas is {now['blas']}, was None"]
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "17")
+    assert checkpoints.differences(now) == [f"threads is 17, was {now['threads']}"]
+    assert {"kfac_ref", "python", "numpy", "scipy", "blas", "machine", "cores", "threads"} <= set(now)
+
+
+# Writing
+
+
+def test_the_one_before_is_kept_and_nothing_else(tmp_path):
+    p = problem(N=N)
+    opt = SGD(p.model, 0.1)
+    for k in (1, 2, 3):
+        path = save(tmp_path, opt, run(opt, p, None, k))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [LAST, PREVIOUS]
+    assert [checkpoints.read(tmp_path / name, opt, p.at.weights, SETTINGS).state.k for name in (LAST, PREVIOUS)] == \
+        [3, 2]
+    found = checkpoints.read(path, opt, p.at.weights, SETTINGS)
+    assert found.environment == environment()
+    assert found.seconds > 0
+
+
+def full(*arguments, **more):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def half_written(file, **content):
+    file.write(b"PK\x03\x04 half of it")
+    full()
+
+
+def interrupted(*arguments, **more):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("owner", "name", "broken", "error"), [
+    (np, "savez", half_written, OSError), (os, "fsync", full, OSError), (Path, "replace", full, OSError),
+    (np, "savez", interrupted, KeyboardInterrupt), (Path, "replace", interrupted, KeyboardInterrupt)])
+def test_where_it_cannot_be_written_the_last_one_is_as_it_was(tmp_path, monkeypatch, owner, name, broken, error):
+    p = problem(N=N)
+    opt = SGD(p.model, 0.1)
+    path = save(tmp_path, opt, run(opt, p, None, 1))
+    before = path.read_bytes()
+    later = run(opt, p, None, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, broken)
+        with pytest.raises(error):
+            save(tmp_path, opt, later)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [LAST]
+
+
+def test_at_every_call_to_the_disk_a_whole_checkpoint_is_there(tmp_path, monkeypatch):
+    # What a machine leaves that stops just before such a call.
+    p = problem(N=N)
+    opt = SGD(p.model, 0.1)
+    for k in (1, 2):
+        save(tmp_path, opt, run(opt, p, None, k))
+    seen = []
+
+    def look(call):
+        def looked(*arguments):
+            found = []
+            for name in (LAST, PREVIOUS):
+                try:
+                    found.append(checkpoints.read(tmp_path / name, opt, p.at.weights, SETTINGS).state.k)
+                except RefusedError:
+                    found.append(None)
+            seen.append(tuple(found))
+            return call(*arguments)
+        return looked
+
+    monkeypatch.setattr(os, "fsync", look(os.fsync))
+    monkeypatch.setattr(Path, "replace", look(Path.replace))
+    save(tmp_path, opt, run(opt, p, None, 3))
+    # The file is forced to the disk, the last one steps back, the new one takes its place, and the folder is forced.
+    assert seen == [(2, 1), (2, 1), (None, 2), (3, 2)]
+
+
+def test_weights_of_the_start_matter_by_their_shapes_alone(tiny):
+    other = checkpoints.read(tiny.path, tiny.opt, direction(tiny.p), SETTINGS)
+    assert everything(other) == everything(tiny.read(tiny.path))
+
+
+@dataclass(frozen=True)
+class Odd:
+    weights: tuple
+    k: int
+    handle: object
+
+
+def test_a_state_that_holds_something_odd_is_refused(tmp_path, tiny):
+    history = training.History(Odd((), 1, object()), ())
+    with pytest.raises(ValueError, match="a state cannot be stored in a checkpoint that holds object"):
+        save(tmp_path, tiny.opt, history)
+    assert list(tmp_path.iterdir()) == []

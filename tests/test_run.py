@@ -1,0 +1,681 @@
+"""A run in a folder: stopped at any moment it goes on to the same bits, and what is wrong is told in one clear line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import kfac_ref as kr
+from kfac_ref import checkpoints, cli, training
+from kfac_ref.checkpoints import LAST, PREVIOUS
+from kfac_ref.environment import MEMORY, ONE_THREAD
+from kfac_ref.experiments import run, script
+from kfac_ref.experiments.settings import Settings
+
+from .test_checkpoints import everything
+from .test_training import bits
+
+ROOT = Path(kr.__file__).parents[1]
+COMPLETE = os.environ | ONE_THREAD | MEMORY | {"PYTHONPATH": str(ROOT)}
+TINY = {"net": "64-3-64", "batch": "40", "seed": 2}
+OPTIMIZERS = {"kfac": {"T1": 2, "T2": 6, "T3": 3}, "kfac-tridiagonal": {"T3": 5, "tau2": 0.5},
+              "natural-gradient": {"lambda_0": 1.0}, "sgd": {"learning_rate": 0.01, "period": 4},
+              "adam": {"learning_rate": 0.01}}
+FILES = [LAST, run.HISTORY, run.PICTURE, run.SETTINGS]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, request):
+    """Draw no picture where none is looked at, and measure on a few digits: both take most of a short run."""
+    if "picture" not in request.node.name:
+        monkeypatch.setattr(Figure, "savefig", lambda self, path: Path(path).write_bytes(b"a picture"))
+        monkeypatch.setattr(run, "_picture", lambda *arguments: Figure())
+    dataset = Settings.dataset
+
+    def few(self):
+        data = dataset(self)
+        return replace(data, x=data.x[:200], labels=data.labels[:200], x_test=data.x_test[:20],
+                       labels_test=data.labels_test[:20])
+
+    monkeypatch.setattr(Settings, "dataset", few)
+
+
+def settings(**more):
+    return Settings(**TINY | more)
+
+
+def start(folder, iterations=None, seconds=None, every=1000.0, report=lambda text: None, **more):
+    return run.start(settings(**more), folder, iterations, seconds, every, report)
+
+
+def resume(folder, iterations=None, seconds=None, every=1000.0, report=lambda text: None):
+    return run.resume(folder, iterations, seconds, every, report)
+
+
+def lines(folder, kind=None):
+    """Return the lines of a history as strict JSON, without what was measured in seconds."""
+    def refused(word):
+        raise AssertionError(f"{word} is no JSON")
+    found = [json.loads(line, parse_constant=refused) for line in (folder / run.HISTORY).read_text().splitlines()]
+    return [line | {"seconds": 0} for line in found if kind in (None, line["kind"])]
+
+
+def without_last_evaluation(folder, ends):
+    """Return the lines but for evaluations at the ends of parts, at which one long run is not evaluated."""
+    regular = set(training.evaluation_steps(10**6))
+    return [line for line in lines(folder) if line["kind"] == "step" or line["k"] in regular or line["k"] not in ends]
+
+
+def final(folder):
+    """Return all of the last checkpoint that is not measured."""
+    content = json.loads((folder / run.SETTINGS).read_text())
+    made = Settings(**content["settings"])
+    task = made.task()
+    found = checkpoints.read(folder / LAST, task.optimizer, task.weights, made.plain() | {
+        "data_sha256": content["data_sha256"]})
+    return everything(found.state), bits(found.averaged)
+
+
+def stop_at(monkeypatch, k, *signals):
+    """Send signals to this process in the middle of step k."""
+    gradient = kr.Point.gradient
+    steps = iter(range(1, 10**6))
+
+    def stopped(self, y):
+        if next(steps) == k:
+            for number in signals:
+                os.kill(os.getpid(), number)
+        return gradient(self, y)
+
+    monkeypatch.setattr(kr.Point, "gradient", stopped)
+
+
+# A whole run
+
+
+def test_what_a_run_leaves(tmp_path):
+    folder, told = tmp_path / "new" / "folder", []
+    history = start(folder, 12, report=told.append, optimizer="kfac", settings=OPTIMIZERS["kfac"])
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert told == []
+    assert not history.interrupted
+    steps, evaluations = lines(folder, "step"), lines(folder, "evaluation")
+    assert [line["k"] for line in steps] == list(range(1, 13))
+    assert [line["k"] for line in evaluations] == training.evaluation_steps(12)
+    # The same as training without a folder.
+    task = settings(settings=OPTIMIZERS["kfac"]).task()
+    plain = training.train(task.optimizer, task.weights, task.x, task.y, 12, task.schedule, 2,
+                           training.evaluation_steps(12), task.test)
+    assert final(folder)[0] == everything(plain.state)
+    assert final(folder)[1] == bits(plain.averaged) == bits(history.averaged)
+    for line, record in zip(steps, plain.records, strict=True):
+        for name in ("loss", "lambda_", "gamma", "alpha", "mu", "rho", "refreshed", "structure", "batch"):
+            value = getattr(record, name)
+            assert line[name] == (None if isinstance(value, float) and math.isnan(value) else value)
+    for line, e in zip(evaluations, plain.evaluations, strict=True):
+        assert replace(run.evaluation(line), seconds=0.0) == replace(e, seconds=0.0)
+    raw = [json.loads(line) for line in (folder / run.HISTORY).read_text().splitlines()]
+    assert run.records(folder) == [line for line in raw if line["kind"] == "step"]
+    assert run.records(folder)[0]["seconds"]["gradient"] > 0
+    content = json.loads((folder / run.SETTINGS).read_text())
+    assert Settings(**content["settings"]) == settings(settings=OPTIMIZERS["kfac"])
+    assert content["environment"]["numpy"] == np.__version__
+
+
+def test_records_are_on_the_disk_as_they_happen(tmp_path, monkeypatch):
+    step = kr.optimizers.SGD.step
+    seen = []
+
+    def look(self, state, x, y):
+        seen.append([line["k"] for line in lines(tmp_path, "step")])
+        return step(self, state, x, y)
+
+    monkeypatch.setattr(kr.optimizers.SGD, "step", look)
+    start(tmp_path, 4, optimizer="sgd")
+    assert seen == [list(range(1, k)) for k in range(1, 5)]
+
+
+def test_seconds_end_a_run(tmp_path):
+    history = start(tmp_path, seconds=0.03, every=0, optimizer="sgd")
+    assert history.seconds >= 0.03
+    with np.load(tmp_path / PREVIOUS) as file:                  # of the step before
+        assert json.loads(file["header"].item())["seconds"] < 0.03
+    assert len(lines(tmp_path, "step")) == history.state.k > 0
+    again = resume(tmp_path, seconds=0.05)
+    assert again.seconds >= 0.05
+    assert [line["k"] for line in lines(tmp_path, "step")] == list(range(1, again.state.k + 1))
+    assert start(tmp_path / "none", seconds=0).state.k == 0
+
+
+# Stopped, and gone on
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_in_parts_is_one_run_to_the_last_bit(tmp_path, optimizer, dtype):
+    what = {"optimizer": optimizer, "settings": OPTIMIZERS[optimizer], "dtype": dtype, "batch": "growing:40:9"}
+    start(tmp_path / "whole", 14, **what)
+    start(tmp_path / "parts", 1, **what)
+    for end in (3, 4, 8, 12, 14):
+        told = []
+        resume(tmp_path / "parts", end, report=told.append)
+        assert re.fullmatch(rf"continuing from {tmp_path}/parts/checkpoint\.npz at step \d+", *told)
+    assert final(tmp_path / "parts") == final(tmp_path / "whole")
+    assert without_last_evaluation(tmp_path / "parts", {12}) == lines(tmp_path / "whole")
+    assert {line["batch"] for line in lines(tmp_path / "whole", "step")} >= {40, 200}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_step_end_and_saves_it(tmp_path, monkeypatch, number):
+    start(tmp_path / "whole", 15)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 12, number)
+        history = start(tmp_path / "stopped", 15)
+    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    assert history.interrupted
+    assert history.state.k == 12
+    assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == FILES
+    assert not resume(tmp_path / "stopped", 15).interrupted
+    assert final(tmp_path / "stopped") == final(tmp_path / "whole")
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
+
+
+def test_a_second_signal_ends_at_once_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    start(tmp_path / "whole", 15)
+    start(tmp_path / "stopped", 9)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3, signal.SIGINT, signal.SIGINT)
+        history = resume(tmp_path / "stopped", 15)
+    assert history.interrupted
+    assert history.state.k == 11
+    told = []
+    resume(tmp_path / "stopped", 15, report=told.append)
+    assert told == [f"continuing from {tmp_path}/stopped/checkpoint.npz at step 9"]
+    assert final(tmp_path / "stopped") == final(tmp_path / "whole")
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
+
+
+def test_outside_of_the_main_thread_no_signal_is_caught(tmp_path):
+    done = []
+    thread = threading.Thread(target=lambda: done.append(start(tmp_path, 3)))
+    thread.start()
+    thread.join()
+    assert done[0].state.k == 3
+
+
+EVERY = list(range(1, 13))
+
+
+@pytest.mark.parametrize(("every", "saved"), [(0, EVERY), (1, EVERY), (2, EVERY[1::2]), (5, [5, 10, 12]), (1000, [12])])
+def test_a_checkpoint_is_written_every_so_many_seconds_and_at_the_end(tmp_path, monkeypatch, every, saved):
+    written, write = [], checkpoints.write
+
+    def note(folder, checkpoint, optimizer, asked):
+        written.append(checkpoint.state.k)
+        write(folder, checkpoint, optimizer, asked)
+
+    def one_second(self, state, x, y):
+        clock.now += 1
+        return step(self, state, x, y)
+
+    clock, step = SimpleNamespace(now=0), kr.optimizers.KFAC.step
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(kr.optimizers.KFAC, "step", one_second)
+    monkeypatch.setattr(checkpoints, "write", note)
+    start(tmp_path, 12, every=every)
+    assert written == saved
+
+
+def killed(folder, end=17, after=10, **more):
+    """Leave a folder as a process does that is killed: lines up to one step, the checkpoint of an earlier one."""
+    start(folder, after, **more)
+    early = {name: (folder / name).read_bytes() for name in (LAST,)}
+    resume(folder, end)
+    for name, content in early.items():
+        (folder / name).write_bytes(content)
+    (folder / PREVIOUS).unlink(missing_ok=True)
+    (folder / run.PICTURE).unlink()
+
+
+def check(folder, tmp_path, told, words=()):
+    """Resume, and compare with a run that was never stopped."""
+    start(tmp_path / "whole", 20)
+    resume(folder, 20, report=told.append)
+    for word in words:
+        assert any(re.search(word, text) for text in told), told
+    assert final(folder) == final(tmp_path / "whole")
+    steps = [line["k"] for line in lines(folder, "step")]
+    assert steps == sorted(set(steps))
+    return without_last_evaluation(folder, {10, 12, 14, 17}) == lines(tmp_path / "whole")
+
+
+def test_lines_after_the_checkpoint_are_written_anew(tmp_path):
+    killed(tmp_path / "run")
+    assert lines(tmp_path / "run", "step")[-1]["k"] == 17
+    assert check(tmp_path / "run", tmp_path, [], ["at step 10$"])
+
+
+@pytest.mark.parametrize("cut", [1, 2, 100])
+def test_a_torn_last_line_is_dropped(tmp_path, cut):
+    killed(tmp_path / "run")
+    path = tmp_path / "run" / run.HISTORY
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert check(tmp_path / "run", tmp_path, [])
+
+
+@pytest.mark.parametrize("tail", ['{"kind": "step", "k": 1', "null\n", "\x00\x00\x00", "[]\n", '{"kind": "step"}\n',
+                                  '{"k": 1}\n', "\n", '"text"\n'])
+def test_what_is_no_line_ends_the_history(tmp_path, tail):
+    killed(tmp_path / "run", after=10, end=12)
+    with (tmp_path / "run" / run.HISTORY).open("a") as file:
+        file.write(tail)
+    assert check(tmp_path / "run", tmp_path, [])
+
+
+def test_a_history_that_is_damaged_before_the_checkpoint_is_told(tmp_path):
+    killed(tmp_path / "run")
+    path = tmp_path / "run" / run.HISTORY
+    text = path.read_text().splitlines()
+    path.write_text("\n".join([*text[:7], "damaged", *text[7:]]) + "\n")
+    assert not check(tmp_path / "run", tmp_path, [], [r"history\.jsonl is damaged: its lines of the steps 4 to 10 are"])
+    path.unlink()
+    told = []
+    resume(tmp_path / "run", 22, report=told.append)
+    assert any("its lines of the steps 1 to 20 are lost" in text for text in told)
+    assert [line["k"] for line in lines(tmp_path / "run", "step")] == [21, 22]
+
+
+def test_without_a_checkpoint_it_begins_anew(tmp_path):
+    killed(tmp_path / "run")
+    (tmp_path / "run" / LAST).unlink()
+    assert check(tmp_path / "run", tmp_path, [], ["holds no checkpoint yet: beginning anew"])
+
+
+def with_previous(folder):
+    """Leave a checkpoint of step 12 that is not whole, and the one of step 10 before it."""
+    start(folder, 10)
+    resume(folder, 12)
+    (folder / LAST).write_bytes((folder / LAST).read_bytes()[:-1000])
+
+
+def test_the_previous_checkpoint_is_used_where_the_last_is_damaged(tmp_path):
+    with_previous(tmp_path / "run")
+    damaged = (tmp_path / "run" / LAST).read_bytes()
+    assert check(tmp_path / "run", tmp_path, [],
+                 [r"^not used: .*run/checkpoint\.npz is cut or damaged", r"previous\.npz at step 10$",
+                  r"kept the file that is not used as .*refused\.npz"])
+    assert (tmp_path / "run" / run.REFUSED).read_bytes() == damaged
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path, monkeypatch):
+    # The machine stops between the two renames of the first checkpoint after the one that was refused.
+    with_previous(tmp_path / "run")
+    rename = Path.replace
+
+    def stopped(self, target):
+        if self.name == f"{LAST}.part":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            resume(tmp_path / "run", 14)
+    assert check(tmp_path / "run", tmp_path, [], [r"previous\.npz at step 10$"])
+
+
+def test_between_the_two_renames_the_previous_one_is_used(tmp_path):
+    killed(tmp_path / "run")
+    (tmp_path / "run" / LAST).rename(tmp_path / "run" / PREVIOUS)
+    assert check(tmp_path / "run", tmp_path, [], [r"previous\.npz at step 10$"])
+
+
+def test_where_no_checkpoint_can_be_used_each_reason_is_told(tmp_path):
+    with_previous(tmp_path)
+    (tmp_path / PREVIOUS).write_bytes(b"")
+    told = []
+    with pytest.raises(ValueError, match=r"holds no checkpoint that can be used: .*checkpoint\.npz is cut or damaged"
+                                         r": .*; .*previous\.npz is cut or damaged: "):
+        resume(tmp_path, 20, report=told.append)
+    assert [text[:9] for text in told] == ["not used:"] * 2
+    assert not (tmp_path / run.REFUSED).exists()
+
+
+def test_checkpoints_of_other_settings_are_refused_by_name(tmp_path):
+    start(tmp_path, 3)
+    path = tmp_path / run.SETTINGS
+    path.write_text(path.read_text().replace('"seed": 2', '"seed": 5'))
+    with pytest.raises(ValueError, match="is of another setting seed: 2, where this run has 5"):
+        resume(tmp_path, 20)
+
+
+def test_another_machine_is_told(tmp_path, monkeypatch):
+    start(tmp_path, 3)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "17")
+    told = []
+    resume(tmp_path, 4, report=told.append)
+    assert any(text.startswith("the bits may differ from those of one long run: threads is 17, was ") for text in told)
+    assert len(told) == 2
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(("limits", "word"), [
+    ((None, None, 60), "give iterations or seconds: a run must know where to stop"),
+    ((0, None, 60), "iterations must be an integer of at least 1, got 0"),
+    ((None, -1, 60), "seconds must be at least 0, got -1"),
+    ((3, None, -1), "checkpoint-every must be at least 0, got -1")])
+def test_limits_are_refused_before_anything_is_made(tmp_path, limits, word):
+    with pytest.raises(ValueError, match=word):
+        run.start(settings(), tmp_path / "new", *limits)
+    assert not (tmp_path / "new").exists()
+    start(tmp_path / "old", 2)
+    with pytest.raises(ValueError, match=word):
+        run.resume(tmp_path / "old", *limits)
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path):
+    start(tmp_path, 3)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    word = "holds a run already: continue it with --resume .*, or choose another folder"
+    with pytest.raises(ValueError, match=word):
+        start(tmp_path, 3, seed=9)
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / LAST).unlink()                                              # steps are worth something as well
+    with pytest.raises(ValueError, match=word):
+        start(tmp_path, 3)
+
+
+def test_a_run_that_took_no_step_can_be_begun_again(tmp_path):
+    with pytest.raises(ValueError, match="x is a batch of 5, too small for tau1"):
+        start(tmp_path, 3, batch="5")
+    start(tmp_path, 3, batch="8")
+    assert [line["batch"] for line in lines(tmp_path, "step")] == [8, 8, 8]
+
+
+def test_data_that_do_not_fit_are_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(ValueError, match="net must have 64 outputs for the inputs of digits"):
+        start(tmp_path / "new", 3, net="64-8")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_without_a_run_or_with_a_damaged_one_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no run: there is no run\.json in it"):
+        resume(tmp_path, 3)
+    path = tmp_path / run.SETTINGS
+    for content in ("", "{", "[]", "{}", '{"settings": 3}', '{"settings": {"unknown": 1}}',
+                    '{"settings": {"net": "x"}}', '{"settings": {"data": 5}}'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"run\.json is damaged: "):
+            resume(tmp_path, 3)
+
+
+def test_other_data_are_refused(tmp_path, monkeypatch):
+    start(tmp_path, 3)
+    dataset = Settings.dataset
+    monkeypatch.setattr(Settings, "dataset", lambda self: replace(dataset(self), x=dataset(self).x[::-1]))
+    with pytest.raises(ValueError, match=r"data digits are not those that the run in .* began with"):
+        resume(tmp_path, 5)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning",
+                            "ignore:invalid value encountered:RuntimeWarning")
+def test_a_run_that_blows_up_says_when(tmp_path):
+    with pytest.raises(ValueError, match=r"the run blew up after step \d+ \(.* must be finite: .*\); there is no "
+                                         "checkpoint yet"):
+        start(tmp_path / "a", 50, optimizer="sgd", settings={"learning_rate": 1e200})
+    with pytest.raises(ValueError, match=r"the run blew up after step (\d+) \(.*; the checkpoint of step \1 is intact"):
+        start(tmp_path / "b", 50, every=0, optimizer="sgd", settings={"learning_rate": 1e200})
+
+
+# A disk that is full
+
+
+def full(*arguments, **more):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(("owner", "name", "words"), [
+    (np, "savez", r"cannot write to .*run \(No space left on device\); the checkpoint of step 10 is intact"),
+    (os, "fsync", r"cannot write .*run.history\.jsonl \(No space left on device\)"),
+    (Path, "replace", r"cannot write .*run.history\.jsonl \(No space left on device\)"),
+    (run._Recorder, "_line", r"cannot write to .*run \(No space.*; the checkpoint of step 10 is intact"),
+    (Figure, "savefig", r"cannot write .*run.history\.png \(No space .*; the checkpoint of step 14 is intact")])
+def test_a_full_disk_is_one_clear_line_and_the_checkpoint_is_intact(tmp_path, monkeypatch, capsys, owner, name, words):
+    start(tmp_path / "run", 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full)
+        assert cli.main(["train", "--resume", str(tmp_path / "run"), "--iterations", "14"]) == 1
+    error = capsys.readouterr().err
+    assert re.search(f"^kfac-ref: .*{words}$", error), error
+    assert error.count("\n") == 1
+    assert check(tmp_path / "run", tmp_path, [], [f"at step {14 if name == 'savefig' else 10}$"])
+
+
+LIMITED = """
+import contextlib, io, json, resource, signal, sys
+from kfac_ref import cli
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)               # a write over the limit is then an OSError
+for limit in map(int, sys.argv[3:]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    errors, told, folder = io.StringIO(), io.StringIO(), sys.argv[2].format(limit)
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        status = cli.main(["train", *json.loads(sys.argv[1]), folder])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    if "is intact" in errors.getvalue():
+        with contextlib.redirect_stdout(told):
+            assert cli.main(["train", "--resume", folder, "--iterations", "100"]) == 0
+    print(json.dumps([limit, status, errors.getvalue(), told.getvalue()]))
+"""
+
+
+@pytest.mark.slow
+def test_at_any_size_of_the_disk_a_run_ends_with_one_line_and_goes_on(tmp_path):
+    # 100 bytes do not hold the settings, 2000 not the first steps, 9000 not a checkpoint, 25000 not the later steps.
+    limits = (0, 100, 700, 2000, 9000, 25000)
+    options = ["--net", "64-3-64", "--batch", "40", "--optimizer", "sgd", "--set", "learning_rate=0.01",
+               "--iterations", "100", "--checkpoint-every", "0", "--out"]
+    done = subprocess.run([sys.executable, "-c", LIMITED, json.dumps(options), f"{tmp_path}/{{}}", *map(str, limits)],
+                          env=COMPLETE, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [limit for limit, *_ in outcomes] == list(limits)
+    intact = set()
+    for limit, status, error, told in outcomes:
+        assert status == 1, (limit, error)
+        assert error.count("\n") == 1
+        assert re.match(r"kfac-ref: \[Errno 27\] cannot write .*File too large", error), error
+        found = re.search(r"the checkpoint of step (\d+) is intact", error)
+        intact.add(bool(found))
+        assert not list((tmp_path / str(limit)).glob("*.part"))
+        if found:
+            folder = tmp_path / str(limit)
+            assert told.startswith(f"continuing from {folder}/checkpoint.npz at step {found[1]}\n")
+            assert [line["k"] for line in lines(folder, "step")] == list(range(1, 101))
+    assert intact == {True, False}
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert cli.main(["train", "--iterations", "3", "--net", "64-3-64", "--out", str(folder)]) == 1
+        assert re.fullmatch(r"kfac-ref: \[Errno \d+\] [\w ]+: '.*file.*'\n", capsys.readouterr().err)
+
+
+def test_a_small_file_is_never_half_there(tmp_path, monkeypatch):
+    path = tmp_path / "small"
+    script.write_whole(path, "before")
+    for owner, name in ((os, "fsync"), (Path, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full)
+            with pytest.raises(OSError, match=r"cannot write .*small \(No space left on device\)"):
+                script.write_whole(path, "after")
+        assert path.read_text() == "before"
+        assert [file.name for file in tmp_path.iterdir()] == ["small"]
+    script.write_whole(path, "after")
+    assert path.read_text() == "after"
+
+
+# The command line
+
+
+def test_the_command_runs_and_goes_on(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "with space"
+    options = "--net 64-3-64 --batch 40 --seed 2 --set T1=2 --set T2=6 --set T3=3 --dtype float32 --weight-decay 0"
+    assert cli.main(["train", *options.split(), "--iterations", "6", "--out", str(out)]) == 0
+    printed, error = capsys.readouterr()
+    assert error == ""
+    first, second, third, fourth = printed.splitlines()
+    assert first == "kfac on digits, 64-3-64 (451 parameters), batch 40, float32, seed 2"
+    assert re.fullmatch(r"6 steps in \d+\.\d\d s \(evaluation left out\), \S+ ms a step", second)
+    assert re.fullmatch(r"at step 6: loss \S+, training error \S+ \(of the averaged iterate \S+\), held-out error \S+",
+                        third)
+    assert fourth == f"wrote history.jsonl, history.png, checkpoint.npz and run.json to {out}/"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3, signal.SIGTERM)
+        assert cli.main(["train", "--resume", str(out), "--seconds", "100"]) == 130
+    printed, error = capsys.readouterr()
+    assert printed.startswith(f"continuing from {out}/checkpoint.npz at step 6\nkfac on digits")
+    assert error == f"interrupted after step 9; continue with: kfac-ref train --resume '{out}' --seconds 100\n"
+    assert cli.main(["train", "--resume", str(out), "--iterations", "12", "--checkpoint-every", "0"]) == 0
+    start(tmp_path / "whole", 12, dtype="float32", weight_decay=0.0, settings={"T1": 2, "T2": 6, "T3": 3})
+    assert final(out) == final(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("options", "word"), [
+    ("--out {}", "give iterations or seconds: a run must know where to stop"),
+    ("--out {} --iterations 0", "iterations must be an integer of at least 1, got 0"),
+    ("--out {} --iterations 3 --data iris", "data must be digits, curves or mnist:FOLDER, got 'iris'"),
+    ("--out {} --iterations 3 --data digits:", "data must be digits, curves or mnist:FOLDER, got 'digits:'"),
+    ("--out {} --iterations 3 --data mnist:/nowhere", "folder /nowhere does not hold t10k-images-idx3-ubyte"),
+    ("--out {} --iterations 3 --net small", "net must be one of .*, or widths such as 64-32-10; got 'small'"),
+    ("--out {} --iterations 3 --net 32-3-32", r"net takes inputs of width 32, and digits has 64 \(give --net"),
+    ("--out {} --iterations 3 --optimizer lbfgs", "optimizer must be one of adam, kfac, .*; got 'lbfgs'"),
+    ("--out {} --iterations 3 --set T9=1", "a setting of kfac must be one of T1, T2, T3, .*; got 'T9'"),
+    ("--out {} --iterations 3 --set T1=0", "T1 must be an integer of at least 1, got 0"),
+    ("--out {} --iterations 3 --set T1", "--set must be NAME=VALUE with a number, true, false or null, got 'T1'"),
+    ("--out {} --iterations 3 --set T1=x", "--set must be NAME=VALUE with .*, got 'T1=x'"),
+    ("--out {} --iterations 3 --set T1=[1]", "--set must be NAME=VALUE with .*, got 'T1=.1.'"),
+    ("--out {} --iterations 3 --batch 201", r"batch must be 1\.\.200 examples, got 201"),
+    ("--out {} --iterations 3 --batch many", "batch must be a number, full, growing or growing:FIRST:STEP, got 'many'"),
+    ("--resume {}", "give iterations or seconds"),
+    ("--resume {} --iterations 3", "holds no run: there is no run.json in it"),
+    ("--resume {} --iterations 3 --seed 0", "--seed cannot be given with --resume: a run keeps its settings"),
+    ("--resume {} --iterations 3 --weight-decay 0", "--weight-decay cannot be given with --resume"),
+    ("--resume {} --iterations 3 --set T1=2", "--set cannot be given with --resume")])
+def test_what_the_command_refuses_is_one_clear_line(tmp_path, capsys, options, word):
+    assert cli.main(["train", *options.format(tmp_path / "new").split()]) == 1
+    printed, error = capsys.readouterr()
+    assert printed == ""
+    assert re.fullmatch(f"kfac-ref: .*{word}.*\n", error), error
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("options", ["", "--out a --resume b", "--out a --iterations x", "--iterations 3"])
+def test_wrong_usage(options, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", *options.split()])
+    assert ended.value.code == 2
+    assert "usage: kfac-ref train" in capsys.readouterr().err
+
+
+def test_values_of_settings():
+    read = {text: cli._setting(text) for text in ("a=1", "a=0.5", "a=true", "a=null", "a=1e3", "a=-2")}
+    assert [value for _, value in read.values()] == [1, 0.5, True, None, 1000.0, -2]
+    assert {name for name, _ in read.values()} == {"a"}
+
+
+def test_the_picture_is_drawn_and_says_what_the_run_came_to(tmp_path, monkeypatch):
+    drawn = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: drawn.append(self) or savefig(self, path))
+    start(tmp_path, 5)
+    history = resume(tmp_path, 7)
+    assert (tmp_path / run.PICTURE).read_bytes().startswith(b"\x89PNG")
+    text = " ".join(drawn[1].get_supxlabel().split())
+    assert text.startswith(f"kfac on digits, batch 40, seed 2, float64: 7 steps in {history.seconds:.1f} s; training "
+                           f"error {history.evaluations[-1].error:.4g} (")
+    assert len(drawn[1].axes[2].lines[0].get_xdata()) == 7                  # the steps before the checkpoint as well
+
+
+# Real processes
+
+
+def train(*arguments, **more):
+    """Begin ``kfac-ref train`` in a process of its own."""
+    return subprocess.Popen([sys.executable, "-m", "kfac_ref", "train", *map(str, arguments)], env=COMPLETE, cwd=ROOT,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+
+
+def wait_for(folder, growth=1):
+    """Wait until a run has recorded more."""
+    path = folder / run.HISTORY
+    before, deadline = path.stat().st_size if path.exists() else 0, time.monotonic() + 60
+    while not path.exists() or path.stat().st_size < before + growth:
+        assert time.monotonic() < deadline, "no step was recorded"
+        time.sleep(0.005)
+
+
+LONG = ["--net", "64-8-64", "--batch", "100", "--set", "T3=5", "--dtype", "float32"]
+UNTIL = ["--iterations", "400", "--checkpoint-every", "0.03"]
+
+
+def same(folder, other):
+    """Assert that two finished runs of the whole digits are the same in every bit and line."""
+    with np.load(folder / LAST) as a, np.load(other / LAST) as b:
+        assert a.files == b.files
+        for name in a.files:
+            if name != "header":
+                assert a[name].tobytes() == b[name].tobytes()
+        heads = [json.loads(file["header"].item()) | {"seconds": 0} for file in (a, b)]
+    assert heads[0] == heads[1]
+    assert lines(folder) == lines(other)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_goes_on_to_the_same_bits(tmp_path):
+    folder, whole = tmp_path / "run", train(*LONG, *UNTIL, "--out", tmp_path / "whole")
+    outcomes = []
+    for place in ([*LONG, "--out"], ["--resume"], ["--resume"]):
+        with train(*UNTIL, *place, folder) as process:
+            wait_for(folder)
+            time.sleep(random.uniform(0, 0.1))
+            process.kill()
+        outcomes.append(process.returncode)
+    assert -signal.SIGKILL in outcomes
+    with (folder / run.HISTORY).open("a") as file:
+        file.write('{"kind": "step", "k": 99')
+    # And once it is asked to end: then nothing is lost.
+    with train(*UNTIL, "--resume", folder) as process:
+        wait_for(folder)
+        process.send_signal(signal.SIGTERM)
+        printed, error = process.communicate()
+    assert printed.startswith(("continuing from", f"{folder} holds no checkpoint yet"))
+    assert process.returncode == 130
+    k = re.fullmatch(rf"interrupted after step (\d+); continue with: kfac-ref train --resume {folder} "
+                     r"--iterations 400\n", error)[1]
+    with train(*UNTIL, "--resume", folder) as process:
+        printed, error = process.communicate()
+    assert (process.returncode, error) == (0, "")
+    assert printed.startswith(f"continuing from {folder}/checkpoint.npz at step {k}\n")
+    with whole:
+        assert whole.communicate()[1] == ""
+    same(folder, tmp_path / "whole")
