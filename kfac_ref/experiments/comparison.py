@@ -430,8 +430,7 @@ def read(path: Path) -> Comparison:
         raise ValueError(f"{path} is no JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("methods"), dict):
         raise ValueError(f'{path} must hold an object with "methods"')
-    own = {f.name for f in fields(Settings)} - {"optimizer", "settings", "batch", "seed"}
-    base = {name: content.pop(name) for name in own & set(content)}
+    base = {name: content.pop(name) for name in _common(Settings) if name in content}
     methods = content.pop("methods")
     if isinstance(base.get("data"), str) and ":" in base["data"]:
         kind, _, folder = base["data"].partition(":")
@@ -440,23 +439,29 @@ def read(path: Path) -> Comparison:
     rest: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
     try:
         made = {name: _made(Method, method, f"method {name!r}: ") for name, method in methods.items()}
-        return _made(Comparison, {"base": Settings(**base), "methods": made, **rest})
+        return _made(Comparison, {"methods": made, **rest}, base=Settings(**base))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _made(kind: type[Any], content: Any, where: str = "") -> Any:
+def _common(settings: Any) -> list[str]:
+    """Return the names of the settings that all methods of a comparison have in common."""
+    return [f.name for f in fields(settings) if f.name not in ("optimizer", "settings", "batch", "seed")]
+
+
+def _made(kind: type[Any], content: Any, where: str = "", **given: Any) -> Any:
     """Return a value of that kind, or say which of its fields are missing, unknown or out of range."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{where}must be an object, got {content!r}")
-    required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
-    known = [f.name for f in fields(kind)]
-    missing, unknown = [n for n in required if n not in content], [n for n in content if n not in known]
+    asked = [f for f in fields(kind) if f.name not in given]
+    missing = [f.name for f in asked if f.default is f.default_factory is MISSING and f.name not in content]
+    known = [f.name for f in asked] + [name for value in given.values() for name in _common(value)]
+    unknown = [name for name in content if name not in known]
     if missing or unknown:
         raise ValueError(where + "; ".join([f"{name} is missing" for name in missing] + [
             f"{name} is not known (there are {', '.join(known)})" for name in unknown]))
     try:
-        return kind(**content)
+        return kind(**content, **given)
     except ValueError as error:
         raise ValueError(f"{where}{error}") from None
 
