@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-#: The tests of identities; whole runs and pictures are left out, since they say little about where a mistake is.
+#: The tests of identities, and those of what surrounds a run; the demo and pictures are left out, since they say
+#: little about where a mistake is.
 IDENTITIES = ("network", "likelihoods", "params", "model", "kronecker", "fisher", "hessian", "factors", "damping",
               "structures", "exactness", "family", "estimators", "quadratic_model", "covariance", "budget",
-              "invariance", "kfac", "baselines")
+              "invariance", "kfac", "baselines", "training", "checkpoints", "settings", "run", "comparison")
 
 
 @dataclass(frozen=True)
@@ -308,6 +309,75 @@ MUTANTS = (
     Mutant("centred whitening by the second moment", "invariance", "analysis/invariance.py",
            "A[:-1, :-1] - np.outer(mean, mean)",
            "A[:-1, :-1]"),
+    Mutant("batches that begin with the first after a resume", "training", "training.py",
+           "start += schedule(k) % N",
+           "start += 0"),
+    Mutant("averaged iterate that starts afresh at a resume", "training", "training.py",
+           "keep = min(1 - 1 / k, xi)",
+           "keep = min(1 - 1 / (k - done), xi)"),
+    Mutant("checkpoint without the kept curvature", "checkpoints", "checkpoints.py",
+           "if optimizer.refresh_is_due(k + 1):",
+           "if True:"),
+    Mutant("kept curvature made again from the present average", "checkpoints", "checkpoints.py",
+           'RunningAverage(state.average.ceiling, 1, source.get("factors"))',
+           "state.average"),
+    Mutant("checkpoint written over the last one", "checkpoints", "checkpoints.py",
+           "        if last.exists():\n            last.replace(folder / PREVIOUS)\n",
+           ""),
+    Mutant("checkpoint renamed before it is forced to the disk", "checkpoints", "checkpoints.py",
+           "            os.fsync(file.fileno())\n        if last",
+           "        if last"),
+    Mutant("checkpoint of other settings taken", "checkpoints", "checkpoints.py",
+           'header["settings"].get(name), settings.get(name))',
+           "settings.get(name), settings.get(name))"),
+    Mutant("damage that only some errors tell of", "checkpoints", "checkpoints.py",
+           "    except Exception as error:              # a damaged head makes",
+           "    except (OSError, EOFError, ValueError) as error:    # a damaged head makes"),
+    Mutant("arrays that stand twice told apart by their values", "checkpoints", "checkpoints.py",
+           "if a is value), len(arrays))",
+           "if a.size == value.size), len(arrays))"),
+    Mutant("lines after the checkpoint kept", "run", "experiments/run.py",
+           'if k and line["k"] <= k]',
+           "if k]"),
+    Mutant("history that a torn line does not end", "run", "experiments/run.py",
+           "        except (json.JSONDecodeError, KeyError, TypeError):\n            break",
+           "        except (json.JSONDecodeError, TypeError):\n            break"),
+    Mutant("stopped in the middle of a step", "run", "experiments/run.py",
+           "        if len(asked) > 1:\n            raise KeyboardInterrupt",
+           "        raise KeyboardInterrupt"),
+    Mutant("refused checkpoint that takes the place of the whole one", "run", "experiments/run.py",
+           "(folder / checkpoints.LAST).replace(folder / REFUSED)",
+           "pass"),
+    Mutant("run resumed on other data", "run", "experiments/run.py",
+           'if _digest(task) != content.get("data_sha256"):',
+           "if False:"),
+    Mutant("BLAS threads left out of the environment", "checkpoints", "environment.py",
+           'os.environ.get("OPENBLAS_NUM_THREADS", "not set")',
+           '"not set"'),
+    Mutant("weights of the first seed whatever the seed", "settings", "experiments/settings.py",
+           "np.random.default_rng(self.seed)",
+           "np.random.default_rng(0)"),
+    Mutant("code layer that is not linear", "settings", "experiments/settings.py",
+           '(*units, "identity", *units)',
+           '(*units, "logistic", *units)'),
+    Mutant("growing batches whatever the numbers", "settings", "experiments/settings.py",
+           "return training.growing(N, first, full_at)",
+           "return training.growing(N)"),
+    Mutant("tuned on the seeds that are reported", "comparison", "experiments/comparison.py",
+           "for seed in comparison.tuning_seeds]",
+           "for seed in comparison.seeds]"),
+    Mutant("kept result of any settings taken", "comparison", "experiments/comparison.py",
+           "-{digest[:8]}.json",
+           ".json"),
+    Mutant("interrupted run kept as a result", "comparison", "experiments/comparison.py",
+           "    if history.interrupted:\n        raise KeyboardInterrupt\n    return history",
+           "    return history"),
+    Mutant("file that is half there after a full disk", "run", "experiments/script.py",
+           'part = path.with_name(path.name + ".part")',
+           "part = path"),
+    Mutant("no-op: hash of settings written otherwise", "", "checkpoints.py",
+           "    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()",
+           "    return hashlib.sha256(json.dumps(settings, sort_keys=True, indent=1).encode()).hexdigest()"),
     Mutant("no-op: chunks of another size", "", "fisher.py",
            "CHUNK_BYTES = 128 * 2**20",
            "CHUNK_BYTES = 2**14"),
@@ -340,7 +410,8 @@ def run(mutant: Mutant, identities: tuple[str, ...] = IDENTITIES) -> Counter[str
                              f"{mutant.file}: {mutant.right!r}")
         path.write_text(text.replace(mutant.right, mutant.wrong))
         tests = [f"tests/test_{name}.py" for name in identities]
-        command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", *tests]
+        command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-m", "not slow",
+                   *tests]
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "KFAC_REF_HYPOTHESIS": "mutants", "COLUMNS": "200",
                                     "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
