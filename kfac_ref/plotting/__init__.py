@@ -9,8 +9,9 @@ from .covariance import error_as_covariance
 from .curves import Curve, convergence, cost, lines, run
 from .matrices import block_structure, fisher_rows, matrix_rows, pooled
 from .panels import Panel, side_by_side, with_one_legend
+from .ranges import Rows, ranges
 from .style import COLOURS, DASHES, MARKERS, STYLE, caption, style
 
-__all__ = ["COLOURS", "DASHES", "MARKERS", "STYLE", "Curve", "Panel", "block_structure", "caption", "convergence",
-           "cost", "error_as_covariance", "error_budget", "fisher_rows", "grouped_bars", "lines", "matrix_rows",
-           "pooled", "run", "side_by_side", "style", "with_one_legend"]
+__all__ = ["COLOURS", "DASHES", "MARKERS", "STYLE", "Curve", "Panel", "Rows", "block_structure", "caption",
+           "convergence", "cost", "error_as_covariance", "error_budget", "fisher_rows", "grouped_bars", "lines",
+           "matrix_rows", "pooled", "ranges", "run", "side_by_side", "style", "with_one_legend"]
