@@ -3,12 +3,12 @@
     python figures/safeguards.py [--quick] [--pdf] [--out DIR]
 
 The docstring of `KFAC` has a table of what the paper sets and what this package sets. Here the digits autoencoder is
-trained with the demo's settings ("K-FAC, m = 500"), and with one setting changed at a time, over five seeds that all
-share their weights, batches and samples; in float32, which halves the time. A second group has batches of 60 cases,
-where a part tau2 of the batch is so few cases that the exact F on them is no longer that of the batch, and a step can
-explode. The rule of `undo` looks at every fifth step (T1) alone, and takes a step back where h rises by more than M
-promised that it would fall (rho < -1). So it is tried with a look at every step as well, and with any rise taken back
-(undo = 0).
+trained with the demo's settings ("K-FAC, m = 500"; lambda_0, tau1 and T3 are tuned for the full algorithm, which
+favours it), and with one setting changed at a time, over five seeds that share their weights, batches and samples; in
+float32, which halves the time. A second group has batches of 60 cases, where a part tau2 of the batch is so few cases
+that the exact F on them is no longer that of the batch, and a step can explode. The rule of `undo` looks at every
+fifth step (T1) alone, and takes a step back where h rises by more than M promised that it would fall (rho < -1). So it
+is tried with a look at every step as well, and with any rise taken back (undo = 0).
 
 Left: the error after a fixed number of iterations, median and range over seeds, for each setting. Right: lambda and
 gamma along the run. h is measured after each step on the same 200 training cases; its largest single rise is in the
@@ -175,7 +175,8 @@ def spread(numbers: Mapping[str, Mapping[str, Any]]) -> str:
         names = [f"[{name}] {n['error_median']:.2f}" for name, n in within if n[key] == S]
         if names and S > 1:
             parts.append(f"within it, but {word} on each of the {S} seeds: " + ", ".join(names))
-    rest = [f"[{name}]" for name, n in within if S == 1 or S not in (n["seeds_worse_than_full"], n["seeds_better_than_full"])]
+    rest = [f"[{name}]" for name, n in within
+            if S == 1 or S not in (n["seeds_worse_than_full"], n["seeds_better_than_full"])]
     if rest:
         parts.append("within it, now better and now worse: " + ", ".join(rest))
     return "; ".join(parts)
