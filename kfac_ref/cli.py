@@ -153,7 +153,10 @@ def _experiment(arguments: argparse.Namespace) -> int:
     out = arguments.out or arguments.file.with_suffix("")
     asked = comparison.read(arguments.file)
     _check_writable(out)
-    comparison.run_all(asked, out, functools.partial(print, flush=True))
+    try:
+        comparison.run_all(asked, out, functools.partial(print, flush=True))
+    except ValueError as error:
+        raise ValueError(f"{arguments.file}: {error}") from error
     return 0
 
 

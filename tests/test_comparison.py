@@ -28,6 +28,11 @@ CONTENT = {
 
 
 @pytest.fixture(autouse=True)
+def run_file(path, out, report=print):
+    """Run the comparison in a file, as the command line does."""
+    return comparison.run_all(comparison.read(path), out, report)
+
+
 def few(monkeypatch, request):
     """Measure on a few digits."""
     dataset = Settings.dataset
@@ -109,7 +114,7 @@ def test_a_comparison_from_the_command_line(tmp_path, capsys, monkeypatch):
 
 
 def test_its_runs_are_those_of_training_alone(tmp_path, undrawn):
-    histories = comparison.run_file(write(tmp_path / "a.json"), tmp_path / "a", lambda text: None)
+    histories = run_file(write(tmp_path / "a.json"), tmp_path / "a", lambda text: None)
     numbers = json.loads((tmp_path / "a" / "comparison.json").read_text())
     for name, asked in CONTENT["methods"].items():
         for seed, history in zip(CONTENT["seeds"], histories[name], strict=True):
@@ -122,7 +127,7 @@ def test_its_runs_are_those_of_training_alone(tmp_path, undrawn):
 
 
 def test_the_chosen_settings_have_the_best_score(tmp_path, undrawn):
-    comparison.run_file(write(tmp_path / "a.json"), tmp_path / "a", lambda text: None)
+    run_file(write(tmp_path / "a.json"), tmp_path / "a", lambda text: None)
     found = json.loads((tmp_path / "a" / "comparison.json").read_text())["methods"]["K-FAC, m = 40"]
     for trial in found["trials"]:
         scores = []
@@ -138,7 +143,7 @@ def test_the_chosen_settings_have_the_best_score(tmp_path, undrawn):
 @pytest.mark.parametrize("at", [1, 3, 5, 7])
 def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, capsys, monkeypatch, undrawn, at):
     path = write(tmp_path / "a.json")
-    comparison.run_file(path, tmp_path / "whole", lambda text: None)
+    run_file(path, tmp_path / "whole", lambda text: None)
     train, left = training.train, iter(range(at - 1))
 
     def interrupted(*arguments, **more):
@@ -154,24 +159,24 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, capsys, monkey
     done = {file: file.read_bytes() for file in (tmp_path / "parts" / "results").iterdir()}
     assert len(done) == at - 1
     made = counted(monkeypatch)
-    comparison.run_file(path, tmp_path / "parts", lambda text: None)
+    run_file(path, tmp_path / "parts", lambda text: None)
     assert len(made) == 8 - len(done)
     assert all(file.read_bytes() == content for file, content in done.items())
     assert plain(tmp_path / "parts") == plain(tmp_path / "whole")
     # And nothing is run again that is done.
     made.clear()
-    comparison.run_file(path, tmp_path / "parts", lambda text: None)
+    run_file(path, tmp_path / "parts", lambda text: None)
     assert made == []
 
 
 def test_only_what_a_changed_file_asks_for_anew_is_run(tmp_path, monkeypatch, undrawn):
     path, out = tmp_path / "a.json", tmp_path / "a"
-    comparison.run_file(write(path), out, lambda text: None)
+    run_file(write(path), out, lambda text: None)
     made = counted(monkeypatch)
-    comparison.run_file(write(path, changed(seeds=[0, 1, 2], levels=[3], title="Another")), out, lambda text: None)
+    run_file(write(path, changed(seeds=[0, 1, 2], levels=[3], title="Another")), out, lambda text: None)
     assert [seed for *_, seed, _ in made] == [2, 2]
     made.clear()
-    comparison.run_file(write(path, changed(dtype="float32")), out, lambda text: None)
+    run_file(write(path, changed(dtype="float32")), out, lambda text: None)
     assert len(made) == 8
 
 
@@ -186,12 +191,12 @@ def test_a_relative_folder_is_taken_from_the_file(tmp_path):
 def test_what_blew_up_is_not_chosen_and_not_run_again(tmp_path, monkeypatch, undrawn, capsys):
     asked = {"optimizer": "sgd", "batch": "full", "iterations": 12, "grid": {"learning_rate": [1e200, 0.01]}}
     path, out = write(tmp_path / "a.json", changed(methods={"SGD": asked})), tmp_path / "a"
-    comparison.run_file(path, out, lambda text: None)
+    run_file(path, out, lambda text: None)
     found = json.loads((out / "comparison.json").read_text())["methods"]["SGD"]
     assert found["settings"] == {"learning_rate": 0.01}
     assert [trial["score"] is None for trial in found["trials"]] == [True, False]
     made = counted(monkeypatch)
-    comparison.run_file(path, out, lambda text: None)
+    run_file(path, out, lambda text: None)
     assert made == []
     # All of them: one clear line, the same at the second time.
     write(path, changed(methods={"SGD": asked | {"grid": {"learning_rate": [1e200, 1e201]}}}))
@@ -204,7 +209,7 @@ def test_what_blew_up_is_not_chosen_and_not_run_again(tmp_path, monkeypatch, und
 
 def test_a_damaged_result_is_named(tmp_path, capsys, undrawn):
     path = write(tmp_path / "a.json")
-    comparison.run_file(path, tmp_path / "a", lambda text: None)
+    run_file(path, tmp_path / "a", lambda text: None)
     result = min((tmp_path / "a" / "results").iterdir())
     for text in ("", '{"evaluations": [{}]}', "[]", '{"evaluations": 3}'):
         result.write_text(text)
@@ -278,14 +283,14 @@ def test_an_error_of_none_has_a_score():
     (method(grid={"T3": 5}), "method 'K': grid must give a list of values for T3, got 5"),
     (method(grid={"T3": []}), r"method 'K': grid must give a list of values for T3, got \[\]"),
     (method(grid={"T3": [5, 0]}), "method 'K': T3 must be an integer of at least 1, got 0"),
-    (changed(methods={str(k): CONTENT["methods"]["SGD, all"] for k in range(8)}), "methods must be at most 7, as many"),
+    (changed(methods={str(k): CONTENT["methods"]["SGD, all"] for k in range(15)}), "methods must be at most 14, as many"),
     (changed(net="64-3-8"), "method 'K-FAC, m = 40': net must have 64 outputs for the inputs of digits"),
     (method(batch="121"), r"method 'K': batch must be 1\.\.120 examples, got 121")])
 def test_a_bad_file_is_one_clear_line_that_names_file_and_field(tmp_path, capsys, monkeypatch, content, word):
     made = counted(monkeypatch)
     path = write(tmp_path / "bad.json", content)
     with pytest.raises(ValueError, match=word):
-        comparison.run_file(path, tmp_path / "out")
+        run_file(path, tmp_path / "out")
     assert cli.main(["experiment", str(path)]) == 1
     printed, error = capsys.readouterr()
     assert printed == ""
@@ -312,7 +317,7 @@ def test_an_out_that_cannot_be_written_is_told_before_anything_is_run(tmp_path, 
 
 
 def test_as_many_methods_as_colours_can_be_drawn():
-    methods = {str(k): Method("sgd", "full", 3, {}) for k in range(len(plotting.COLOURS))}
+    methods = {str(k): Method("sgd", "full", 3, {}) for k in range(len(plotting.LOOKS))}
     found = Comparison("Seven", Settings(net="64-3-64"), methods, (1.0,), seeds=(0,))
     evaluations = [training.Evaluation(k, k, 1.0, 1 / k, 1.0, 1.0, 1.0, 1.0) for k in (1, 2, 3)]
     comparison.figure({name: [training.History(None, (), evaluations=evaluations)] for name in methods},
