@@ -27,12 +27,12 @@ CONTENT = {
                              "settings": {"learning_rate": 0.01}}}}
 
 
-@pytest.fixture(autouse=True)
 def run_file(path, out, report=print):
     """Run the comparison in a file, as the command line does."""
     return comparison.run_all(comparison.read(path), out, report)
 
 
+@pytest.fixture(autouse=True)
 def few(monkeypatch, request):
     """Measure on a few digits."""
     dataset = Settings.dataset
@@ -69,9 +69,9 @@ def counted(monkeypatch):
     """Note each run that is really made: optimizer, settings, seed, iterations."""
     made, run = [], comparison.run
 
-    def note(compared, method, settings, seed, data=None, iterations=None, name="training"):
+    def note(compared, method, settings, seed, data=None, iterations=None, name="training", evaluate_at=None):
         made.append((method.optimizer, dict(settings), seed, iterations))
-        return run(compared, method, settings, seed, data, iterations, name)
+        return run(compared, method, settings, seed, data, iterations, name, evaluate_at)
 
     monkeypatch.setattr(comparison, "run", note)
     return made
@@ -203,7 +203,7 @@ def test_what_blew_up_is_not_chosen_and_not_run_again(tmp_path, monkeypatch, und
     for _ in range(2):
         assert cli.main(["experiment", str(path)]) == 1
         error = capsys.readouterr().err
-        assert error.startswith("kfac-ref: SGD with {'learning_rate': 1e+200} and seed 0 blew up")
+        assert error.startswith(f"kfac-ref: {path}: SGD with {{'learning_rate': 1e+200}} and seed 0 blew up")
         assert error.count("\n") == 1
 
 
@@ -283,7 +283,8 @@ def test_an_error_of_none_has_a_score():
     (method(grid={"T3": 5}), "method 'K': grid must give a list of values for T3, got 5"),
     (method(grid={"T3": []}), r"method 'K': grid must give a list of values for T3, got \[\]"),
     (method(grid={"T3": [5, 0]}), "method 'K': T3 must be an integer of at least 1, got 0"),
-    (changed(methods={str(k): CONTENT["methods"]["SGD, all"] for k in range(15)}), "methods must be at most 14, as many"),
+    (changed(methods={str(k): CONTENT["methods"]["SGD, all"] for k in range(15)}),
+     "methods must be at most 14, as many"),
     (changed(net="64-3-8"), "method 'K-FAC, m = 40': net must have 64 outputs for the inputs of digits"),
     (method(batch="121"), r"method 'K': batch must be 1\.\.120 examples, got 121")])
 def test_a_bad_file_is_one_clear_line_that_names_file_and_field(tmp_path, capsys, monkeypatch, content, word):
