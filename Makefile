@@ -40,9 +40,10 @@ lint: $(VENV)/lint  ## ruff, mypy and numpydoc
 	$(BIN)/mypy
 	$(BIN)/numpydoc lint $$(git ls-files 'kfac_ref/*.py')
 
-bench: $(VENV)/run  ## time one step against its bare BLAS and LAPACK calls, and the family against each other
+bench: $(VENV)/run  ## time one step against its bare BLAS calls, the family, and other implementations if installed
 	$(BIN)/python tests/bench/step.py
 	$(BIN)/python tests/bench/family.py
+	$(BIN)/python tests/bench/peers.py
 
 # The convergence is drawn from its committed runs; the plateau alone has none.
 LONG := figures/plateau.py

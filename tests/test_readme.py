@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,9 @@ def test_the_files_that_it_names_are_there(path: str) -> None:
     assert (ROOT / path).exists() or (ROOT / "kfac_ref" / path).exists()
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README))))
-def test_its_pictures_are_there(path: str) -> None:
-    assert (ROOT / path).read_bytes().startswith(b"\x89PNG")
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"!\[[^\]]*\]\(([^)]+)\)|<img src=\"([^\"]+)\"", README))))
+def test_its_pictures_are_there(path: tuple[str, str]) -> None:
+    assert (ROOT / "".join(path)).read_bytes().startswith(b"\x89PNG")
 
 
 def test_its_table_is_that_of_the_committed_run() -> None:
@@ -51,3 +52,13 @@ def test_its_table_is_that_of_the_committed_run() -> None:
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"make (\w+)  |`make (\w+)`", README))))
 def test_its_targets_are_in_the_makefile(target: tuple[str, str]) -> None:
     assert re.search(rf"^{''.join(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_every_figure_is_in_the_gallery_with_its_command() -> None:
+    for script in sorted((ROOT / "figures").glob("*.py")):
+        assert script.stem == "demo" or f"`python figures/{script.name}`" in README
+
+
+def test_the_findings_are_written_from_the_numbers_beside_the_figures() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "what_we_found.py"))["page"]
+    assert (ROOT / "docs" / "what_we_found.md").read_text() == page()
