@@ -67,16 +67,18 @@ def run(plan: Plan, seed: int, data: datasets.Dataset) -> dict[str, list[float]]
     """Train once; return steps, errors, variances of the output, and lambda and gamma where there are any."""
     task = replace(plan.settings, seed=seed).task(data)
     x = task.x[:CASES]
+    spread = x.var(axis=0, dtype=np.float64).sum()
     steps = frozenset(training.evaluation_steps(plan.iterations, SPACING)[1:])
     found: dict[str, list[float]] = {"k": [], "error": [], "variance": [], "lambda_": [], "gamma": []}
 
     def look(history: training.History) -> None:
         if history.state.k in steps:
             at = task.model.at(history.state.weights, x)
-            images = (1 + np.tanh(at.z / 2)) / 2                        # the means of the Bernoulli outputs
+            # The means of the Bernoulli outputs; in float64, or rounding in `var` would hide a variance of 1e-10.
+            images = (1 + np.tanh(at.z.astype(np.float64) / 2)) / 2
             found["k"].append(history.state.k)
             found["error"].append(at.error(x))
-            found["variance"].append(float(images.var(axis=0).sum() / x.var(axis=0).sum()))
+            found["variance"].append(float(images.var(axis=0).sum() / spread))
             for name in ("lambda_", "gamma"):
                 found[name].append(getattr(history.records[-1], name, math.nan))
 
@@ -99,7 +101,8 @@ def in_words(left: Sequence[float], iterations: int) -> str:
         return f"not within {iterations} iterations ({len(left)} seed{'s' * (len(left) > 1)})"
     spread = f"{there[0]:g}" if there[0] == there[-1] else f"{there[0]:g} to {there[-1]:g}"
     if len(there) < len(left):
-        return f"after {spread} iterations in {len(there)} of {len(left)} seeds, not within {iterations} in the others"
+        return (f"after {spread} iterations in {len(there)} of {len(left)} seeds, not within {iterations} in the other"
+                + "s" * (len(left) - len(there) > 1))
     return f"after {spread} iterations ({len(left)} seed{'s' * (len(left) > 1)})"
 
 
@@ -112,6 +115,11 @@ def report(runs: Mapping[str, Sequence[Mapping[str, list[float]]]], plans: Mappi
             for rows in runs.values() for r in rows if min(r["error"]) < 1.02 * mean_error]
     constant = (f" While they sit there, the variance of the output over cases falls to {min(flat):.0e} to "
                 f"{max(flat):.0e} of that of the images." if flat else "")
+    rounding = float(np.finfo(np.float32).eps) ** 2
+    lost = [f"{name} ({count} of {len(runs[name])} runs)" for name in runs
+            if (count := sum(min(r["variance"]) < rounding for r in runs[name]))]
+    if lost:
+        constant += f" It falls to the size of rounding (below {rounding:.0e}) with " + ", ".join(lost) + "."
     text = (f"Generated curves: the error of the mean image is {mean_error:.2f}. It is below {100 * LEFT:.0f}% of that "
             "for good: " + "; ".join(f"{name}: {in_words(left[name], plans[name].iterations)}" for name in runs) + "."
             + constant + " Lines: median over seeds, bands: their range.")

@@ -65,7 +65,7 @@ def test_a_run_has_left_the_plateau_when_it_does_not_come_back():
 def test_when_runs_left_is_put_in_words():
     assert plateau.in_words([3, 7], 9) == "after 3 to 7 iterations (2 seeds)"
     assert plateau.in_words([5], 9) == "after 5 iterations (1 seed)"
-    assert plateau.in_words([5, math.inf], 9) == "after 5 iterations in 1 of 2 seeds, not within 9 in the others"
+    assert plateau.in_words([5, math.inf], 9) == "after 5 iterations in 1 of 2 seeds, not within 9 in the other"
     assert plateau.in_words([math.inf], 9) == "not within 9 iterations (1 seed)"
 
 
