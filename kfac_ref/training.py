@@ -28,6 +28,8 @@ from .model import Model
 
 #: Tells the epochs' generators apart from those of the optimizers, which are seeded with (seed, step).
 _BATCHES = 1
+#: Whole sets are evaluated by so many examples.
+_PART = 2000
 #: The sizes of so many batches are checked before the first step.
 _LOOK_AHEAD = 10**6
 #: The smallest ratio between two evaluated steps, beyond the first few: what is said of iterations to a level is
@@ -346,13 +348,13 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
         k : int
             The step; 0 is the start.
         """
-        now, average = (model.at(W, x) for W in (history.state.weights, history.averaged))
+        loss, error = _loss_and_error(model, history.state.weights, x, y)
+        _, averaged_error = _loss_and_error(model, history.averaged, x, y)
         held_out = [math.nan] * 3
         if test is not None:
-            now_test, average_test = (model.at(W, test[0]) for W in (history.state.weights, history.averaged))
-            held_out = [now_test.loss(test[1]), now_test.error(test[1]), average_test.error(test[1])]
-        history.evaluations.append(Evaluation(k, history.seconds, now.loss(y), now.error(y), average.error(y),
-                                              *held_out))
+            _, averaged = _loss_and_error(model, history.averaged, *test)
+            held_out = [*_loss_and_error(model, history.state.weights, *test), averaged]
+        history.evaluations.append(Evaluation(k, history.seconds, loss, error, averaged_error, *held_out))
 
     # disable=None: no bar where the output is no terminal. A run that seconds end does not know its last step.
     bar = tqdm(desc=name, leave=False, disable=None if progress else True, initial=done,
@@ -384,6 +386,17 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     finally:
         bar.close()
     return history
+
+
+def _loss_and_error(model: Model, weights: Direction, x: Any, y: Any) -> tuple[float, float]:
+    """Return loss and error over a whole set, part by part: what a forward pass leaves takes memory."""
+    loss = error = 0.0
+    for start in range(0, len(x), _PART):
+        part = slice(start, start + _PART)
+        at = model.at(weights, x[part])
+        loss += len(at) / len(x) * at.loss(y[part])
+        error += len(at) / len(x) * at.error(y[part])
+    return loss, error
 
 
 def _shown(record: Any, history: History, spent: float, limit: float) -> dict[str, str]:
