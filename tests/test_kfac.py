@@ -759,6 +759,14 @@ class Overshooting(KFAC):
         return dataclasses.replace(candidate, alpha=100 * candidate.alpha)
 
 
+class Promising(Overshooting):
+    """And says that it would lower h by 1e5 times h."""
+
+    def rescale(self, part, grad, *arguments):
+        candidate = super().rescale(part, grad, *arguments)
+        return dataclasses.replace(candidate, decrease=-1e5 * part.loss(self.y))
+
+
 class Leaping(KFAC):
     """Adds the same number to every weight."""
 
@@ -814,6 +822,21 @@ def test_the_rule_holds_from_minus_undo_on():
     rho = overshot(p)[2].record.rho
     assert overshot(p, undo=-rho)[2].record.safeguards == ()
     assert overshot(p, undo=-rho * (1 - 1e-9))[2].record.safeguards == ("undone",)
+
+
+def test_a_rise_is_also_measured_by_h_since_m_may_promise_what_cannot_be():
+    p = well_predicted()
+    Promising.y = p.y
+    opt = Promising(p.model, T1=1, omega1=0.5, tau1=0.5)
+    state = opt.init(p.at.weights)
+    detail = opt.explain(state, p.at.x, p.y)
+    times = detail.record.actual / detail.record.loss
+    assert times > 1
+    assert -1 < detail.record.rho < 0                       # by what was promised it would be no great rise
+    assert_undone(state, detail, 2.0)
+    for undo, undone in ((times * (1 + 1e-9), False), (times * (1 - 1e-9), True), (0.0, True)):
+        record = dataclasses.replace(opt, undo=undo).step(state, p.at.x, p.y)[1]
+        assert ("undone" in record.safeguards) == undone
 
 
 def test_a_step_is_undone_only_where_it_is_looked_back_at():

@@ -38,6 +38,8 @@ from .settings import OPTIMIZERS, Settings
 
 #: An error of 0 has no logarithm.
 _LEAST = 1e-6
+#: How a run ends that diverges: with numbers that are not finite, or with factors that no damping makes regular.
+BLEW_UP = (NotFiniteError, np.linalg.LinAlgError)
 
 
 @dataclass(frozen=True)
@@ -285,7 +287,7 @@ def tune(comparison: Comparison, report: Callable[[str], None], train: Callable[
             try:
                 runs = [train(comparison, method, settings, seed, data, iterations, name, scored)
                         for seed in comparison.tuning_seeds]
-            except NotFiniteError:                          # it blew up
+            except BLEW_UP:
                 trials.append({"settings": settings, "score": math.inf, "final_error": math.inf})
             else:
                 trials.append({"settings": settings, "score": float(np.mean([score(h) for h in runs])),
@@ -529,7 +531,7 @@ def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = p
         try:
             history = run(comparison, method, settings, seed, checked(), iterations, f"{name}, seed {seed}",
                           evaluate_at)
-        except NotFiniteError as raised:
+        except BLEW_UP as raised:
             error = raised
         evaluations = history and plain([asdict(e) for e in history.evaluations])
         content = {"method": name, **asked, "environment": environment(), "evaluations": evaluations}

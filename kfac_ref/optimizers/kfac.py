@@ -64,8 +64,9 @@ class KFAC:
     lambda_floor : float
         Lambda does not fall below this.
     undo : float or None
-        A step that is looked back at (every T1) and has rho < -undo, or an h that is not finite, is undone: the
-        weights stay, lambda rises, momentum starts afresh. None never undoes.
+        A step that is looked back at (every T1) is undone where h rises by more than undo times the fall that M
+        promised (rho < -undo) or than undo times h itself, or is not finite: the weights stay, lambda rises, momentum
+        starts afresh. None never undoes.
     momentum : bool
         Whether the last step takes part in the next (sec. 7); False leaves ``delta = alpha Delta``.
 
@@ -249,7 +250,9 @@ class KFAC:
         if k % self.T1 == 0:
             with clock.stage("rho"):
                 actual, rho, lambda_ = self.look_back(moved, x, y, h, chosen.decrease, state.lambda_)
-            undone = self.undo is not None and (not math.isfinite(actual) or rho < -self.undo)
+            # Where M promises a fall below 0 its promise is no measure, so h is the other.
+            undone = self.undo is not None and (not math.isfinite(actual) or (
+                not math.isnan(rho) and actual > self.undo * min(-chosen.decrease, abs(h))))
             if rho > 3 / 4 and lambda_ > self._omega1 * state.lambda_:
                 safeguards.append("lambda floor")
             if undone:
