@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,18 @@ from kfac_ref.experiments.comparison import Comparison, Method
 from kfac_ref.experiments.settings import Settings
 
 HERE = Path(__file__).parent / "convergence"
-PROBLEMS = ("mnist", "curves", "digits")
+#: The problems, and the BLAS threads that suit their size: None is one a core.
+PROBLEMS = {"mnist": None, "curves": None, "digits": "1"}
 SMALL = Comparison("Digits autoencoder 64-8-64", Settings(net="64-8-64"), {
     "K-FAC, m = 500": Method("kfac", "500", 6, {}, {"lambda_0": (0.1, 1)}),
     "SGD, m = 100": Method("sgd", "100", 20, {"period": 10}, {"learning_rate": (0.05, 0.1)})}, (5, 4, 3), (0, 1))
+
+
+def run(name: str, out: Path) -> None:
+    """Run a problem in a process of its own, since the number of threads is read when NumPy is imported."""
+    threads = {"OPENBLAS_NUM_THREADS": PROBLEMS[name] or str(os.cpu_count()), "OPENBLAS_THREAD_TIMEOUT": "4"}
+    command = [sys.executable, "-m", "kfac_ref", "experiment", str(HERE / f"{name}.json"), "--out", str(out)]
+    subprocess.run(command, env=os.environ | threads, check=True)
 
 
 def ratios(histories: dict[str, list[training.History]],
@@ -71,8 +81,10 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
                                              "KFAC_REF_MNIST does not name the folder of its IDX files"))
             left_out = 1
             continue
+        if not quick and not done:
+            run(name, out / name)
         histories = comparison.run_all(compared, out / name)
-        curves[compared.title.partition(" autoencoder")[0] if not quick else "digits"] = comparison.curves(histories)
+        curves[compared.title.partition(" autoencoder")[0]] = comparison.curves(histories)
         numbers[name] = ratios(histories, compared.levels)
         text.append(sentence(name, numbers[name]))
     line = f"Median and range of {'two' if quick else 'three'} seeds. {' '.join(text)}"
