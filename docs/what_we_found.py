@@ -180,7 +180,7 @@ def convergence(name: str, title: str) -> list[Finding]:
         saved = [1 - (best("K-FAC tridiagonal", both[-1], what) or 0) / (best("K-FAC, ", both[-1], what) or 1)
                  for what in (0, 1)]
         found.append(Finding(
-            "the tridiagonal inverse makes 25 to 40% more progress per iteration, little more per second: " + title, "13",
+            f"the tridiagonal inverse makes 25 to 40% more progress an iteration, little more a second: {title}", "13",
             "reproduced" if saved[0] > 0.15 and saved[1] < saved[0] else "not reproduced",
             f"to an error of {both[-1]} it saves {percent(saved[0])} of the iterations and {percent(saved[1])} of the "
             "seconds", "convergence"))
