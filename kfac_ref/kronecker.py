@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
+from numpy.typing import DTypeLike
 
 from . import checks
 from .checks import Array
@@ -359,6 +360,16 @@ class KroneckerSum:
     def solve(self, V: Array) -> Array:
         """Return X with ``(A kron B +- C kron D) vec(X) = vec(V)``; V is (m, n)."""
         return self.K2 @ ((self.K2.T @ V @ self.K1) / self.scales) @ self.K1.T
+
+    def astype(self, dtype: DTypeLike) -> KroneckerSum:
+        """Return the same, rounded to another precision: prepared in float64 it is better than made in float32.
+
+        Parameters
+        ----------
+        dtype : {numpy.float64, numpy.float32}
+            Of its arrays.
+        """
+        return KroneckerSum(self.K1.astype(dtype), self.K2.astype(dtype), self.scales.astype(dtype))
 
 
 def solve_sum(A: Array, B: Array, C: Array, D: Array, V: Array, sign: int = 1, name: str = "the matrix") -> Array:

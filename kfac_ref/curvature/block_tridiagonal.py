@@ -12,13 +12,18 @@ superdiagonal::
     F-hat^{-1} = Xi^T blockdiag(Sigma^{-1}) Xi          F-hat = Xi^{-1} blockdiag(Sigma) Xi^{-T}
 
 so a solve is three sweeps over the layers, the middle one by Appendix B; nothing of the size of F-hat is formed.
+
+Sigma is a difference, in which the digits of float32 are soon lost: Psi and Sigma are prepared in float64 and rounded
+at the end.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
+
+import numpy as np
 
 from .. import kronecker
 from ..checks import Array, Direction
@@ -87,6 +92,11 @@ class BlockTridiagonal(OfFactors):
         return tuple(factored_tikhonov(A, G, self.damping, pi)
                      for A, G, pi in zip(self.factors.A, self.factors.G, self.pis, strict=True))
 
+    @cached_property
+    def _double(self) -> BlockTridiagonal:
+        """The same in float64; itself where it is."""
+        return self if self.dtype == np.float64 else replace(self, factors=self.factors.astype(np.float64))
+
     def _factored(self, i: int) -> tuple[Cholesky, Cholesky]:
         remedy = "give a larger damping"
         A, G = self.damped[i]
@@ -104,6 +114,8 @@ class BlockTridiagonal(OfFactors):
     @cached_property
     def _regressions(self) -> tuple[tuple[Array, Array], ...]:
         """PsiA_i and PsiG_i, i = 0..L-2."""
+        if self._double is not self:
+            return _rounded(self._double._regressions, self.dtype)
         pairs = (self.factors.pair(i, i + 1) for i in range(len(self.factors) - 1))
         return tuple((A.solve_right(A_cross), G.solve_right(G_cross))
                      for (A_cross, G_cross), (A, G) in zip(pairs, self._later, strict=True))
@@ -111,6 +123,8 @@ class BlockTridiagonal(OfFactors):
     @cached_property
     def _explained(self) -> tuple[tuple[Array, Array], ...]:
         """PsiA_i A_{i+1} PsiA_i^T and PsiG_i G_{i+1} PsiG_i^T, i = 0..L-2: what Sigma_i subtracts."""
+        if self._double is not self:
+            return _rounded(self._double._explained, self.dtype)
         return tuple((PsiA @ A @ PsiA.T, PsiG @ G @ PsiG.T)
                      for (PsiA, PsiG), (A, G) in zip(self._regressions, self.damped[1:], strict=True))
 
@@ -121,6 +135,8 @@ class BlockTridiagonal(OfFactors):
     @cached_property
     def _sigmas(self) -> tuple[KroneckerSum, ...]:
         """Sigma_i, i = 0..L-2; the last one is a plain product."""
+        if self._double is not self:
+            return tuple(S.astype(self.dtype) for S in self._double._sigmas)
         _ = self._first                             # refuses a singular factor by its name
         return tuple(KroneckerSum.factor(A, G, C, D, -1, f"Sigma of layer {i} (factors A and G given layer {i + 1})")
                      for i, ((A, G), (C, D)) in enumerate(zip(self.damped[:-1], self._explained, strict=True)))
@@ -128,3 +144,7 @@ class BlockTridiagonal(OfFactors):
     def _solve_sigma(self, U: list[Array]) -> list[Array]:
         return [*(S.solve(u) for S, u in zip(self._sigmas, U[:-1], strict=True)),
                 kronecker.solve(*(self._first, *self._later)[-1], U[-1])]
+
+
+def _rounded(pairs: tuple[tuple[Array, Array], ...], dtype: np.dtype[np.floating]) -> tuple[tuple[Array, Array], ...]:
+    return tuple((A.astype(dtype), G.astype(dtype)) for A, G in pairs)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..checks import Array
 
@@ -153,6 +154,16 @@ class Factors:
                        mixed(self.G_cross, other.G_cross), n,
                        {key: mix(a, other.A_far[key]) for key, a in self.A_far.items()},
                        {key: mix(g, other.G_far[key]) for key, g in self.G_far.items()})
+
+    def astype(self, dtype: DTypeLike) -> Factors:
+        """Return the factors in another precision.
+
+        Parameters
+        ----------
+        dtype : {numpy.float64, numpy.float32}
+            Of all matrices.
+        """
+        return self.combine(self, lambda a, _: a.astype(dtype), self.n)
 
     def _shapes(self) -> tuple[object, ...]:
         return ([a.shape for a in self.A], [g.shape for g in self.G], len(self.A_cross), sorted(self.A_far))
