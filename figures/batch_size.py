@@ -59,7 +59,7 @@ SETTINGS: dict[str, dict[int, dict[str, float]]] = {
             1500: {"learning_rate": 0.08, "mu_max": 0.995, "period": 10}}}
 
 
-def run(method: str, m: int, settings: dict[str, float], data: kr.Dataset, seed: int,
+def run(method: str, m: int, settings: dict[str, float], data: kr.datasets.Dataset, seed: int,
         iterations: int) -> list[training.Evaluation]:
     """Train once and return the evaluations, without that of the start."""
     model = autoencoder.untrained()
@@ -89,7 +89,7 @@ def tune(out: Path = HERE) -> dict[str, dict[int, dict[str, float]]]:
             try:
                 runs = [run(method, m, settings, data, seed, iterations) for seed in TUNING_SEEDS]
                 each = [float(np.mean([math.log(e.error) for e in found if e.k >= iterations / 10])) for found in runs]
-            except kr.checks.NotFiniteError:
+            except training.DIVERGED:
                 each = [math.inf]
             scored.append((float(np.mean(each)), settings))
             trials.append({"method": method, "batch": m, "settings": settings, "score": scored[-1][0], "seeds": each})

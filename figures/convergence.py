@@ -13,6 +13,7 @@ is none. Writes ``convergence.png`` and ``convergence.json``, and a table and a 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -38,7 +39,13 @@ def run(name: str, out: Path) -> None:
     """Run a problem in a process of its own, since the number of threads is read when NumPy is imported."""
     threads = {"OPENBLAS_NUM_THREADS": PROBLEMS[name] or str(os.cpu_count()), "OPENBLAS_THREAD_TIMEOUT": "4"}
     command = [sys.executable, "-m", "kfac_ref", "experiment", str(HERE / f"{name}.json"), "--out", str(out)]
-    subprocess.run(command, env=os.environ | threads, check=True)
+    if subprocess.run(command, env=os.environ | threads, check=False).returncode:
+        raise ValueError(f"{name} was not run to its end: the same command goes on where it stopped")
+
+
+def refuse(comparison: Comparison, method: Method, settings: object, seed: int, *_: object) -> training.History:
+    """Stand in for training where only kept runs are to be drawn."""
+    raise ValueError(f"the kept runs lack {method} with {settings} and seed {seed}: they are of another definition")
 
 
 def ratios(histories: dict[str, list[training.History]],
@@ -71,28 +78,31 @@ def sentence(title: str, found: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
-    """Run what is not done yet, and draw all; returns 0, or 1 where a problem could not be run."""
+    """Run what is not done yet, and draw all; returns 0."""
     asked = {"small": SMALL} if quick else {name: comparison.read(HERE / f"{name}.json") for name in PROBLEMS}
-    curves, numbers, text, left_out = {}, {}, [], 0
+    curves, numbers, text = {}, {}, []
     for name, compared in asked.items():
         done = (out / name / "comparison.json").exists()
         if not done and (out == HERE or (name == "mnist" and not os.environ.get("KFAC_REF_MNIST"))):
             print(f"{name} is left out: " + ("it is not among the committed runs" if out == HERE else
                                              "KFAC_REF_MNIST does not name the folder of its IDX files"))
-            left_out = 1
             continue
         if not quick and not done:
             run(name, out / name)
-        histories = comparison.run_all(compared, out / name)
+        histories = comparison.run_all(compared, out / name, print, None if quick else refuse)
         curves[compared.title.partition(" autoencoder")[0]] = comparison.curves(histories)
         numbers[name] = ratios(histories, compared.levels)
         text.append(sentence(name, numbers[name]))
-    line = f"Median and range of {'two' if quick else 'three'} seeds. {' '.join(text)}"
+    if not curves:
+        return 0
+    seeds = {len(compared.seeds) for compared in asked.values()}
+    line = f"Median and range of {' or '.join(map(str, sorted(seeds)))} seeds. {' '.join(text)}"
     figure = plotting.convergence_rows(curves, "training error\n(mean over cases of the sum of squared differences)",
                                        line)
-    script.save(figure, {"ratios": numbers}, out / "convergence", formats)
+    environments = {name: json.loads((out / name / "comparison.json").read_text())["environment"] for name in numbers}
+    script.save(figure, {"environment": environments, "ratios": numbers}, out / "convergence", formats)
     print(line)
-    return left_out
+    return 0
 
 
 if __name__ == "__main__":

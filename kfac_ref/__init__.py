@@ -24,7 +24,7 @@ section     module                                    names
 6           `damping`                                 pi, factored Tikhonov, the rules of lambda and gamma
 6.4, 7      `quadratic_model`                         M(delta), alpha and mu, rho
 9           `optimizers`                              `KFAC` (`step`, `explain`), `NaturalGradient`, `SGD`, `Adam`
-13          `datasets`, `training`                    `digits`; `train`, batch schedules, averaging of iterates
+13          `datasets`, `training`                    `digits`, `curves`, `mnist`; `train`, batch schedules, averages
 13          `plotting`, `experiments`, `cli`          figures, the demo; not imported here, so Matplotlib is not either
 app. B      `kronecker`                               `solve_sum`
 -           `checkpoints`                             the whole state of a run in a file, and back to the same bits

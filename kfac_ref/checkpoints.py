@@ -204,6 +204,10 @@ def _source(curvature: Any, optimizer: Any, k: int) -> dict[str, Any] | None:
     """Return what a kept curvature was made from; None where the next step makes another anyway."""
     if optimizer.refresh_is_due(k + 1):
         return None
+    structure = getattr(optimizer.structure, "func", optimizer.structure)       # of a class behind functools.partial
+    if not isinstance(structure, type):
+        raise ValueError("a structure that a function makes cannot be stored in a checkpoint, since the function may "
+                         "have changed the factors: give the class, or functools.partial of it")
     if isinstance(curvature, OfFactors):
         return {"factors": curvature.factors}
     if isinstance(curvature, OfPoint):

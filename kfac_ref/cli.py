@@ -149,9 +149,8 @@ def _setting(text: str) -> tuple[str, Any]:
 def _experiment(arguments: argparse.Namespace) -> int:
     from .experiments import comparison
 
-    comparison.read(arguments.file)                 # a bad file is told before a folder is made
+    asked = comparison.read(arguments.file)         # a bad file is told before a folder is made
     out = arguments.out or arguments.file.with_suffix("")
-    asked = comparison.read(arguments.file)
     _check_writable(out)
     try:
         comparison.run_all(asked, out, functools.partial(print, flush=True))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,13 @@ def environment() -> dict[str, Any]:
     from . import __version__  # stands below the imports of the package
 
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    cpu = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else []
     return {"kfac_ref": __version__, "python": platform.python_version(), "numpy": np.__version__,
             "scipy": scipy.__version__, "blas": f"{blas.get('name')} {blas.get('version')}",
-            "machine": platform.machine(), "platform": sys.platform, "cores": os.cpu_count(),
-            "threads": os.environ.get("OPENBLAS_NUM_THREADS", "not set")}
+            "machine": platform.machine(), "cpu": models[0] if models else platform.processor(),
+            "kernel": os.environ.get("OPENBLAS_CORETYPE", "chosen by the library"), "platform": sys.platform,
+            "cores": os.cpu_count(), "threads": os.environ.get("OPENBLAS_NUM_THREADS", "not set")}
 
 
 def restart_with(variables: Mapping[str, str], arguments: Sequence[str]) -> None:

@@ -28,6 +28,8 @@ from .model import Model
 
 #: Tells the epochs' generators apart from those of the optimizers, which are seeded with (seed, step).
 _BATCHES = 1
+#: How a run ends that diverges: with numbers that are not finite, or with factors that no damping makes regular.
+DIVERGED = (checks.NotFiniteError, np.linalg.LinAlgError)
 #: Whole sets are evaluated by so many examples.
 _PART = 2000
 #: The sizes of so many batches are checked before the first step.
@@ -295,7 +297,8 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     name : str
         What the bar is called.
     seconds : float
-        Stop after the step with which the time spent in steps reaches this.
+        Stop after the step with which the time spent in steps reaches this; a run that is evaluated at all is
+        evaluated there too.
     after_step : function of History, optional
         Is called after each step and its evaluation; a KeyboardInterrupt from it ends the run like Ctrl-C.
     resume : History, optional
@@ -381,6 +384,8 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
             bar.update()
             if after_step:
                 after_step(history)
+        if history.seconds >= seconds and history.evaluations and history.evaluations[-1].k < history.state.k:
+            evaluate(history.state.k)
     except KeyboardInterrupt:
         history.interrupted = True
     finally:

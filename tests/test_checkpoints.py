@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,8 @@ from hypothesis import given
 import kfac_ref as kr
 from kfac_ref import checkpoints, training
 from kfac_ref.checkpoints import LAST, PREVIOUS, Checkpoint, RefusedError
-from kfac_ref.curvature import EKFAC, BlockTridiagonal, Diagonal, EigenDamped, Exact, Full, InputOnly
+from kfac_ref.curvature import EKFAC, BlockDiagonal, BlockTridiagonal, Diagonal, EigenDamped, Exact, Full, InputOnly
+from kfac_ref.damping import frobenius_pi
 from kfac_ref.environment import environment
 from kfac_ref.optimizers import KFAC, SGD, Adam, NaturalGradient
 from kfac_ref.optimizers.sgd import nesterov_schedule
@@ -180,6 +182,19 @@ def test_a_structure_that_cannot_be_made_again_is_refused_and_one_that_need_not_
     with pytest.raises(ValueError, match="structure Identity cannot be stored in a checkpoint: it is made neither"):
         save(tmp_path, opt, run(opt, p, None, 4))
     assert checkpoints.read(tmp_path / LAST, opt, p.at.weights, SETTINGS).state.k == 5
+
+
+def test_a_structure_that_a_function_makes_is_refused_since_it_would_be_made_twice(tmp_path):
+    p = problem(N=24)
+    for structure, refused in ((lambda factors, damping: BlockDiagonal(factors, damping), True),
+                               (functools.partial(BlockDiagonal, pi=frobenius_pi), False)):
+        opt = KFAC(p.model, structure, tau1=1, T2=6, T3=6)
+        state = opt.init(p.at.weights)
+        for _ in range(4):
+            state, _ = opt.step(state, p.at.x, p.y)
+        now = checkpoints.Checkpoint(state, state.weights, 0.0, {})
+        with pytest.raises(ValueError, match="give the class, or functools") if refused else nullcontext():
+            checkpoints.write(tmp_path, now, opt, {})
 
 
 def test_digests_depend_on_content_and_not_on_order():

@@ -443,13 +443,13 @@ def test_a_level_is_reached_where_the_training_error_first_is_at_most_that():
     ([1, None, None], "-"), ([None, None, None], "-"), ([None], "-"), ([1, None], "-"), ([0, 0, 1], "0 (0-1)"),
     ([1, 2, 3, 4, None], "3 (1 up)"), ([1, 2, None, None], "-")])
 def test_a_spread_is_the_median_and_the_range(values, text):
-    assert comparison._spread(values, "{:.0f}") == text
+    assert comparison.spread(values, "{:.0f}") == text
 
 
 @pytest.mark.parametrize(("values", "text"), [([1, 2], "1.5 (1.0-2.0)"), ([1, 2, 5, 7], "3.5 (1.0-7.0)"),
                                               ([1, 2, 5, None], "3.5 (1.0 up)")])
 def test_the_median_of_an_even_number_lies_between_the_middle_two(values, text):
-    assert comparison._spread(values, "{:.1f}") == text
+    assert comparison.spread(values, "{:.1f}") == text
 
 
 def test_the_table_of_levels(monkeypatch):

@@ -468,6 +468,8 @@ def test_as_many_examples_as_the_refusal_asks_for_are_enough():
     ({"gamma_max": "large"}, "gamma_max must be .*, got 'large'"),
     ({"lambda_floor": -1e-4}, "lambda_floor must be at least 0, got -0.0001"),
     ({"undo": -1.0}, "undo must be at least 0, got -1"),
+    ({"undo": False}, "undo must be a number or None, got False"),
+    ({"momentum": 0.9}, "momentum must be True or False, got 0.9"),
 ])
 @pytest.mark.parametrize("method", [KFAC, NaturalGradient])
 def test_settings_out_of_range_are_refused(method, setting, message):

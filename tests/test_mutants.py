@@ -15,8 +15,8 @@ from tests import mutants
 @pytest.fixture(scope="module")
 def kills() -> dict[mutants.Mutant, int]:
     def failures(mutant: mutants.Mutant) -> int:
-        identities = mutants.IDENTITIES if mutant.survives else (mutant.killer,)
-        return mutants.run(mutant, identities).total()
+        identities = mutants.QUICK.get(mutant.file, mutants.CORE) if mutant.survives else (mutant.killer,)
+        return mutants.run(mutant, identities, "-x").total()
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(mutants.MUTANTS, pool.map(failures, mutants.MUTANTS), strict=True))

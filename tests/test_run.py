@@ -294,11 +294,12 @@ def test_a_history_that_is_damaged_before_the_checkpoint_is_told(tmp_path):
     path = tmp_path / "run" / run.HISTORY
     text = path.read_text().splitlines()
     path.write_text("\n".join([*text[:7], "damaged", *text[7:]]) + "\n")
-    assert not check(tmp_path / "run", tmp_path, [], [r"history\.jsonl is damaged: its lines of the steps 4 to 10 are"])
+    assert not check(tmp_path / "run", tmp_path, [], [r"history\.jsonl is damaged from step 4 on, before"])
+    assert (tmp_path / "run" / "damaged.jsonl").read_text().splitlines() == [*text[:7], "damaged", *text[7:]]
     path.unlink()
     told = []
     resume(tmp_path / "run", 22, report=told.append)
-    assert any("its lines of the steps 1 to 20 are lost" in text for text in told)
+    assert any("is damaged from step 1 on" in text for text in told)
     assert [line["k"] for line in lines(tmp_path / "run", "step")] == [21, 22]
 
 
@@ -548,7 +549,7 @@ def test_the_command_runs_and_goes_on(tmp_path, capsys, monkeypatch):
     assert re.fullmatch(r"6 steps in \d+\.\d\d s \(evaluation left out\), \S+ ms a step", second)
     assert re.fullmatch(r"at step 6: loss \S+, training error \S+ \(of the averaged iterate \S+\), held-out error \S+",
                         third)
-    assert fourth == f"wrote history.jsonl, history.png, checkpoint.npz and run.json to {out}/"
+    assert fourth == f"{out}/ holds history.jsonl, history.png, checkpoint.npz, run.json"
     with monkeypatch.context() as patch:
         stop_at(patch, 3, signal.SIGTERM)
         assert cli.main(["train", "--resume", str(out), "--seconds", "100"]) == 130

@@ -518,5 +518,5 @@ def test_block_tridiagonal_is_prepared_in_double_precision(monkeypatch):
     assert max(relative(u, v) for u, v in zip(solved, exactly, strict=True)) < 2e-3
     # Prepared in float32, what is left of Sigma cannot be told from rounding.
     monkeypatch.setattr(BlockTridiagonal, "_double", property(lambda self: self))
-    with pytest.raises(np.linalg.LinAlgError, match="Sigma of layer 0 .* is singular to rounding"):
+    with pytest.raises(np.linalg.LinAlgError, match=r"Sigma of layer 0 .* is singular to rounding"):
         BlockTridiagonal(factors, damping=1e-6).solve(grad)

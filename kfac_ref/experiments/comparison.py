@@ -19,7 +19,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,12 @@ from ..checks import NotFiniteError
 from ..datasets import Dataset
 from ..environment import environment
 from ..model import Model
-from .run import evaluation
+from .run import digest_of, evaluation
 from .script import plain, save, write_whole
-from .settings import OPTIMIZERS, Settings
+from .settings import OPTIMIZERS, Settings, optimizer_settings
 
 #: An error of 0 has no logarithm.
 _LEAST = 1e-6
-#: How a run ends that diverges: with numbers that are not finite, or with factors that no damping makes regular.
-BLEW_UP = (NotFiniteError, np.linalg.LinAlgError)
 
 
 @dataclass(frozen=True)
@@ -287,7 +285,7 @@ def tune(comparison: Comparison, report: Callable[[str], None], train: Callable[
             try:
                 runs = [train(comparison, method, settings, seed, data, iterations, name, scored)
                         for seed in comparison.tuning_seeds]
-            except BLEW_UP:
+            except training.DIVERGED:
                 trials.append({"settings": settings, "score": math.inf, "final_error": math.inf})
             else:
                 trials.append({"settings": settings, "score": float(np.mean([score(h) for h in runs])),
@@ -319,14 +317,22 @@ def level_table(histories: Mapping[str, Sequence[training.History]], levels: Seq
         hits = [[reached(h, level) for h in runs] for level in levels]
         last = sorted(h.evaluations[-1].error for h in runs)
         averaged = sorted(h.evaluations[-1].averaged_error for h in runs)
-        rows.append([name, "iterations", *(_spread([h and h[0] for h in hit], "{:.0f}") for hit in hits),
+        rows.append([name, "iterations", *(spread([h and h[0] for h in hit], "{:.0f}") for hit in hits),
                      *(f"{np.median(e):.3f} ({e[0]:.3f}-{e[-1]:.3f})" for e in (last, averaged))])
-        rows.append(["", "seconds", *(_spread([h and h[1] for h in hit], "{:.2f}") for hit in hits), "", ""])
+        rows.append(["", "seconds", *(spread([h and h[1] for h in hit], "{:.2f}") for hit in hits), "", ""])
     return rows
 
 
-def _spread(values: Sequence[float | None], form: str) -> str:
-    """Write the median and range of what the seeds reached; "-" where no more than half did."""
+def spread(values: Sequence[float | None], form: str) -> str:
+    """Write the median and range of what the seeds reached; "-" where no more than half did.
+
+    Parameters
+    ----------
+    values : sequence of float or None
+        One a seed; None where it did not get there.
+    form : str
+        How a number is written, such as ``{:.0f}``.
+    """
     known = sorted(v for v in values if v is not None)
     if 2 * len(known) <= len(values):
         return "-"
@@ -469,7 +475,7 @@ def _made(kind: type[Any], content: Any, where: str = "", **given: Any) -> Any:
 
 
 def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = print,
-            ) -> dict[str, list[training.History]]:
+            train: Callable[..., training.History] | None = None) -> dict[str, list[training.History]]:
     """Tune and run a comparison, going on from what is done, and write its table and its figure.
 
     Parameters
@@ -481,6 +487,8 @@ def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = p
         figure, ``comparison.json`` all numbers.
     report : function of str
         Is told of each run.
+    train : function, optional
+        Does a run that is not done yet; `run` unless told.
 
     Returns
     -------
@@ -493,6 +501,23 @@ def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = p
         Where the data cannot be read; or for a method that blew up with its chosen settings.
     """
     (out / "results").mkdir(parents=True, exist_ok=True)
+    train = train or run
+    environments: list[dict[str, Any]] = []
+    digests: set[str] = set()
+
+    def same_data(digest: str, file: Path) -> None:
+        """Refuse to put runs on different data into one table.
+
+        Parameters
+        ----------
+        digest : str
+            Of the data of a run.
+        file : Path
+            Of its result.
+        """
+        digests.add(digest)
+        if len(digests) > 1:
+            raise ValueError(f"{file} is of other data than the results before it: choose another folder")
 
     @functools.cache
     def checked() -> Dataset:
@@ -506,7 +531,7 @@ def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = p
         return data
 
     def kept(comparison: Comparison, method: Method, settings: Mapping[str, Any], seed: int, data: Dataset | None,
-             iterations: int, name: str, evaluate_at: Container[int] | None = None) -> training.History:
+             iterations: int, name: str, evaluate_at: Collection[int] | None = None) -> training.History:
         """Return a run's evaluations from its file, or run it and write the file.
 
         Parameters
@@ -516,41 +541,50 @@ def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = p
         """
         asked = comparison.settings(method, settings, seed).plain() | {"iterations": iterations}
         asked["data"] = asked["data"].partition(":")[0]         # where a folder lies on this machine is of no import
+        asked["settings"] = optimizer_settings(method.optimizer) | asked["settings"]
+        asked["evaluate_at"] = sorted(evaluate_at or training.evaluation_steps(iterations))
         digest = checkpoints.digest(asked)
         file = out / "results" / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}-{seed}-{digest[:8]}.json"
         if file.exists():
             try:
-                evaluations = json.loads(file.read_text(encoding="utf-8"))["evaluations"]
-                found = evaluations and [evaluation(line) for line in evaluations]
+                content = json.loads(file.read_text(encoding="utf-8"))
+                found = content["evaluations"] and [evaluation(line) for line in content["evaluations"]]
+                same_data(content["data_sha256"], file)
             except (ValueError, KeyError, TypeError) as damage:
                 raise ValueError(f"{file} is damaged: {damage!r}; delete it, and the run is done again") from damage
             if found is None:
                 raise NotFiniteError(f"{name} with {dict(settings)} and seed {seed} blew up")
+            environments.append(content["environment"])
             return training.History(None, (), evaluations=found)
         history, error = None, None
         try:
-            history = run(comparison, method, settings, seed, checked(), iterations, f"{name}, seed {seed}",
-                          evaluate_at)
-        except BLEW_UP as raised:
+            history = train(comparison, method, settings, seed, checked(), iterations, f"{name}, seed {seed}",
+                            evaluate_at)
+        except training.DIVERGED as raised:
             error = raised
         evaluations = history and plain([asdict(e) for e in history.evaluations])
-        content = {"method": name, **asked, "environment": environment(), "evaluations": evaluations}
+        content = {"method": name, **asked, "data_sha256": digest_of(checked()), "environment": environment(),
+                   "evaluations": evaluations}
+        same_data(content["data_sha256"], file)
+        environments.append(content["environment"])
         write_whole(file, json.dumps(content) + "\n")
         if history is None:
             raise NotFiniteError(f"{name} with {dict(settings)} and seed {seed} blew up: {error}")
         last = history.evaluations[-1]
         report(f"{name}, seed {seed}, {dict(settings)}: {last.k} steps in {last.seconds:.1f} s, error {last.error:.4g}")
-        return history
+        return training.History(None, (), evaluations=history.evaluations)
 
     chosen = tune(comparison, report, kept)
     histories = {name: [kept(comparison, method, chosen[name]["settings"], seed, None, method.iterations, name)
                         for seed in comparison.seeds] for name, method in comparison.methods.items()}
-    write(comparison, histories, chosen, out, report)
+    unique = [e for i, e in enumerate(environments) if e not in environments[:i]]
+    write(comparison, histories, chosen, unique, out, report)
     return histories
 
 
 def write(comparison: Comparison, histories: Mapping[str, Sequence[training.History]],
-          chosen: Mapping[str, Mapping[str, Any]], out: Path, report: Callable[[str], None] = print) -> None:
+          chosen: Mapping[str, Mapping[str, Any]], environments: Sequence[Mapping[str, Any]], out: Path,
+          report: Callable[[str], None] = print) -> None:
     """Write the table, the figure and the numbers of a comparison.
 
     Parameters
@@ -561,6 +595,8 @@ def write(comparison: Comparison, histories: Mapping[str, Sequence[training.Hist
         Runs of each method, one a seed.
     chosen : mapping
         As `tune` returns it.
+    environments : sequence of mapping
+        In which the runs were made, each once.
     out : Path
         A folder.
     report : function of str
@@ -576,5 +612,5 @@ def write(comparison: Comparison, histories: Mapping[str, Sequence[training.Hist
                                 "last": asdict(h.evaluations[-1])} for h in runs]}
                for name, runs in histories.items()}
     picture = figure(histories, comparison.levels, comparison.title, comparison.error)
-    save(picture, {"title": comparison.title, "methods": numbers}, out / "comparison")
+    save(picture, {"environment": environments, "title": comparison.title, "methods": numbers}, out / "comparison")
     report(text)

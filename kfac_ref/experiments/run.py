@@ -25,8 +25,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from .. import checkpoints, checks, plotting, training
-from ..checks import NotFiniteError
+from .. import checkpoints, checks, datasets, plotting, training
 from ..environment import environment
 from . import script
 from .settings import Settings, Task
@@ -73,8 +72,9 @@ def start(settings: Settings, folder: Path, iterations: int | None, seconds: flo
     _check_limits(iterations, seconds, every)
     if _holds_steps(folder):
         raise ValueError(f"{folder} holds a run already: continue it with --resume {folder}, or choose another folder")
-    task = settings.task()
-    content = {"settings": settings.plain(), "data_sha256": _digest(task), "environment": environment()}
+    data = settings.dataset()
+    task = settings.task(data)
+    content = {"settings": settings.plain(), "data_sha256": digest_of(data), "environment": environment()}
     folder.mkdir(parents=True, exist_ok=True)
     script.write_whole(folder / SETTINGS, json.dumps(content, indent=1) + "\n")
     script.write_whole(folder / HISTORY, "")
@@ -116,8 +116,9 @@ def resume(folder: Path, iterations: int | None, seconds: float | None, every: f
         raise ValueError(f"{folder} holds no run: there is no {SETTINGS} in it") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / SETTINGS} is damaged: {error}") from error
-    task = settings.task()
-    if _digest(task) != content.get("data_sha256"):
+    data = settings.dataset()
+    task = settings.task(data)
+    if digest_of(data) != content.get("data_sha256"):
         raise ValueError(f"data {settings.data} are not those that the run in {folder} began with")
     history = _last_checkpoint(task, content, folder, report)
     done = 0 if history is None else history.state.k
@@ -168,7 +169,8 @@ def summary(folder: Path, history: training.History) -> str:
         last = history.evaluations[-1]
         lines.append(f"at step {last.k}: loss {last.loss:.5g}, training error {last.error:.5g} (of the averaged "
                      f"iterate {last.averaged_error:.5g}), held-out error {last.test_error:.5g}")
-    lines.append(f"wrote {HISTORY}, {PICTURE}, {checkpoints.LAST} and {SETTINGS} to {folder}/")
+    there = [name for name in (HISTORY, PICTURE, checkpoints.LAST, SETTINGS) if (folder / name).exists()]
+    lines.append(f"{folder}/ holds {', '.join(there)}")
     return "\n".join(lines)
 
 
@@ -199,9 +201,9 @@ def _train(task: Task, content: dict[str, Any], folder: Path, iterations: int | 
             with suppress(OSError):
                 lines.close()                           # tries to write the rest once more
             raise OSError(error.errno, f"cannot write to {folder} ({error.strerror}); {recorder.intact()}") from error
-        except NotFiniteError as error:
+        except training.DIVERGED as error:
             raise ValueError(f"the run blew up after step {recorder.k} ({error}); {recorder.intact()}") from error
-    if found.evaluations:
+    if found.evaluations and len(asked) < 2:
         try:
             _picture(folder, content, found).savefig(folder / PICTURE)
         except OSError as error:
@@ -324,8 +326,18 @@ def _of_run(content: dict[str, Any]) -> dict[str, Any]:
     return {**content["settings"], "data_sha256": content["data_sha256"]}
 
 
-def _digest(task: Task) -> str:
-    return hashlib.sha256(np.ascontiguousarray(task.x).tobytes() + np.ascontiguousarray(task.y).tobytes()).hexdigest()
+def digest_of(data: datasets.Dataset) -> str:
+    """Return the SHA-256 of data, so that a run does not go on with others.
+
+    Parameters
+    ----------
+    data : Dataset
+        All four arrays count.
+    """
+    sha = hashlib.sha256()
+    for array in (data.x, data.labels, data.x_test, data.labels_test):
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
 
 
 def _cut_history(path: Path, k: int, report: Callable[[str], None]) -> list[training.Evaluation]:
@@ -333,7 +345,11 @@ def _cut_history(path: Path, k: int, report: Callable[[str], None]) -> list[trai
     kept = [line for line in (_lines(path) if path.exists() else []) if k and line["k"] <= k]
     last = max((line["k"] for line in kept if line["kind"] == "step"), default=0)
     if last < k:
-        report(f"{path} is damaged: its lines of the steps {last + 1} to {k} are lost")
+        aside = path.with_name("damaged.jsonl")
+        report(f"{path} is damaged from step {last + 1} on, before the checkpoint of step {k}: what is left of it is "
+               f"kept as {aside}")
+        if path.exists():
+            path.replace(aside)
     script.write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
     return [evaluation(line) for line in kept if line["kind"] == "evaluation"]
 

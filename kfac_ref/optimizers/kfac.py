@@ -11,6 +11,7 @@ At step k, on a batch (x, y)::
         alpha, mu  minimize M(alpha Delta + mu delta_0), exact F on the tau2 part           sec. 6.4, 7  rescale
     delta          of the candidate with the lowest M(delta)                                sec. 6.6   best
     rho, lambda    every T1 steps                                                           sec. 6.5   look_back
+                   a step that raises h too much is undone                                  -          is_bad
     theta         += delta
 """
 
@@ -139,8 +140,12 @@ class KFAC:
         if not self.gamma_max >= self._gamma_min:
             raise ValueError(f"gamma_max must be at least gamma_min = {self._gamma_min:g}, got {self.gamma_max!r}")
         checks.number("lambda_floor", self.lambda_floor, 0)
+        if isinstance(self.undo, bool):
+            raise ValueError(f"undo must be a number or None, got {self.undo}")
         if self.undo is not None:
             checks.number("undo", self.undo, 0)
+        if not isinstance(self.momentum, bool):
+            raise ValueError(f"momentum must be True or False, got {self.momentum!r}: mu is chosen by the algorithm")
 
     def init(self, weights: Direction, seed: int = 0) -> State:
         """Return the state before the first step.
@@ -250,9 +255,7 @@ class KFAC:
         if k % self.T1 == 0:
             with clock.stage("rho"):
                 actual, rho, lambda_ = self.look_back(moved, x, y, h, chosen.decrease, state.lambda_)
-            # Where M promises a fall below 0 its promise is no measure, so h is the other.
-            undone = self.undo is not None and (not math.isfinite(actual) or (
-                not math.isnan(rho) and actual > self.undo * min(-chosen.decrease, abs(h))))
+            undone = self.is_bad(actual, rho, chosen.decrease, h)
             if rho > 3 / 4 and lambda_ > self._omega1 * state.lambda_:
                 safeguards.append("lambda floor")
             if undone:
@@ -562,6 +565,28 @@ class KFAC:
             return actual, math.nan, lambda_                    # at the optimum: their ratio is rounding, no evidence
         rho = reduction_ratio(actual, predicted)
         return actual, rho, next_lambda(lambda_, rho, self._omega1, self.lambda_floor)
+
+    def is_bad(self, actual: float, rho: float, predicted: float, h: float) -> bool:
+        """Return whether a step is to be undone: ``actual > undo min(-predicted, |h|)``, or not finite.
+
+        Where M promises that h falls below 0, its promise is no measure of a rise; so h itself is the other.
+
+        Parameters
+        ----------
+        actual, rho : float
+            From `look_back`; with a rho of NaN both changes are rounding.
+        predicted : float
+            ``M(delta) - M(0)``.
+        h : float
+            The loss before the step.
+
+        Notes
+        -----
+        The paper has no such rule.
+        """
+        if self.undo is None:
+            return False
+        return not math.isfinite(actual) or (not math.isnan(rho) and actual > self.undo * min(-predicted, abs(h)))
 
     # The optional settings: where nothing was said, they follow from others.
 

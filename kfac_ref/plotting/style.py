@@ -38,4 +38,4 @@ def caption(figure: Figure, text: str, width: int) -> None:
     width : int
         Its lines are broken at so many characters.
     """
-    figure.supxlabel("\n".join(textwrap.wrap(text, width)), x=0.01, ha="left", fontsize=9)
+    figure.supxlabel("\n".join(textwrap.wrap(text, width, break_on_hyphens=False)), x=0.01, ha="left", fontsize=9)
