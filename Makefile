@@ -45,8 +45,8 @@ bench: $(VENV)/run  ## time one step against its bare BLAS calls, the family, an
 	$(BIN)/python tests/bench/family.py
 	$(BIN)/python tests/bench/peers.py
 
-# The convergence is drawn from its committed runs; the plateau alone has none.
-LONG := figures/plateau.py
+# The convergence is drawn from its committed runs; these two take five minutes each.
+LONG := figures/approximations.py figures/plateau.py
 figures: $(VENV)/run  ## draw the committed figures anew; under five minutes
 	for script in $(filter-out $(LONG),$(wildcard figures/*.py)); do $(BIN)/python $$script || exit 1; done
 

@@ -91,13 +91,13 @@ def estimates_and_damping() -> list[Finding]:
     """Sections 5 to 7: sampled targets, damping, re-scaling, momentum."""
     e, d = numbers("estimators"), numbers("damping")
     found = []
-    early, late = (e["along_training"]["fresh_all_expected"][i] for i in (0, -1))
+    early, late = (e["along_training"][i]["fresh_all_expected"] for i in (0, -1))
     found.append(Finding(
         "G is estimated from targets that the model draws; one a case is enough", "5",
         "reproduced" if late < 0.5 else "early, not late" if early < 0.5 else "not reproduced",
         f"the error goes like the number of targets to the power {e['slope_draws']:.2f} +- {e['slope_draws_se']:.2f}; "
         f"with one a case for {e['cases']} cases it is {early:.2g} of ||G|| at the start and {late:.2g} at step "
-        f"{e['along_training']['step'][-1]}, when the labels fit and the rare targets carry G", "estimators"))
+        f"{e['along_training'][-1]['step']}, when the labels fit and the rare targets carry G", "estimators"))
     when = {"early": d["after_20_steps"]["summary"], "late": d["after_300_steps"]["summary"]}
 
     def medians(key: str) -> tuple[float, float]:

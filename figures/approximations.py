@@ -7,7 +7,8 @@ and a classifier of relu units, 64-32-16-10. Stages: at the start, after 10 step
 approximation the relative error of the matrix, the angle of its step to the natural gradient, and the decrease of the
 quadratic model that the rescaled step gives, as a share of the natural gradient's, each at the damping that suits it
 best; seconds to make and solve once, and the peak of memory. No figure of the paper; nearest is its figure 7. Writes
-``approximations.png``, ``approximations.json`` and the tables ``approximations.md``. Takes some minutes.
+``approximations.png``, ``approximations.json`` and the tables ``approximations.md``. Takes five to six minutes, so
+``make figures-paper`` draws it.
 """
 
 from __future__ import annotations
