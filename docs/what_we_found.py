@@ -221,14 +221,14 @@ def tables() -> str:
         methods = numbers(f"convergence/{name}", "comparison")["methods"]
         levels = list(next(iter(methods.values()))["runs"][0]["levels"])
         text += [f"### {title[0].upper() + title[1:]}", "",
-                 "| error at most | " + " | ".join(levels) + " | chosen of "
-                 f"{len(next(iter(methods.values()))['trials'])} trials |", "|---|" + "---|" * (len(levels) + 1)]
+                 "| error at most | | " + " | ".join(levels) + " | chosen of "
+                 f"{len(next(iter(methods.values()))['trials'])} trials |", "|---|---|" + "---|" * (len(levels) + 1)]
         for method, content in methods.items():
             settings = ", ".join(f"{key} {value:g}" for key, value in content["settings"].items()
                                  if not isinstance(value, bool))
-            for what, form, last in ((0, "{:.0f}", settings), (1, "{:.1f} s", "")):
+            for what, form, last in ((0, "{:.0f}", settings), (1, "{:.2f}", "")):
                 cells = [spread_of_seeds(reached(content, level, what), form) for level in levels]
-                text.append(f"| {'' if what else method} | " + " | ".join(cells) + f" | {last} |")
+                text.append(f"| {'| seconds' if what else f'{method} | iterations'} | " + " | ".join(cells) + f" | {last} |")
         text.append("")
     return "\n".join(text)
 
