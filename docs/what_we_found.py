@@ -228,7 +228,8 @@ def tables() -> str:
                                  if not isinstance(value, bool))
             for what, form, last in ((0, "{:.0f}", settings), (1, "{:.2f}", "")):
                 cells = [spread_of_seeds(reached(content, level, what), form) for level in levels]
-                text.append(f"| {'| seconds' if what else f'{method} | iterations'} | " + " | ".join(cells) + f" | {last} |")
+                head = "| seconds" if what else f"{method} | iterations"
+                text.append(" | ".join([f"| {head}", *cells, f"{last} |"]))
         text.append("")
     return "\n".join(text)
 
