@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..checks import Array
-from .style import COLOURS, DASHES, LOOKS, MARKERS, caption, style
+from .style import COLOURS, DASHES, LOOKS, MARKERS, caption, plain_ticks, style
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ def convergence_rows(problems: Mapping[str, Mapping[str, Curve]], error_label: s
             for axes in (left, right):
                 axes.set(xscale="log", yscale="log")
                 axes.grid(True, which="minor", alpha=0.12)
-            _plain_ticks(left)
+            plain_ticks(left)
             if len(problems) == 1:
                 right.legend()
         if len(problems) > 1:
@@ -218,7 +218,7 @@ def batch_sizes(curves: Mapping[str, Mapping[int, tuple[Array, Array]]], error_l
                     axes.grid(True, which="minor", alpha=0.12)
         for axes, label in zip(grid[-1], ("iterations", "training cases processed (iterations times m)"), strict=True):
             axes.set_xlabel(label)
-        _plain_ticks(grid[0, 0])
+        plain_ticks(grid[0, 0])
         figure.supylabel(error_label, fontsize=10, multialignment="center")
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(COLOURS))
         caption(figure, text, 138)
@@ -255,14 +255,6 @@ def cost(rows: Mapping[str, Array], text: str) -> Figure:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
         caption(figure, text, 150)
         return figure
-
-
-def _plain_ticks(axes: Axes) -> None:
-    """Label a logarithmic y axis with plain numbers, also between powers of ten."""
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_minor_formatter(
-        lambda value, _: f"{value:g}" if high / low < 100 and f"{value:.0e}"[0] in "2357" else "")
 
 
 def _fall_and_rise(axes: Axes, values: Array) -> None:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 STYLE: dict[str, Any] = {
@@ -39,3 +40,17 @@ def caption(figure: Figure, text: str, width: int) -> None:
         Its lines are broken at so many characters.
     """
     figure.supxlabel("\n".join(textwrap.wrap(text, width, break_on_hyphens=False)), x=0.01, ha="left", fontsize=9)
+
+
+def plain_ticks(axes: Axes) -> None:
+    """Label a logarithmic y axis with plain numbers, also between powers of ten where it spans less than two.
+
+    Parameters
+    ----------
+    axes : Axes
+        Is changed.
+    """
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    low, high = axes.get_ylim()
+    near = low > 0 and high / low < 100
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if near and f"{value:.0e}"[0] in "2357" else "")

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .style import COLOURS, DASHES, caption, style
+from .style import COLOURS, DASHES, caption, plain_ticks, style
 
 
 def _log_with_zero(axes: Axes) -> None:
@@ -63,6 +63,8 @@ def run(evaluations: Sequence[Any], steps: Sequence[Mapping[str, Any]], text: st
                             (times, "milliseconds a step")):
             axes.set(title=title, xlabel="steps", xscale="log" if shown[-1].k > 1 else "linear")
             _log_with_zero(axes)
+            if axes is not strengths:
+                plain_ticks(axes)
             if axes.get_legend_handles_labels()[0]:
                 axes.legend()
         caption(figure, text, 150)
