@@ -67,7 +67,7 @@ def _add_train(commands: Any) -> None:
         description="Train one network with one optimizer, in a folder of its own: history, checkpoints, a picture.",
         epilog="""examples:
   kfac-ref train --iterations 300 --out runs/digits
-  kfac-ref train --data mnist:FOLDER --dtype float32 --batch 1000 --set lambda_0=10 --seconds 120 --out runs/mnist
+  kfac-ref train --data mnist:FOLDER --dtype float32 --batch 1000 --set lambda_0=0.01 --seconds 120 --out runs/mnist
   kfac-ref train --net 64-32-16-10 --optimizer sgd --set learning_rate=0.1 --batch 100 --iterations 2000 --out runs/sgd
   kfac-ref train --resume runs/mnist --seconds 240""")
     what = train.add_argument_group("what to run")
