@@ -86,8 +86,10 @@ def rounded(value: float) -> float:
 
 def vector(problem: dict) -> dict:
     """Return the file's contents: the problem and what is expected."""
+    with mp.workdps(DIGITS):
+        found = quantities(problem)
     expected = {}
-    for name, (value, amplification) in quantities(problem).items():
+    for name, (value, amplification) in found.items():
         code = encode(value)
         allowed, kind = tolerance(code, amplification, problem["dtype"])
         expected[name] = {"value": code, "tolerance": allowed, "kind": kind}
@@ -110,12 +112,22 @@ def text(contents: dict) -> str:
 # Files
 
 
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def save(contents: dict, path: Path) -> None:
+    path.write_text(text(contents), encoding="utf-8", newline="\n")
+
+
 def write(problem: dict, folder: Path) -> float:
-    """Write one vector and return the seconds that it took."""
+    """Write one vector and return the seconds that it took; the flags of the file that it replaces stay."""
     start = time.perf_counter()
-    with mp.workdps(DIGITS):
-        contents = vector(problem)
-    (folder / f"{problem['name']}.json").write_text(text(contents), encoding="utf-8", newline="\n")
+    path = folder / f"{problem['name']}.json"
+    contents = vector(problem)
+    if path.exists():
+        contents |= {key: value for key, value in read(path).items() if key == "flags"}
+    save(contents, path)
     seconds = time.perf_counter() - start
     print(f"{problem['name']:34} {parameters(problem):10} {len(contents['expected']):10} {seconds:8.1f}", flush=True)
     return seconds

@@ -95,13 +95,13 @@ def unlikely(likelihood: str, z: list) -> Any:
     return min(range(len(z)), key=lambda c: z[c])
 
 
-def arbitrary(rng: random.Random, likelihood: str, C: int, fractions: bool) -> Any:
+def arbitrary(rng: random.Random, likelihood: str, C: int) -> Any:
     """Return a label that has nothing to do with the prediction."""
     if likelihood == "categorical":
         return below(rng, C)
     if likelihood == "gaussian":
         return draws(rng, (C,), 2.0)
-    return [round(rng.random(), 3) if fractions else below(rng, 2) for _ in range(C)]
+    return [below(rng, 2) for _ in range(C)]
 
 
 def single(value: Any) -> Any:
@@ -132,8 +132,10 @@ def build(name: str, description: str, likelihood: str, sizes: tuple[int, ...], 
     weights, inputs = keep(weights), keep(inputs)
     z, kinks = predictions(weights, list(hidden), inputs)
     assert all(abs(s) > 1e-3 for s in kinks), f"{name}: a unit stands at the kink of relu"
-    y = [unlikely(likelihood, row) if labels == "unlikely" else arbitrary(rng, likelihood, sizes[-1],
-                                                                          labels == "fractions") for row in z]
+    choose = {"unlikely": lambda row: unlikely(likelihood, row), "drawn": lambda row: sampled(rng, likelihood, row),
+              "arbitrary": lambda row: arbitrary(rng, likelihood, len(row)),
+              "fractions": lambda row: [round(rng.random(), 3) for _ in row]}[labels]
+    y = [choose(row) for row in z]
     problem: dict[str, Any] = {
         "name": name, "description": description, "network": {"sizes": list(sizes), "hidden": list(hidden)},
         "likelihood": likelihood, "dtype": dtype, "weight_decay": eta, "damping": damping,
@@ -235,8 +237,8 @@ BUILT: list[tuple[tuple, dict[str, Any]]] = [
     # Deep linear networks
     (("gaussian-linear", "A deep linear network with squared loss: K-FAC is exact, the empirical Fisher is not.",
       "gaussian", (5, 2, 3), ("identity",)), {"direction": True}),
-    (("categorical-linear", "A deep linear network, categorical: KFRA would be exact, K-FAC is not.", "categorical",
-      (3, 2, 5), ("identity",)), {"eta": 0.02, "previous": 2}),
+    (("categorical-linear", "A deep linear network, categorical: K-FAC is exact with squared loss alone.",
+      "categorical", (3, 2, 5), ("identity",)), {"eta": 0.02, "previous": 2}),
     (("bernoulli-linear", "A deep linear network, Bernoulli, weakly damped.", "bernoulli", (5, 2, 3), ("identity",)),
      {"damping": 0.001, "direction": True}),
     # Three layers
@@ -270,7 +272,7 @@ BUILT: list[tuple[tuple, dict[str, Any]]] = [
       ("logistic",)), {"x": far_from_zero, "biases": {0: [2.5, -3.0], 1: [2.0, -1.5, 1.0]}, "scale": 0.4,
                        "eta": 0.03, "direction": True}),
     (("ill-conditioned", "Inputs of very different scales, with little damping: A is ill conditioned.", "gaussian",
-      (3, 2, 5), ("tanh",)), {"x": of_unequal_scales, "scale": 0.02, "damping": 1e-4, "direction": True}),
+      (3, 2, 5), ("relu",)), {"x": of_unequal_scales, "labels": "drawn", "damping": 1e-5, "direction": True}),
     (("unlikely-labels-gaussian", "Labels ten away from the predictions, Gaussian: the empirical G is a hundredfold.",
       "gaussian", (5, 2, 3), ("logistic",)), {"labels": "unlikely", "eta": 0.01, "kl_clip": (1e-3, 0.1)}),
     (("unlikely-labels-categorical", "The label is always the least likely one, categorical.", "categorical",
