@@ -18,6 +18,7 @@ from typing import Any
 
 from . import __version__, datasets
 from .environment import MEMORY, ONE_THREAD, restart_with
+from .oracle import commands as oracle
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="kfac-ref", description="The reference implementation of K-FAC.")
     parser.add_argument("--version", action="version", version=f"kfac_ref {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_experiment):
+    for add in (_add_demo, _add_train, _add_experiment, oracle.add):
         add(commands)
     arguments = parser.parse_args(argv)
-    if argv is None:
+    if argv is None and arguments.command in ("demo", "train", "experiment"):       # the others compute little
         restart_with(ONE_THREAD | MEMORY, ["-m", "kfac_ref", *sys.argv[1:]])
     try:
         return int(arguments.run(arguments))

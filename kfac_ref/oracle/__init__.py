@@ -13,9 +13,10 @@ Examples
 """
 
 from .check import Report, check, read_quantities
+from .graph import QUANTITIES, Reference
 from .mistakes import CATALOGUE, Mistake
 from .problem import KLClip, Previous, Problem, ProblemError, Trajectory
-from .reference import QUANTITIES, Reference
+from .published import Vector, vector
 
 __all__ = ["CATALOGUE", "QUANTITIES", "KLClip", "Mistake", "Previous", "Problem", "ProblemError", "Reference", "Report",
-           "Trajectory", "check", "read_quantities"]
+           "Trajectory", "Vector", "check", "read_quantities", "vector"]

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from . import mistakes as catalogue
+from .graph import NODES, QUANTITIES, Reference
 from .mistakes import CATALOGUE, Mistake, error
-from .reference import QUANTITIES, SCALARS, Reference, condition, steps
+from .reference import condition
+from .trajectory import SCALARS, steps
 
 #: Relative errors up to this are rounding, in float64 and float32; a solve loses its condition number besides.
 ROUNDING = {"float64": 1e-10, "float32": 1e-5}
@@ -170,7 +172,7 @@ class Diagnosis:
     # Where no explanation holds for all quantities at once.
 
     def one_by_one(self) -> dict[str, list[Explanation]]:
-        """Explain each differing quantity given those before it as they are; an empty explanation: it follows from them.
+        """Explain each differing quantity given those before it as they are; an empty one says that it follows.
 
         Returns
         -------
@@ -221,8 +223,6 @@ class Diagnosis:
 
 
 def _ancestors(name: str) -> set[str]:
-    from .reference import NODES
-
     seen: set[str] = set()
     todo = list(NODES[name].needs)
     while todo:

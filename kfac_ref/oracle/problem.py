@@ -513,7 +513,7 @@ def read_array(place: str, value: Any) -> np.ndarray[Any, Any]:
         return value
     if isinstance(value, list):
         shape = []
-        row = value
+        row: Any = value
         while isinstance(row, list) and len(shape) < 8:
             shape.append(len(row))
             row = row[0] if row else None
@@ -566,9 +566,25 @@ def _of_npz(data: bytes) -> Any:
         raise
     except Exception as error:              # zipfile, zlib and numpy raise many kinds for damaged files
         raise ProblemError(f"is no npz file that can be read: {type(error).__name__}: {str(error)[:200]}") from None
-    if "problem" not in arrays or arrays["problem"].dtype.kind != "U" or arrays["problem"].ndim:
-        raise ProblemError("problem must be there: the JSON text of the rest, in which arrays are named")
+    if "problem" not in arrays:
+        return _listed_arrays(arrays)
+    if arrays["problem"].dtype.kind != "U" or arrays["problem"].ndim:
+        raise ProblemError("problem must be the JSON text of the rest, in which arrays are named")
     return _put_arrays(parse(str(arrays.pop("problem"))), arrays)
+
+
+def _listed_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Gather ``A_0, A_1, ...`` into lists; numbers and other arrays stay as they are."""
+    found: dict[str, Any] = {}
+    for name in sorted(arrays, key=lambda n: (len(n), n)):
+        stem, _, number = name.rpartition("_")
+        if not stem or not number.isdecimal():
+            found[name] = arrays[name] if arrays[name].ndim else arrays[name].item()
+        elif int(number) == len(found.setdefault(stem, [])):
+            found[stem].append(arrays[name])
+        else:
+            raise ProblemError(f"{name} must follow {stem}_{len(found[stem]) - 1}: layers are counted from 0")
+    return found
 
 
 def _take_arrays(value: Any, arrays: dict[str, Any]) -> Any:
