@@ -147,11 +147,11 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _experiment(arguments: argparse.Namespace) -> int:
-    from .experiments import comparison
+    from .experiments import comparison, script
 
     asked = comparison.read(arguments.file)         # a bad file is told before a folder is made
     out = arguments.out or arguments.file.with_suffix("")
-    _check_writable(out)
+    script.make_folder(out)
     try:
         comparison.run_all(asked, out, functools.partial(print, flush=True))
     except ValueError as error:
@@ -162,8 +162,9 @@ def _experiment(arguments: argparse.Namespace) -> int:
 def _demo(out: Path, seed: int, quick: bool, tune: bool, pdf: bool) -> int:
     if seed < 0:
         raise ValueError(f"--seed must be at least 0, got {seed}")
-    _check_writable(out)
-    from .experiments import autoencoder, classifier, report  # slow: with Matplotlib, and not twice at a restart
+    from .experiments import autoencoder, classifier, report, script  # slow: Matplotlib, and not twice at a restart
+
+    script.make_folder(out)
 
     data = datasets.digits()
     shorten = 100 if quick else 1
@@ -195,17 +196,6 @@ def _demo(out: Path, seed: int, quick: bool, tune: bool, pdf: bool) -> int:
     seconds = time.perf_counter() - start
     print(f"wrote convergence.png, fisher.png, budget.png and summary.json to {out}/ ({seconds:.0f} seconds)")
     return 0
-
-
-def _check_writable(out: Path) -> None:
-    """Refuse a folder that cannot be written, before anything is computed."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".kfac_ref_probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"--out {out} cannot be written: {error.strerror or error}") from error
 
 
 def _write(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from kfac_ref import cli, plotting, training
-from kfac_ref.experiments import comparison
+from kfac_ref.experiments import comparison, script
 from kfac_ref.experiments.comparison import Comparison, Method
 from kfac_ref.experiments.settings import Settings
 
@@ -96,8 +96,8 @@ def test_a_comparison_from_the_command_line(tmp_path, capsys, monkeypatch):
     out = tmp_path / "compared"
     printed, error = capsys.readouterr()
     assert error == ""
-    assert sorted(path.name for path in out.iterdir()) == ["comparison.json", "comparison.md", "comparison.png",
-                                                           "results"]
+    assert sorted(path.name for path in out.iterdir()) == [script.LOCK, "comparison.json", "comparison.md",
+                                                           "comparison.png", "results"]
     # Each of the grid on the tuning seeds, then the chosen on the others; what has nothing to choose is not tuned.
     grid = [("kfac", {"T3": 5, "lambda_0": value}, seed, 6) for value in (0.1, 10) for seed in (100, 101)]
     chosen = json.loads((out / "comparison.json").read_text())["methods"]["K-FAC, m = 40"]["settings"]
@@ -313,7 +313,17 @@ def test_an_out_that_cannot_be_written_is_told_before_anything_is_run(tmp_path, 
     made = counted(monkeypatch)
     path = write(tmp_path / "a.json")
     assert cli.main(["experiment", str(path), "--out", str(path)]) == 1
-    assert capsys.readouterr().err == f"kfac-ref: --out {path} cannot be written: File exists\n"
+    assert capsys.readouterr().err == f"kfac-ref: {path} cannot be written: File exists\n"
+    assert made == []
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(tmp_path, capsys, monkeypatch):
+    made = counted(monkeypatch)
+    path, out = write(tmp_path / "a.json"), tmp_path / "a"
+    out.mkdir()
+    with script.locked(out):
+        assert cli.main(["experiment", str(path)]) == 1
+    assert capsys.readouterr() == ("", f"kfac-ref: {path}: {out} is in use by another run (process {os.getpid()})\n")
     assert made == []
 
 

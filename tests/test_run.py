@@ -37,7 +37,7 @@ TINY = {"net": "64-3-64", "batch": "40", "seed": 2}
 OPTIMIZERS = {"kfac": {"T1": 2, "T2": 6, "T3": 3}, "kfac-tridiagonal": {"T3": 5, "tau2": 0.5},
               "natural-gradient": {"lambda_0": 1.0}, "sgd": {"learning_rate": 0.01, "period": 4},
               "adam": {"learning_rate": 0.01}}
-FILES = [LAST, run.HISTORY, run.PICTURE, run.SETTINGS]
+FILES = [script.LOCK, LAST, run.HISTORY, run.PICTURE, run.SETTINGS]
 
 
 @pytest.fixture(autouse=True)
@@ -405,6 +405,29 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path):
         start(tmp_path, 3)
 
 
+def test_a_folder_that_is_in_use_is_refused_until_it_is_free(tmp_path):
+    start(tmp_path, 3)
+    (tmp_path / "new").mkdir()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    for folder, begin in ((tmp_path, resume), (tmp_path / "new", start)):
+        word = rf"{folder} is in use by another run \(process {os.getpid()}\)"
+        with script.locked(folder), pytest.raises(ValueError, match=word):
+            begin(folder, 5)
+    assert before == {path: path.read_bytes() for path in before}
+    assert resume(tmp_path, 5).state.k == start(tmp_path / "new", 5).state.k == 5
+
+
+def test_where_there_are_no_locks_it_runs_without(tmp_path, monkeypatch):
+    def none(*arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with script.locked(tmp_path):
+        monkeypatch.setattr(script.fcntl, "flock", none)                    # a file system that has none
+        assert start(tmp_path, 3).state.k == 3
+        monkeypatch.setattr(script, "fcntl", None)                          # Windows
+        assert resume(tmp_path, 4).state.k == 4
+
+
 def test_a_run_that_took_no_step_can_be_begun_again(tmp_path):
     with pytest.raises(ValueError, match="x is a batch of 5, too small for tau1"):
         start(tmp_path, 3, batch="5")
@@ -518,7 +541,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         assert cli.main(["train", "--iterations", "3", "--net", "64-3-64", "--out", str(folder)]) == 1
-        assert re.fullmatch(r"kfac-ref: \[Errno \d+\] [\w ]+: '.*file.*'\n", capsys.readouterr().err)
+        assert re.fullmatch(f"kfac-ref: {folder} cannot be written: [\\w ]+\n", capsys.readouterr().err)
 
 
 def test_a_small_file_is_never_half_there(tmp_path, monkeypatch):
@@ -649,6 +672,22 @@ def same(folder, other):
         heads = [json.loads(file["header"].item()) | {"seconds": 0} for file in (a, b)]
     assert heads[0] == heads[1]
     assert lines(folder) == lines(other)
+
+
+@pytest.mark.slow
+def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path, capsys):
+    folder = tmp_path / "run"
+    with train(*LONG, *UNTIL, "--out", folder) as process:
+        wait_for(folder)
+        for place in ("--resume", "--out"):
+            assert cli.main(["train", "--iterations", "500", place, str(folder)]) == 1
+        process.kill()
+    in_use, holds = capsys.readouterr().err.splitlines()
+    assert in_use == f"kfac-ref: {folder} is in use by another run (process {process.pid})"
+    assert "holds a run already" in holds
+    assert (folder / script.LOCK).read_text() == f"{process.pid}\n"
+    with script.locked(folder):
+        pass
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@
     history.jsonl     a line for each step and each evaluation, as they happen
     checkpoint.npz    where the run stood at most `every` seconds ago; previous.npz, the one before
     history.png       the picture, at the end
+    .lock             is locked while a process writes here
 """
 
 from __future__ import annotations
@@ -64,21 +65,22 @@ def start(settings: Settings, folder: Path, iterations: int | None, seconds: flo
     Raises
     ------
     ValueError
-        For data that do not fit, a folder that holds a run already, neither iterations nor seconds, or weights that
-        have grown beyond all bounds.
+        For data that do not fit, a folder that holds a run already, is in use or cannot be made, neither iterations nor
+        seconds, or weights that have grown beyond all bounds.
     OSError
         Where the folder cannot be written; the last checkpoint is then intact.
     """
     _check_limits(iterations, seconds, every)
-    if _holds_steps(folder):
-        raise ValueError(f"{folder} holds a run already: continue it with --resume {folder}, or choose another folder")
+    _refuse_steps(folder)
     data = settings.dataset()
     task = settings.task(data)
     content = {"settings": settings.plain(), "data_sha256": digest_of(data), "environment": environment()}
-    folder.mkdir(parents=True, exist_ok=True)
-    script.write_whole(folder / SETTINGS, json.dumps(content, indent=1) + "\n")
-    script.write_whole(folder / HISTORY, "")
-    return _train(task, content, folder, iterations, seconds, every, report, None)
+    script.make_folder(folder)
+    with script.locked(folder):
+        _refuse_steps(folder)                           # another may have begun one meanwhile
+        script.write_whole(folder / SETTINGS, json.dumps(content, indent=1) + "\n")
+        script.write_whole(folder / HISTORY, "")
+        return _train(task, content, folder, iterations, seconds, every, report, None)
 
 
 def resume(folder: Path, iterations: int | None, seconds: float | None, every: float = 60,
@@ -104,7 +106,7 @@ def resume(folder: Path, iterations: int | None, seconds: float | None, every: f
     Raises
     ------
     ValueError
-        Where the folder holds no run, no checkpoint of it can be used, or other data are there now.
+        Where the folder holds no run or is in use, no checkpoint of it can be used, or other data are there now.
     OSError
         Where the folder cannot be written; the last checkpoint is then intact.
     """
@@ -120,12 +122,13 @@ def resume(folder: Path, iterations: int | None, seconds: float | None, every: f
     task = settings.task(data)
     if digest_of(data) != content.get("data_sha256"):
         raise ValueError(f"data {settings.data} are not those that the run in {folder} began with")
-    history = _last_checkpoint(task, content, folder, report)
-    done = 0 if history is None else history.state.k
-    evaluations = _cut_history(folder / HISTORY, done, report)
-    if history is not None:
-        history.evaluations = evaluations
-    return _train(task, content, folder, iterations, seconds, every, report, history)
+    with script.locked(folder):
+        history = _last_checkpoint(task, content, folder, report)
+        done = 0 if history is None else history.state.k
+        evaluations = _cut_history(folder / HISTORY, done, report)
+        if history is not None:
+            history.evaluations = evaluations
+        return _train(task, content, folder, iterations, seconds, every, report, history)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -288,10 +291,11 @@ def _asked_to_stop() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _holds_steps(folder: Path) -> bool:
-    """Return whether a folder holds anything of a run that could be lost: a checkpoint, or a recorded step."""
-    return any((folder / name).exists() for name in (checkpoints.LAST, checkpoints.PREVIOUS)) or (
-        (folder / HISTORY).is_file() and bool(records(folder)))
+def _refuse_steps(folder: Path) -> None:
+    """Refuse a folder that holds anything of a run that could be lost: a checkpoint, or a recorded step."""
+    if any((folder / name).exists() for name in (checkpoints.LAST, checkpoints.PREVIOUS)) or (
+            (folder / HISTORY).is_file() and records(folder)):
+        raise ValueError(f"{folder} holds a run already: continue it with --resume {folder}, or choose another folder")
 
 
 def _last_checkpoint(task: Task, content: dict[str, Any], folder: Path,
