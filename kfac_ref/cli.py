@@ -46,7 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"kfac-ref: {name}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
         print(f"kfac-ref: {error}", file=sys.stderr)
         return 1
 
@@ -137,12 +141,14 @@ def _train(arguments: argparse.Namespace) -> int:
 def _setting(text: str) -> tuple[str, Any]:
     """Read NAME=VALUE; the value is a number, true, false or null."""
     name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set must be NAME=VALUE, got {text!r}")
     try:
         found = json.loads(value)
     except json.JSONDecodeError:
-        found = None if not equals else value
-    if not equals or isinstance(found, (str, list, dict)):
-        raise ValueError(f"--set must be NAME=VALUE with a number, true, false or null, got {text!r}")
+        found = value
+    if isinstance(found, (str, list, dict)):
+        raise ValueError(f"--set {name} must be a number, true, false or null, got {value!r}")
     return name, found
 
 

@@ -180,6 +180,11 @@ def test_only_what_a_changed_file_asks_for_anew_is_run(tmp_path, monkeypatch, un
     assert len(made) == 8
 
 
+def test_a_batch_as_a_number_is_that_batch(tmp_path):
+    assert comparison.read(write(tmp_path / "a.json", method(batch=40))) == \
+        comparison.read(write(tmp_path / "b.json", method(batch="40")))
+
+
 def test_a_relative_folder_is_taken_from_the_file(tmp_path):
     found = comparison.read(write(tmp_path / "a.json", changed(data="mnist:here", net=...)))
     assert found.base.data == f"mnist:{tmp_path / 'here'}"
@@ -274,7 +279,8 @@ def test_an_error_of_none_has_a_score():
     (method(optimizer=...), "method 'K': optimizer is missing"),
     (method(batch=..., speed=1), r"method 'K': batch is missing; speed is not known \(there are optimizer, batch, "),
     (method(optimizer="lbfgs"), "method 'K': optimizer must be one of .*; got 'lbfgs'"),
-    (method(batch=40), "method 'K': batch must be text, got 40"),
+    (method(batch=40.0), r"method 'K': batch must be text, got 40\.0"),
+    (method(batch=True), "method 'K': batch must be text, got True"),
     (method(batch="some"), "method 'K': batch must be a number, full, growing"),
     (method(iterations=0), "method 'K': iterations must be an integer of at least 1, got 0"),
     (method(settings=5), "method 'K': settings must be names and values, got 5"),
@@ -286,7 +292,8 @@ def test_an_error_of_none_has_a_score():
     (changed(methods={str(k): CONTENT["methods"]["SGD, all"] for k in range(15)}),
      "methods must be at most 14, as many"),
     (changed(net="64-3-8"), "method 'K-FAC, m = 40': net must have 64 outputs for the inputs of digits"),
-    (method(batch="121"), r"method 'K': batch must be 1\.\.120 examples, got 121")])
+    (method(batch=0), "method 'K': batch must be at least 1 example, got 0"),
+    (method(batch="121"), "method 'K': batch must be at most the 120 examples of digits, got 121")])
 def test_a_bad_file_is_one_clear_line_that_names_file_and_field(tmp_path, capsys, monkeypatch, content, word):
     made = counted(monkeypatch)
     path = write(tmp_path / "bad.json", content)

@@ -49,7 +49,7 @@ class Method:
     optimizer : str
         One of `settings.OPTIMIZERS`.
     batch : str
-        As in `Settings`.
+        As in `Settings`; an integer is taken as well.
     iterations : int
         Steps of a run.
     settings : dict
@@ -65,6 +65,8 @@ class Method:
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.batch, int) and not isinstance(self.batch, bool):
+            object.__setattr__(self, "batch", str(self.batch))
         if not isinstance(self.settings, Mapping):
             raise ValueError(f"settings must be names and values, got {self.settings!r}")
         if not isinstance(self.grid, Mapping):

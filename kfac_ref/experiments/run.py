@@ -110,14 +110,14 @@ def resume(folder: Path, iterations: int | None, seconds: float | None, every: f
     OSError
         Where the folder cannot be written; the last checkpoint is then intact.
     """
-    _check_limits(iterations, seconds, every)
     try:
         content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         settings = Settings(**content["settings"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} holds no run: there is no {SETTINGS} in it") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / SETTINGS} is damaged: {error}") from error
+    _check_limits(iterations, seconds, every)
     data = settings.dataset()
     task = settings.task(data)
     if digest_of(data) != content.get("data_sha256"):
@@ -128,6 +128,9 @@ def resume(folder: Path, iterations: int | None, seconds: float | None, every: f
         evaluations = _cut_history(folder / HISTORY, done, report)
         if history is not None:
             history.evaluations = evaluations
+            if done >= (iterations or math.inf) or history.seconds >= (seconds or math.inf):
+                report(f"nothing to do: the run has taken {done} steps and {history.seconds:.2f} s already, and both "
+                       "limits count from its beginning")
         return _train(task, content, folder, iterations, seconds, every, report, history)
 
 
@@ -170,7 +173,8 @@ def summary(folder: Path, history: training.History) -> str:
              f"{1e3 * history.seconds / max(history.state.k, 1):.3g} ms a step"]
     if history.evaluations:
         last = history.evaluations[-1]
-        lines.append(f"at step {last.k}: loss {last.loss:.5g}, training error {last.error:.5g} (of the averaged "
+        where = "" if last.k == history.state.k else ", the last that was evaluated"
+        lines.append(f"at step {last.k}{where}: loss {last.loss:.5g}, training error {last.error:.5g} (of the averaged "
                      f"iterate {last.averaged_error:.5g}), held-out error {last.test_error:.5g}")
     there = [name for name in (HISTORY, PICTURE, checkpoints.LAST, SETTINGS) if (folder / name).exists()]
     lines.append(f"{folder}/ holds {', '.join(there)}")
@@ -183,7 +187,7 @@ def _check_limits(iterations: int | None, seconds: float | None, every: float) -
     if iterations is not None:
         checks.count("iterations", iterations)
     if seconds is not None:
-        checks.number("seconds", seconds, 0)
+        checks.number("seconds", seconds, 0, above=True)
     checks.number("checkpoint-every", every, 0)
 
 
