@@ -59,6 +59,21 @@ def test_every_figure_is_in_the_gallery_with_its_command() -> None:
         assert script.stem == "demo" or f"`python figures/{script.name}`" in README
 
 
+def test_the_findings_tell_medians_of_ratios_and_what_the_grids_hold() -> None:
+    page = (ROOT / "docs" / "what_we_found.md").read_text()
+    damping = json.loads((ROOT / "figures/damping/damping.json").read_text())
+    for key, form in (("factored_gain_from_re_scaling", ".1f"), ("factored_gain_from_momentum", ".1f"),
+                      ("factored_over_exact_no_re_scaling", ".2f"), ("factored_over_exact_re_scaling", ".2f")):
+        early, late = (np.median([seed[key] for seed in damping[stage]["seeds"]])
+                       for stage in ("after_20_steps", "after_300_steps"))
+        assert f"{early:{form}} and {late:{form}} times" in page
+    for name, method in json.loads((ROOT / "figures/convergence/digits.json").read_text())["methods"].items():
+        row, = re.findall(rf"^\| {name} \| iterations \|.*\| (.*) \|$", page, re.MULTILINE)
+        ((setting, values),) = method["grid"].items()
+        chosen, = re.fullmatch(rf"{setting} = (\S+) \(of {len(values)}\)", row).groups()     # type: ignore[union-attr]
+        assert float(chosen) in values
+
+
 def test_the_findings_are_written_from_the_numbers_beside_the_figures() -> None:
     page = runpy.run_path(str(ROOT / "docs" / "what_we_found.py"))["page"]
     assert (ROOT / "docs" / "what_we_found.md").read_text() == page()
