@@ -105,7 +105,24 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_experiment(commands: Any) -> None:
-    experiment = commands.add_parser("experiment", help="compare several optimizers over seeds, resumable")
+    experiment = commands.add_parser(
+        "experiment", help="compare several optimizers over seeds, resumable",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Tune and run several methods on the same data and network, into one table and one figure.",
+        epilog="""FILE.json holds an object with
+  title         of table and figure
+  data, net, hidden, likelihood, weight_decay, init, dtype, side
+                as the options of kfac-ref train; the same for all methods
+  methods       by name, each an object with optimizer, batch and iterations, and with settings (those that are fixed)
+                and grid (for each setting to choose, a list of values)
+  levels        errors, descending: iterations and seconds are counted until the training error is at most each
+  seeds         those that are reported (default: 0, 1, 2)
+  tuning_seeds  those that the grids are tried on (default: 100)
+  tuning_part   how long a trial is, as a part of the iterations (default: 1)
+  error         what the figure calls the error (default: mean over cases of the sum of squared differences)
+Of each grid the setting with the lowest score is chosen: the mean log error over the last nine tenths of a trial,
+evaluated at steps that are spaced logarithmically, and over the tuning seeds. figures/convergence/digits.json is an
+example.""")
     experiment.add_argument("file", type=Path, metavar="FILE.json", help="what is compared with what")
     experiment.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: FILE without .json)")
     experiment.set_defaults(run=_experiment)

@@ -6,7 +6,8 @@ import errno
 import json
 import math
 import os
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,14 @@ def test_only_what_a_changed_file_asks_for_anew_is_run(tmp_path, monkeypatch, un
     made.clear()
     run_file(write(path, changed(dtype="float32")), out, lambda text: None)
     assert len(made) == 8
+
+
+def test_the_help_names_every_key_of_a_file(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["experiment", "--help"])
+    words = set(re.findall(r"\w+", capsys.readouterr().out.partition("FILE.json holds")[2]))
+    keys = {f.name for kind in (Comparison, Method) for f in fields(kind)} - {"base"} | {*comparison._common(Settings)}
+    assert keys <= words
 
 
 def test_a_batch_as_a_number_is_that_batch(tmp_path):

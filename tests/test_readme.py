@@ -18,7 +18,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```.*?```text\n(.*?)```", README, re.DOT
 
 
 def test_the_examples_print_what_the_readme_says() -> None:
-    assert len(EXAMPLES) == README.count("```python") == 3
+    assert len(EXAMPLES) == README.count("```python") == 4
     names: dict[str, object] = {}                           # each goes on where the one before ended
     for code, expected in EXAMPLES:
         with contextlib.redirect_stdout(io.StringIO()) as out:

@@ -84,11 +84,7 @@ def without_last_evaluation(folder, ends):
 
 def final(folder):
     """Return all of the last checkpoint that is not measured."""
-    content = json.loads((folder / run.SETTINGS).read_text())
-    made = Settings(**content["settings"])
-    task = made.task()
-    found = checkpoints.read(folder / LAST, task.optimizer, task.weights, made.plain() | {
-        "data_sha256": content["data_sha256"]})
+    _, found = run.checkpoint(folder)
     return everything(found.state), bits(found.averaged)
 
 
@@ -183,6 +179,16 @@ def test_the_summary_tells_the_step_that_was_evaluated(tmp_path, monkeypatch):
     assert history.state.k == 12
     assert "\nat step 11, the last that was evaluated: loss" in run.summary(tmp_path, history)
     assert "\nat step 14: loss" in run.summary(tmp_path, resume(tmp_path, 14))
+
+
+def test_weights_are_read_out_of_a_checkpoint(tmp_path):
+    last = start(tmp_path, 6).evaluations[-1]
+    task, found = run.checkpoint(str(tmp_path))
+    for weights, error in ((found.state.weights, last.error), (found.averaged, last.averaged_error)):
+        np.testing.assert_allclose(task.model.at(weights, task.x).error(task.y), error, rtol=1e-13)
+    assert last.error != last.averaged_error
+    with pytest.raises(ValueError, match="holds no run"):
+        run.checkpoint(tmp_path / "nowhere")
 
 
 # Stopped, and gone on

@@ -110,13 +110,7 @@ def resume(folder: Path, iterations: int | None, seconds: float | None, every: f
     OSError
         Where the folder cannot be written; the last checkpoint is then intact.
     """
-    try:
-        content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        settings = Settings(**content["settings"])
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{folder} holds no run: there is no {SETTINGS} in it") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / SETTINGS} is damaged: {error}") from error
+    content, settings = _read(folder)
     _check_limits(iterations, seconds, every)
     data = settings.dataset()
     task = settings.task(data)
@@ -132,6 +126,30 @@ def resume(folder: Path, iterations: int | None, seconds: float | None, every: f
                 report(f"nothing to do: the run has taken {done} steps and {history.seconds:.2f} s already, and both "
                        "limits count from its beginning")
         return _train(task, content, folder, iterations, seconds, every, report, history)
+
+
+def checkpoint(folder: str | os.PathLike[str]) -> tuple[Task, checkpoints.Checkpoint]:
+    """Read the last checkpoint of a run, to look at it.
+
+    Parameters
+    ----------
+    folder : path
+        Of the run.
+
+    Returns
+    -------
+    (Task, Checkpoint)
+        Model and data; ``state.weights`` of the other is the current iterate, its ``averaged`` the averaged one.
+
+    Raises
+    ------
+    ValueError
+        Where the folder holds no run, or no checkpoint of it that can be read.
+    """
+    content, settings = _read(Path(folder))
+    task = settings.task()
+    path = Path(folder) / checkpoints.LAST
+    return task, checkpoints.read(path, task.optimizer, task.weights, _of_run(content))
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -179,6 +197,17 @@ def summary(folder: Path, history: training.History) -> str:
     there = [name for name in (HISTORY, PICTURE, checkpoints.LAST, SETTINGS) if (folder / name).exists()]
     lines.append(f"{folder}/ holds {', '.join(there)}")
     return "\n".join(lines)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], Settings]:
+    """Return what a run was begun with."""
+    try:
+        content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        return content, Settings(**content["settings"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder} holds no run: there is no {SETTINGS} in it") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / SETTINGS} is damaged: {error}") from error
 
 
 def _check_limits(iterations: int | None, seconds: float | None, every: float) -> None:
