@@ -88,7 +88,8 @@ def _add_train(commands: Any) -> None:
     what.add_argument("--set", action="append", metavar="NAME=VALUE", default=[], dest="settings",
                       help="a setting of the optimizer; may be repeated (kfac: lambda_0, T1, T2, T3, tau1, tau2, "
                            "momentum, ...; sgd: learning_rate, mu_max, period; adam: learning_rate, beta1, ...)")
-    what.add_argument("--batch", metavar="N", help="a number, full, growing, or growing:FIRST:STEP (default: full)")
+    what.add_argument("--batch", metavar="N", help="a number, full, growing (from 1000 to all at step "
+                                                   "500) or growing:FIRST:STEP (default: full)")
     what.add_argument("--weight-decay", type=float, metavar="ETA", help="eta (default: 1e-5)")
     what.add_argument("--init", metavar="NAME", help="sparse or glorot (default: sparse)")
     what.add_argument("--dtype", metavar="NAME", help="float64 or float32 (default: float64)")

@@ -166,8 +166,8 @@ def test_a_limit_that_is_passed_already_is_told(tmp_path):
         told = []
         again = resume(tmp_path, *limits, report=told.append)
         assert again.state.k == (6 if said else 7)
-        assert told[1:] == [f"nothing to do: the run has taken 6 steps and {again.seconds:.2f} s already, and both "
-                            "limits count from its beginning"] * said
+        assert told[1:] == [f"nothing to do: the run has taken 6 steps and {again.seconds:.2f} s already; limits "
+                            "count from its beginning"] * said
         assert not said or files == {path: path.read_bytes() for path in files}
 
 

@@ -112,19 +112,19 @@ def resume(folder: Path, iterations: int | None, seconds: float | None, every: f
     """
     content, settings = _read(folder)
     _check_limits(iterations, seconds, every)
-    data = settings.dataset()
-    task = settings.task(data)
-    if digest_of(data) != content.get("data_sha256"):
-        raise ValueError(f"data {settings.data} are not those that the run in {folder} began with")
     with script.locked(folder):
+        data = settings.dataset()
+        task = settings.task(data)
+        if digest_of(data) != content.get("data_sha256"):
+            raise ValueError(f"data {settings.data} are not those that the run in {folder} began with")
         history = _last_checkpoint(task, content, folder, report)
         done = 0 if history is None else history.state.k
         evaluations = _cut_history(folder / HISTORY, done, report)
         if history is not None:
             history.evaluations = evaluations
             if done >= (iterations or math.inf) or history.seconds >= (seconds or math.inf):
-                report(f"nothing to do: the run has taken {done} steps and {history.seconds:.2f} s already, and both "
-                       "limits count from its beginning")
+                report(f"nothing to do: the run has taken {done} steps and {history.seconds:.2f} s already; limits "
+                       "count from its beginning")
         return _train(task, content, folder, iterations, seconds, every, report, history)
 
 
