@@ -98,6 +98,13 @@ class Report:
             Of what JSON knows.
         """
         def entries(explanations: Sequence[Explanation]) -> list[Any]:
+            """Return the texts of explanations.
+
+            Parameters
+            ----------
+            explanations : sequence of Explanation
+                Any.
+            """
             return [[{"mistake": m.name, "what": m.what, "why": m.why, "remedy": m.remedy} for m in e.mistakes]
                     for e in explanations]
         return {

@@ -142,7 +142,7 @@ def _reference(arguments: argparse.Namespace) -> int:
 def _quantities(arguments: argparse.Namespace) -> int:
     rows = [(q.name, q.symbol, q.shape, q.equation, q.source) for q in QUANTITIES.values()]
     _print([("name", "symbol", "shape", "equation", "source"), *rows])
-    print("\nN examples, C outputs, L layers, m x n the weights of a layer with the bias in the last column, P of them all")
+    print("\nN examples, C outputs, L layers, m x n the weights of a layer, bias last, P of them all")
     return 0
 
 

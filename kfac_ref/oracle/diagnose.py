@@ -71,7 +71,9 @@ class Diagnosis:
         self.reference, self.theirs, self.dtype, self.rtol = reference, theirs, dtype, rtol
         self.names = sorted(theirs, key=list(QUANTITIES).index)
         self.errors = {name: error(reference[name], theirs[name]) for name in self.names}
-        self._errors: dict[Any, float] = {}
+        self._limits = {name: self.tolerance(name) for name in self.names}
+        self._order = sorted(self.names, key=lambda name: self.errors[name] <= ROUNDING["float32"])
+        self._same: dict[tuple[str, tuple[str, ...]], bool] = {}
         self._first_step: dict[Any, Any] = {}
 
     def tolerance(self, name: str, reference: Reference | None = None) -> float:
@@ -94,7 +96,7 @@ class Diagnosis:
 
     def differing(self) -> list[str]:
         """Return the names of the given quantities that differ by more than rounding."""
-        return [name for name in self.names if not self.errors[name] <= self.tolerance(name)]
+        return [name for name in self.names if not self.errors[name] <= self._limits[name]]
 
     def explanations(self) -> list[Explanation]:
         """Return every explanation: single mistakes first, then pairs in which both have a part."""
@@ -104,32 +106,41 @@ class Diagnosis:
                  if not alone & {m.name for m in pair} and self._both_act(pair) and self._fits(pair)]
         return singles + pairs
 
+    def _acting(self, name: str, mistakes: tuple[Mistake, ...]) -> tuple[str, ...]:
+        """Return the names of those of the mistakes that have a part in a quantity: `Reference.part_of`, by table."""
+        alone, brings = self.reference.kept(("alone", name), _alone), self.reference.kept(("brings",), _brings)
+        found = {m.name for m in mistakes if m.name in alone}
+        if 0 < len(found) < len(mistakes):                      # what one reads may bring in the other
+            found |= {m.name for m in mistakes for other in mistakes if other.name in found
+                      and m.name in brings[other.name]}
+        return tuple(m.name for m in mistakes if m.name in found)
+
     def _both_act(self, pair: tuple[Mistake, ...]) -> bool:
         seen: set[str] = set()
-        r = self.reference.having(*pair)
         for name in self.names:
-            seen |= set(r.part_of(name))
+            seen.update(self._acting(name, pair))
             if len(seen) == 2:
                 return True
         return False
 
     def _fits(self, mistakes: tuple[Mistake, ...]) -> bool:
-        r = self.reference.having(*mistakes)
-        plain = [name for name in self.names if not name.startswith("trajectory_")]
-        return all(self._is(r, name) for name in plain) and (len(plain) == len(self.names) or self._follows(mistakes))
+        plain = [name for name in self._order if not name.startswith("trajectory_")]
+        return all(self._is(mistakes, name) for name in plain) and (
+            len(plain) == len(self.names) or self._follows(mistakes))
 
-    def _is(self, r: Reference, name: str) -> bool:
+    def _is(self, mistakes: tuple[Mistake, ...], name: str) -> bool:
         """Return whether a quantity with these mistakes is the given one, to rounding."""
-        key = name, r.part_of(name)
-        if key not in self._errors:
+        key = name, self._acting(name, mistakes)
+        if key not in self._same:
+            r = self.reference.having(*mistakes)
             try:
                 off = error(r.shown(name), self.theirs[name])
             except _FAILS:
                 off = math.inf
             # The condition is dear, and matters for what is near alone.
-            near = off <= WORST[self.dtype] if self.rtol is None else True
-            self._errors[key] = 0.0 if near and off <= self.tolerance(name, r) else math.inf
-        return self._errors[key] == 0.0
+            self._same[key] = off <= self._limits[name] or (
+                self.rtol is None and off <= WORST[self.dtype] and off <= self.tolerance(name, r))
+        return self._same[key]
 
     def _follows(self, mistakes: tuple[Mistake, ...]) -> bool:
         try:
@@ -220,6 +231,17 @@ class Diagnosis:
             if len(values) > most:
                 best, most = name, len(values)
         return best
+
+
+def _alone(reference: Reference, name: str) -> set[str]:
+    """Return the names of the mistakes that have a part in a quantity."""
+    return {m.name for m in CATALOGUE.values() if reference.having(m).part_of(name)}
+
+
+def _brings(reference: Reference) -> dict[str, set[str]]:
+    """Return for each mistake the names of those that change what it reads."""
+    return {a.name: {b.name for b in CATALOGUE.values() if any(
+        not reference.below(read).isdisjoint(b.changes) for read in a.reads)} for a in CATALOGUE.values()}
 
 
 def _ancestors(name: str) -> set[str]:

@@ -21,7 +21,7 @@ from .problem import Problem, ProblemError, read_array
 
 @dataclass(frozen=True)
 class _Failed:
-    """Why a value could not be computed."""
+    """Reason why a value could not be computed."""
 
     why: str
 
@@ -100,6 +100,8 @@ class Reference:
         None for the right values.
     given : mapping, optional
         Values of nodes that are taken in place of those computed.
+    kept : dict, optional
+        Values that are shared with another reference of the same problem.
     """
 
     def __init__(self, problem: Problem, mistakes: Sequence[Mistake] = (), given: Mapping[str, Any] | None = None,
@@ -164,6 +166,20 @@ class Reference:
                 value = mistake.shows[name](self, value)
         return value
 
+    def kept(self, key: tuple[str, ...], make: Callable[..., Any]) -> Any:
+        """Return what was made once for this problem, whatever the mistakes.
+
+        Parameters
+        ----------
+        key : tuple of str
+            What it is called, and the further arguments of `make`.
+        make : function
+            Of the reference without mistakes, and the arguments.
+        """
+        if key not in self._kept:
+            self._kept[key] = make(self.having(), *key[1:])
+        return self._kept[key]
+
     def names(self) -> list[str]:
         """Return the names of the quantities that the problem has all it takes for."""
         return [name for name, q in QUANTITIES.items() if missing(q, self.problem) is None]
@@ -191,34 +207,48 @@ class Reference:
         name : str
             A quantity.
         """
+        showing = [m for m in self.mistakes if name in m.shows]
         found = set(self._part_of(name))
-        for mistake in self.mistakes:
-            if name in mistake.shows:
-                found |= {mistake.name, *(part for node in mistake.reads for part in self._part_of(node))}
+        for mistake in showing:
+            found |= {mistake.name, *(part for read in mistake.reads for part in self._part_of(read))}
         return tuple(m.name for m in self.mistakes if m.name in found)
 
     def _part_of(self, name: str) -> tuple[str, ...]:
+        """Return the names of the mistakes that have a part in a node, in their order."""
         if not self.mistakes:
             return ()
-        key = "parts", name, tuple(m.name for m in self.mistakes)
-        if key in self._kept:
-            part: tuple[str, ...] = self._kept[key]
-            return part
-        seen, todo, found = set(), [name], set()
-        while todo:
-            node = todo.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if node not in self.given:
-                todo += NODES[node].needs
-            for mistake in self.mistakes:
-                if node in mistake.changes:
-                    found.add(mistake.name)
-                    todo += [*mistake.reads, *NODES[node].needs]
-        part = tuple(m.name for m in self.mistakes if m.name in found)
-        self._kept[key] = part
-        return part
+        reached, found = [self.below(name)], [False] * len(self.mistakes)
+        grown = True
+        while grown:                                        # what a mistake reads may bring in another
+            grown = False
+            for i, mistake in enumerate(self.mistakes):
+                if not found[i] and any(not nodes.isdisjoint(mistake.changes) for nodes in reached):
+                    found[i] = grown = True
+                    # A given node is not made from anything, but a change of it may ask for what it is made from.
+                    reached += [self.below(read) for read in mistake.reads]
+        return tuple(m.name for m, is_part in zip(self.mistakes, found, strict=True) if is_part)
+
+    def below(self, name: str) -> frozenset[str]:
+        """Return a node and all that it is made from.
+
+        Parameters
+        ----------
+        name : str
+            Of the node.
+        """
+        key = "below", name
+        if key not in self._kept:
+            seen: set[str] = set()
+            todo = [name]
+            while todo:
+                below = todo.pop()
+                if below not in seen:
+                    seen.add(below)
+                    if below not in self.given:
+                        todo += NODES[below].needs
+            self._kept[key] = frozenset(seen)
+        nodes: frozenset[str] = self._kept[key]
+        return nodes
 
 
 def _changed(change: Callable[..., Any], reference: Reference, right: Callable[[], Any]) -> Callable[[], Any]:
@@ -255,6 +285,13 @@ def node(name: str, *needs: str) -> Callable[[Callable[[Reference], Any]], Calla
         The nodes that it reads.
     """
     def add(compute: Callable[[Reference], Any]) -> Callable[[Reference], Any]:
+        """Add a node.
+
+        Parameters
+        ----------
+        compute : function of Reference
+            Returns its value.
+        """
         NODES[name] = Node(compute, needs)
         return compute
     return add
@@ -262,7 +299,13 @@ def node(name: str, *needs: str) -> Callable[[Callable[[Reference], Any]], Calla
 
 def quantity(name: str, symbol: str, shape: str, equation: str, source: str, kind: str = "sum",
              fields: tuple[str, ...] = ()) -> None:
-    """Show a node to users; the parameters are the fields of `Quantity`."""
+    """Show a node to users.
+
+    Parameters
+    ----------
+    name, symbol, shape, equation, source, kind, fields : str and tuple of str
+        As in `Quantity`.
+    """
     QUANTITIES[name] = Quantity(name, symbol, shape, equation, source, kind, fields)
 
 

@@ -465,6 +465,13 @@ def parse(text: bytes | str) -> Any:
         For anything else.
     """
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Return an object, or refuse a name that occurs twice in it.
+
+        Parameters
+        ----------
+        pairs : list of (str, Any)
+            As they stand in the text.
+        """
         found = dict(pairs)
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
@@ -472,6 +479,13 @@ def parse(text: bytes | str) -> Any:
         return found
 
     def refuse(name: str) -> Any:
+        """Refuse NaN and infinity, which JSON does not have.
+
+        Parameters
+        ----------
+        name : str
+            What stands in the text.
+        """
         raise ProblemError(f"{name} is no number of JSON; write null for what was not measured")
 
     try:

@@ -114,6 +114,13 @@ def rows_of(g: Sequence[Array], a_bar: Sequence[Array]) -> Array:
         Inputs.
     """
     def layer(g: Array, a: Array) -> Array:
+        """Return the rows of one layer.
+
+        Parameters
+        ----------
+        g, a : (K, N, m) or (N, m) array, (N, n) array
+            Gradients and inputs.
+        """
         g = g.reshape(-1, *g.shape[-2:])
         outer = a[None, :, :, None] * g[:, :, None, :]                      # vec stacks columns: a is the slow index
         return outer.reshape(g.shape[0] * g.shape[1], -1)
