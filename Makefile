@@ -58,6 +58,7 @@ findings: $(VENV)/run  ## write docs/what_we_found.md from the numbers beside th
 
 vectors: $(VENV)/test  ## write the test vectors anew from the definitions, under a minute; says which bytes changed
 	$(BIN)/python -m tests.vectors.make
+	$(BIN)/python -m tests.vectors.flags
 
 mutants: $(VENV)/test  ## break the package on purpose and print which tests notice
 	$(BIN)/python -m tests.mutants

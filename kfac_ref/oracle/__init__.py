@@ -12,6 +12,7 @@ Examples
 (False, True)
 """
 
+from . import published
 from .check import Report, check, read_quantities
 from .graph import QUANTITIES, Reference
 from .mistakes import CATALOGUE, Mistake
@@ -19,4 +20,4 @@ from .problem import KLClip, Previous, Problem, ProblemError, Trajectory
 from .published import Vector, vector
 
 __all__ = ["CATALOGUE", "QUANTITIES", "KLClip", "Mistake", "Previous", "Problem", "ProblemError", "Reference", "Report",
-           "Trajectory", "Vector", "check", "read_quantities", "vector"]
+           "Trajectory", "Vector", "check", "published", "read_quantities", "vector"]

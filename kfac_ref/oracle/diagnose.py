@@ -39,8 +39,6 @@ class Explanation:
     ----------
     mistakes : tuple of Mistake
         One or two.
-    same : tuple of tuple of str
-        Pairs that come to the same on these numbers, as names.
     """
 
     mistakes: tuple[Mistake, ...]
@@ -100,10 +98,10 @@ class Diagnosis:
 
     def explanations(self) -> list[Explanation]:
         """Return every explanation: single mistakes first, then pairs in which both have a part."""
-        singles = [Explanation((m,)) for m in CATALOGUE.values() if self._fits((m,))]
+        singles = [Explanation((m,)) for m in CATALOGUE.values() if self.fits((m,))]
         alone = {e.mistakes[0].name for e in singles}
         pairs = [Explanation(pair) for pair in itertools.combinations(CATALOGUE.values(), 2)
-                 if not alone & {m.name for m in pair} and self._both_act(pair) and self._fits(pair)]
+                 if not alone & {m.name for m in pair} and self._both_act(pair) and self.fits(pair)]
         return singles + pairs
 
     def _acting(self, name: str, mistakes: tuple[Mistake, ...]) -> tuple[str, ...]:
@@ -123,7 +121,14 @@ class Diagnosis:
                 return True
         return False
 
-    def _fits(self, mistakes: tuple[Mistake, ...]) -> bool:
+    def fits(self, mistakes: tuple[Mistake, ...]) -> bool:
+        """Return whether all quantities with these mistakes are the given ones, to rounding.
+
+        Parameters
+        ----------
+        mistakes : tuple of Mistake
+            In the catalogue's order; none for the right values.
+        """
         plain = [name for name in self._order if not name.startswith("trajectory_")]
         return all(self._is(mistakes, name) for name in plain) and (
             len(plain) == len(self.names) or self._follows(mistakes))
@@ -197,7 +202,7 @@ class Diagnosis:
             r = self.reference.taking(**before)
             part = Diagnosis(self.reference, {name: self.theirs[name]}, self.dtype, self.rtol)
             part.reference = r
-            if before and part._fits(()):
+            if before and part.fits(()):
                 found[name] = [Explanation(())]
             else:
                 found[name] = part.explanations()

@@ -195,7 +195,8 @@ class Reference:
             if name in mistake.changes:
                 make = _changed(mistake.changes[name], self, make)
         try:
-            return make()
+            with np.errstate(all="ignore"):                 # a wrong value may be infinite
+                return make()
         except (ValueError, np.linalg.LinAlgError, ArithmeticError, IndexError) as error:
             return _Failed(f"{name}: {error}")      # with a mistake in it: then it is no explanation of anything
 
