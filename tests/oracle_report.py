@@ -97,7 +97,8 @@ def main() -> int:
     lines = [
         "# What the diagnosis finds", "",
         "Each mistake of the catalogue was put into each published test vector that flags it (flags come from the "
-        "values alone), and the diagnosis was given all quantities of the vector. `make oracle-report` writes this page.", "",
+        "values alone), and the diagnosis was given all quantities of the vector. `make oracle-report` writes this "
+        "page.", "",
         f"- {len(CATALOGUE)} mistakes, {len(references)} vectors, {cases} cases: the mistake is among the explanations "
         f"in {cases - sum(' with ' not in m for m in missed)}, and the only single one in {sum(alone.values())}.",
         f"- {PAIRS} pairs drawn at random: {unseen} cancel or stop with an error; of the {tried} others, "

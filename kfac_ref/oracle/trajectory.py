@@ -6,6 +6,7 @@ quantity changes the trajectory as it would in a program.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -48,28 +49,27 @@ def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, 
     used: dict[str, Any] = {}
     used_gamma = gamma
     for k, batch in enumerate(t.batches, 1):
-        keep: Callable[[str], dict[Any, Any]] = \
-            (lambda name: shared.setdefault(name, {})) if shared is not None and k == 1 else (lambda name: {})
-        part = Reference(_on_rows1(problem, batch), mistakes, {"k": k - 1, "ceiling": t.ceiling, "old": old},
-                         keep("part"))
+        once = _once(shared if k == 1 else None)
+        part = Reference(once("part", functools.partial(_on_rows1, problem, batch)), mistakes,
+                         {"k": k - 1, "ceiling": t.ceiling, "old": old}, once("of part", dict))
         names = ("A", "G", "A_cross", "G_cross") if t.structure == "block-tridiagonal" else ("A", "G")
         old = {name: part[f"{name}_average"] for name in names}
         refresh = k <= 3 or k % t.T3 == 0
         gammas = damping.gamma_candidates(gamma, t.omega2, t.gamma_min, t.gamma_max) if k % t.T2 == 0 else (gamma,)
         if refresh:
             used = old
-        whole = problem.replace(x=problem.x[batch.rows], y=problem.y[batch.rows], targets=None, delta_0=last,
-                                trajectory=None)
-        two = Reference(whole.replace(x=whole.x[batch.rows2], y=whole.y[batch.rows2], delta_0=None), mistakes,
-                        kept=keep("two"))
+        whole = once("whole", functools.partial(_on_batch, problem, batch, last))
+        two = Reference(once("two", functools.partial(_on_rows2, whole, batch)), mistakes, kept=once("of two", dict))
         given = {f"{name}_solve": value for name, value in used.items()} | {
             "hyper": t, "structure": t.structure, "model_damping": lambda_ + problem.weight_decay,
             "g_F": two["g_exact"], "a_bar_F": two["a_bar"]}
+        # What is given was made with the mistakes in it: values are shared with those that made it the same.
+        acting = *(part.part_of(f"{name}_average") for name in names), two.part_of("g_exact"), two.part_of("a_bar")
         tried = []
         for candidate in gammas:
             root = candidate if refresh else used_gamma
-            # The factors were made with the mistakes in them, and are given; what they had a part in is not shared.
-            tried.append(Reference(whole.replace(damping=root**2), mistakes, given))
+            damped = once(("damped", root), functools.partial(whole.replace, damping=root**2))
+            tried.append(Reference(damped, mistakes, given, once(("of damped", root, acting), dict)))
         best = min(range(len(gammas)), key=lambda i: tried[i]["M"])
         r, gamma = tried[best], gammas[best]
         used_gamma = gamma if refresh else used_gamma
@@ -81,6 +81,35 @@ def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, 
         last = r["kept_step"] if t.momentum else None
         problem = problem.replace(weights=weights)
         yield {**step, "weights": weights}
+
+
+def _once(shared: dict[Any, Any] | None) -> Callable[[Any, Callable[[], Any]], Any]:
+    """Return what makes a value, or gives that which was made under the same key."""
+    def once(key: Any, make: Callable[[], Any]) -> Any:
+        """Return a value.
+
+        Parameters
+        ----------
+        key : Any
+            What it is called.
+        make : function
+            Makes it.
+        """
+        if shared is None:
+            return make()
+        if key not in shared:
+            shared[key] = make()
+        return shared[key]
+    return once
+
+
+def _on_batch(problem: Problem, batch: Batch, last: Sequence[Array] | None) -> Problem:
+    return problem.replace(x=problem.x[batch.rows], y=problem.y[batch.rows], targets=None, delta_0=last,
+                           trajectory=None, previous=None)
+
+
+def _on_rows2(whole: Problem, batch: Batch) -> Problem:
+    return whole.replace(x=whole.x[batch.rows2], y=whole.y[batch.rows2], delta_0=None)
 
 
 def _on_rows1(problem: Problem, batch: Batch) -> Problem:
