@@ -12,6 +12,7 @@ from typing import Any
 from mpmath import mp, mpf
 
 from . import definitions as d
+from .algebra import combine, dot, flatten, kron, matmul, solve, unflatten
 
 DENSE = 25                      # parameters: the largest problem that gets matrices of all of them
 SEPARATED = mpf("0.01")         # eigenvalues, of the largest one: nearer ones have no eigenvectors to speak of
@@ -81,14 +82,14 @@ def of_the_steps(p: dict, point: d.Point, kinds: dict) -> dict:
     if len(A) > 1:
         cross = d.input_factors(point, 1), d.output_factors(kinds[""], 1)
         found["step_tridiagonal"] = d.step_tridiagonal(A, G, *cross, damping, gradient)
-    blocks = [d.shifted(d.kron(*pair), damping) for pair in zip(A, G, strict=True)]
+    blocks = [d.shifted(kron(*pair), damping) for pair in zip(A, G, strict=True)]
     found["step_exact_damping"] = d.blockwise_step(blocks, gradient)
     if "kl_clip" in p:
         limit = p["kl_clip"]
-        v = [-entry for entry in d.flatten(found["step"][0])]
-        slope = abs(d.dot(v, d.flatten(gradient)))
+        v = [-entry for entry in flatten(found["step"][0])]
+        slope = abs(dot(v, flatten(gradient)))
         clip = min(mpf(1), mp.sqrt(limit["kappa"] / (limit["learning_rate"]**2 * slope)))
-        found["kl_clip"] = (clip, found["step"][1] * mp.norm(v) * mp.norm(d.flatten(gradient)) / slope)
+        found["kl_clip"] = (clip, found["step"][1] * mp.norm(v) * mp.norm(flatten(gradient)) / slope)
     return found
 
 
@@ -99,17 +100,17 @@ def of_the_matrices(p: dict, point: d.Point, kinds: dict) -> dict:
     if "direction" in p:
         V = p["direction"]
         found |= plain({
-            "fisher_product": d.unflatten(d.fisher_product(exact, d.flatten(V)), V),
-            "kfac_product": tuple(d.matmul(of_g, block, of_a) for of_g, block, of_a in zip(G, V, A, strict=True)),
+            "fisher_product": unflatten(d.fisher_product(exact, flatten(V)), V),
+            "kfac_product": tuple(matmul(of_g, block, of_a) for of_g, block, of_a in zip(G, V, A, strict=True)),
         })
-    if len(d.flatten(p["weights"])) > DENSE:
+    if len(flatten(p["weights"])) > DENSE:
         return found
     found |= plain({f"fisher{kind}": d.fisher(terms) for kind, terms in kinds.items()})
     found["hessian"] = (d.hessian(point, p["y"]), mpf(10**4))       # a sum of two terms that may cancel
-    found |= plain({"kfac_block": tuple(d.kron(*pair) for pair in zip(A, G, strict=True))})
+    found |= plain({"kfac_block": tuple(kron(*pair) for pair in zip(A, G, strict=True))})
     gradient = point.gradient(p["y"])
-    v, number = d.solve(d.shifted(found["fisher"][0], p["damping"]), d.flatten(gradient))
-    found["natural_gradient"] = d.unflatten([-entry for entry in v], gradient), number
+    v, number = solve(d.shifted(found["fisher"][0], p["damping"]), flatten(gradient))
+    found["natural_gradient"] = unflatten([-entry for entry in v], gradient), number
     return found
 
 
@@ -128,14 +129,14 @@ def of_the_average(p: dict, point: d.Point, kinds: dict) -> dict:
 
 
 def mixed(eps: Any, old: tuple, new: tuple) -> tuple:
-    return tuple(d.combine(eps, a, 1 - eps, b) for a, b in zip(old, new, strict=True))
+    return tuple(combine(eps, a, 1 - eps, b) for a, b in zip(old, new, strict=True))
 
 
 def of_the_model(p: dict, point: d.Point, kinds: dict) -> dict:
     gradient, exact = point.gradient(p["y"]), kinds[""]
     Delta, number = d.step(d.input_factors(point), d.output_factors(exact), p["damping"], gradient)
-    delta_0 = d.flatten(p["delta_0"]) if "delta_0" in p else None
-    best = d.minimise(exact, d.flatten(gradient), p["damping"], d.flatten(Delta), delta_0)
+    delta_0 = flatten(p["delta_0"]) if "delta_0" in p else None
+    best = d.minimise(exact, flatten(gradient), p["damping"], flatten(Delta), delta_0)
     before, after = point.objective(p["y"]), point.at(d.moved(p["weights"], best.delta)).objective(p["y"])
     amplified = number * best.condition
     return {"alpha": (best.alpha, amplified), "mu": (best.mu, amplified), "M": (best.M, amplified),
@@ -174,8 +175,8 @@ def trajectory(p: dict, point: d.Point) -> list[dict]:
         terms = here.take(batch["rows2"]).exact()
         tried = []
         for candidate in dict.fromkeys(clipped(value, t) for value in gammas):
-            Delta = d.flatten(structured(t["structure"], factors, candidate**2, gradient))
-            tried.append((candidate, d.minimise(terms, d.flatten(gradient), lambda_ + eta, Delta, delta_0)))
+            Delta = flatten(structured(t["structure"], factors, candidate**2, gradient))
+            tried.append((candidate, d.minimise(terms, flatten(gradient), lambda_ + eta, Delta, delta_0)))
         gamma, best = min(tried, key=lambda pair: pair[1].M)          # min returns the first of a tie
         new = d.moved(weights, best.delta)
         measured = k % t["T1"] == 0
