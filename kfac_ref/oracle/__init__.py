@@ -1,0 +1,1 @@
+"""The oracle: checks the numbers of another implementation of K-FAC, and says which convention differs."""

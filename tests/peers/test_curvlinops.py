@@ -1,0 +1,113 @@
+"""curvlinops: type-2 (exact), given samples, empirical; joint and separate bias; factored and exact damping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kfac_ref.oracle.dialects import DIALECTS
+from tests import require
+from tests.peers import cases
+from tests.peers.cases import TOLERANCE, Case
+
+require.peer("curvlinops", "curvlinops-for-pytorch")
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
+JOINT, SEPARATE = "curvlinops", "curvlinops-separate"
+
+
+def operator(case: Case, net: Any, fisher: str, dialect: str = JOINT, reduction: str = "mean") -> Any:
+    """Return their operator with its factors; samples of "mc" are the problem's."""
+    import torch
+    from curvlinops import KFACLinearOperator
+
+    class Given(KFACLinearOperator):
+        """Draws the given targets one after another."""
+
+        def draw_label(self, output: Any) -> Any:
+            self.drawn = getattr(self, "drawn", -1) + 1
+            t = torch.from_numpy(np.array(case.targets[self.drawn]))
+            # Their Gaussian has variance 1/2: the same draw of a standard normal variable lies nearer.
+            return output.detach() + (t - output.detach()) / 2**0.5 if case.likelihood == "gaussian" else t
+
+    op = Given(net, cases.torch_loss(case, reduction), list(net.parameters()), [cases.tensors(case)],
+               check_deterministic=False, fisher_type=fisher, mc_samples=case.M if fisher == "mc" else 1,
+               separate_weight_and_bias=dialect == SEPARATE)
+    op.compute_kronecker_factors()
+    return op
+
+
+def factors(op: Any, net: Any) -> tuple[list[Any], list[Any]]:
+    """Return A and G, layer by layer."""
+    state, names = op.state_dict(), cases.linear_names(net)
+    return ([state["input_covariances"][name].numpy() for name in names],
+            [state["gradient_covariances"][name].numpy() for name in names])
+
+
+def quantities(case: Case, dialect: str = JOINT) -> dict[str, Any]:
+    """Return what they compute, as they do."""
+    import torch
+    from curvlinops import KFACInverseLinearOperator
+
+    net = cases.network(case)
+    about = {"N": case.N, "C": case.C, "likelihood": case.likelihood}
+    exact = operator(case, net, "type-2", dialect)
+    found: dict[str, Any] = {}
+    found["A"], found["G"] = factors(exact, net)
+    found["G_empirical"] = factors(operator(case, net, "empirical", dialect), net)[1]
+    if case.targets is not None:
+        found["G_sampled"] = factors(operator(case, net, "mc", dialect), net)[1]
+    gradient = cases.torch_gradient(case, net, DIALECTS[dialect].factor("gradient", **about))
+    found["gradient"] = cases.pairs(gradient)
+    damping = case.damping * DIALECTS[dialect].factor("damping", **about)
+    for name, rule in (("step", "use_heuristic_damping"), ("step_exact_damping", "use_exact_damping")):
+        inverse = KFACInverseLinearOperator(exact, damping=damping, min_damping=0.0, **{rule: True})
+        found[name] = cases.pairs([-V for V in inverse @ gradient])
+    dense = (exact @ torch.eye(exact.shape[0])).detach().numpy()
+    ends = np.cumsum([0] + [W.size for W in case.weights])
+    found["kfac_block"] = [dense[a:b, a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return found
+
+
+def supports(case: Case) -> bool:
+    """Return whether they can be run on it."""
+    return True
+
+
+@pytest.mark.parametrize("case", cases.cases(), ids=lambda c: c.name)
+@pytest.mark.parametrize("dialect", [JOINT, SEPARATE])
+def test_they_agree_through_the_dialect(case: Case, dialect: str) -> None:
+    found = cases.differences(dialect, quantities(case, dialect), case)
+    assert {name: d for name, d in found.items() if not d < TOLERANCE} == {}
+    assert ("step" in found) == (dialect == JOINT)
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "gaussian", "bernoulli"])
+def test_the_step_of_separate_blocks_is_another_one(likelihood: str) -> None:
+    case = cases.case(likelihood)
+    d, about = DIALECTS[SEPARATE], {"N": case.N, "C": case.C, "M": case.M, "likelihood": likelihood}
+    step = d.ours({"step": quantities(case, SEPARATE)["step"]}, **about)["step"]
+    alone = cases.separate_step(case.ours("A"), case.ours("G"), case.ours("gradient"), case.damping)
+    for theirs, expected, joint in zip(step, alone, case.ours("step"), strict=True):
+        assert cases.distance(theirs, expected) < TOLERANCE
+        assert cases.distance(theirs, joint) > 0.1
+
+
+@pytest.mark.parametrize(("likelihood", "factor"), [("categorical", 11), ("gaussian", 55), ("bernoulli", 55)])
+def test_a_sum_instead_of_a_mean_multiplies_G_and_not_A(likelihood: str, factor: int) -> None:
+    case = cases.case(likelihood)                           # N = 11, C = 5
+    net = cases.network(case)
+    for fisher in ("type-2", "empirical"):
+        A, G = factors(operator(case, net, fisher), net)
+        A_sum, G_sum = factors(operator(case, net, fisher, reduction="sum"), net)
+        for a, b in zip([*A_sum, *G_sum], [*A, *(factor * g for g in G)], strict=True):
+            assert cases.distance(a, b) < TOLERANCE
+
+
+def test_the_gradient_covariances_are_in_the_order_of_the_backward_pass() -> None:
+    case = cases.case("categorical")
+    net = cases.network(case)
+    state = operator(case, net, "type-2").state_dict()
+    assert list(state["input_covariances"]) == cases.linear_names(net)
+    assert list(state["gradient_covariances"]) == cases.linear_names(net)[::-1]
