@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,11 @@ def cases() -> tuple[Case, ...]:
     return tuple(case for case in found if SMOOTH.issuperset(case.hidden))
 
 
+def those(supports: Callable[[Case], bool]) -> list[Case]:
+    """Return the problems that a peer can be run on."""
+    return [case for case in cases() if supports(case)]
+
+
 def case(likelihood: str) -> Case:
     """Return the problem of our own on which deviations are measured."""
     return own(likelihood, (3, 7, 5), ("tanh",), 11)
@@ -140,6 +145,26 @@ def differences(dialect: str, quantities: Mapping[str, Any], case: Case) -> dict
     theirs = d.ours(quantities, N=case.N, C=case.C, M=case.M, likelihood=case.likelihood)
     ours = d.visible({name: case.ours(name.replace("A_sampled", "A")) for name in quantities})
     return {name: max(distance(a, b) for a, b in zip(theirs[name], ours[name], strict=True)) for name in ours}
+
+
+def verdicts(dialect: str, quantities: Mapping[str, Any], case: Case,
+             known: Mapping[tuple[str, str], str]) -> dict[str, tuple[float, str]]:
+    """Return each distance with a verdict: "agrees", "known: ..." (and it is indeed no agreement), or "DIFFERS".
+
+    `known` names deviations that were measured, by problem and quantity.
+    """
+    found = {}
+    for name, d in differences(dialect, quantities, case).items():
+        reason = known.get((case.name, name))
+        verdict = ("agrees" if d < TOLERANCE else "DIFFERS") if reason is None else (
+            f"known: {reason}" if d > TOLERANCE else "DIFFERS from what is known: it agrees")
+        found[name] = (d, verdict)
+    return found
+
+
+def disagreements(*args: Any) -> dict[str, tuple[float, str]]:
+    """Return the verdicts that nobody expected: none, if all is well."""
+    return {name: (d, verdict) for name, (d, verdict) in verdicts(*args).items() if verdict.startswith("DIFFERS")}
 
 
 def distance(a: Any, b: Any) -> float:
