@@ -7,7 +7,10 @@ measured by hand and are not repeated by a test here. What was only read in sour
 
 from __future__ import annotations
 
-from .dialect import LIKELIHOODS, ONE, Dialect, Scale, scales
+from dataclasses import replace
+
+from .dialect import ONE, Dialect, Scale, scales
+from .problem import LIKELIHOODS
 
 RAN = "2026-11-25"
 ELSEWHERE = "measured elsewhere"
@@ -35,35 +38,34 @@ TORCH = {"categorical": "CrossEntropyLoss: -log p, mean over examples",
 TORCH_SCALES = scales(categorical=ONE, gaussian=TWO_OVER_C, bernoulli=INVERSE_C)
 PI = "A + pi sqrt(damping) I and G + sqrt(damping)/pi I, pi by traces as in the paper"
 
-_CURVLINOPS = {
-    "version": "3.0.1", "ran": RAN, "loss": TORCH, "fisher": "mc, one sample (default); type-2 (exact), empirical; "
-    "forward-only (G = I)",
-    "where": "after op.compute_kronecker_factors(): op.state_dict()['input_covariances'][module name], "
-             "['gradient_covariances'][module name]",
-    "scale": {"A": scales(categorical=ONE, gaussian=ONE, bernoulli=ONE), "G": TORCH_SCALES, "G_sampled": TORCH_SCALES,
-              "G_empirical": scales(categorical=ONE, gaussian=FOUR_OVER_C, bernoulli=INVERSE_C),
-              "gradient": TORCH_SCALES},
-    "average": "none: a sum over the data set",
-}
-_CURVLINOPS_NOTES = (
-    "the empirical G of MSELoss is twice the scale of the exact one: the labels stand in gradients of |z - y|^2, that is "
-    "for draws of a Gaussian of variance 1/2; 'empirical' needs the likelihood named",
-    "reduction='sum' multiplies each G and the gradient by N (by N C too where the mean is over outputs), A not",
-    "the dictionary of gradient covariances is in the order of the backward pass: index it by name",
-)
+_CURVLINOPS = Dialect(
+    name="curvlinops", version="3.0.1", ran=RAN, loss=TORCH,
+    fisher="mc, one sample (default); type-2 (exact), empirical; forward-only (G = I)",
+    where="after op.compute_kronecker_factors(): op.state_dict()['input_covariances'][module name], "
+          "['gradient_covariances'][module name]",
+    scale={"A": scales(categorical=ONE, gaussian=ONE, bernoulli=ONE), "G": TORCH_SCALES, "G_sampled": TORCH_SCALES,
+           "G_empirical": scales(categorical=ONE, gaussian=FOUR_OVER_C, bernoulli=INVERSE_C),
+           "gradient": TORCH_SCALES},
+    bias="joint-last", vec="rows of W, then b", average="none: a sum over the data set",
+    damping=f"use_heuristic_damping=True: {PI}, each at least min_damping 1e-8; use_exact_damping=True: "
+            "A (x) G + damping I; else damping on each factor",
+    deviations=(
+        "with separate_weight_and_bias=False, which is not the default",
+        "the empirical G of MSELoss is twice the scale of the exact one: the labels stand in gradients of |z - y|^2, "
+        "for draws of a Gaussian of variance 1/2; 'empirical' needs the likelihood named",
+        "reduction='sum' multiplies each G and the gradient by N (by N C where the mean is over outputs too), A not",
+        "the dictionary of gradient covariances is in the order of the backward pass: index it by name",
+        "BCEWithLogitsLoss: type-2 raises NotImplementedError unless all targets are 0 or 1",
+        "samples of a saturated softmax: the gradient p - 1 has no digit left where p rounds to 1"))
 
 _RUN = (
-    Dialect(
-        name="curvlinops", **_CURVLINOPS, bias="joint-last", vec="rows of W, then b",
-        damping=f"use_heuristic_damping=True: {PI}, each at least min_damping 1e-8; use_exact_damping=True: "
-                "A (x) G + damping I; else damping on each factor",
-        deviations=("with separate_weight_and_bias=False, which is not the default", *_CURVLINOPS_NOTES)),
-    Dialect(
-        name="curvlinops-separate", **_CURVLINOPS, bias="separate", vec="rows of W, then b",
+    _CURVLINOPS,
+    replace(
+        _CURVLINOPS, name="curvlinops-separate", bias="separate",
         damping=f"use_heuristic_damping=True: {PI}, from A without the bias, and the same damped G for the bias; "
                 "use_exact_damping=True: A (x) G + damping I, and G + damping I for the bias",
         deviations=("the default: W and b are two blocks, A (x) G and G, so the step is another one than that of the "
-                    "joint block", *_CURVLINOPS_NOTES)),
+                    "joint block", *_CURVLINOPS.deviations[1:])),
     Dialect(
         name="backpack", version="1.7.1", ran=RAN, loss={k: TORCH[k] for k in ("categorical", "gaussian")},
         fisher="KFLR: exact; KFAC: samples of the model, one by default; KFRA: its recursion",
@@ -87,7 +89,8 @@ _RUN = (
         bias="joint-last", vec="rows of W, then b", average="none", damping=f"regul: {PI}, solved by least squares",
         deviations=("A is larger and G smaller by the root of the number of outputs sent backward (C; C - 1 for a "
                     "softmax; M samples): their product is right, each alone is not",
-                    "float64 needs torch.set_default_dtype(torch.float64): else FIM of a classifier raises RuntimeError",
+                    "float64 needs torch.set_default_dtype(torch.float64), or FIM of a classifier raises RuntimeError",
+                    "a saturated softmax: G has no digit left where 1 - the cumulated probabilities rounds to 0",
                     "to_torch(split_weight_bias=False) has the rows of [W b] instead")),
     Dialect(
         name="asdl", version="0.1a5", ran=RAN,
@@ -97,21 +100,22 @@ _RUN = (
         where="module.fisher.kron.A, module.fisher.kron.B (G); where inverses are asked for: A_inv, B_inv instead",
         scale={"A": scales(categorical=ONE, gaussian=ONE), "G": scales(categorical=ONE, gaussian=ONE),
                "G_sampled": scales(categorical=INVERSE_M, gaussian=INVERSE_M),
-               "G_empirical": scales(categorical=ONE, gaussian=FOUR), "gradient": scales(categorical=ONE, gaussian=TWO)},
+               "G_empirical": scales(categorical=ONE, gaussian=FOUR),
+               "gradient": scales(categorical=ONE, gaussian=TWO)},
         bias="separate",
         average="ema_decay multiplies the new term, 1 - ema_decay the old one, and the start is 0, not corrected",
         damping=f"{PI}, from A without the bias, each at least 1e-7; the same damped G for the bias",
-        deviations=("with M > 1 samples G is 1/M of what it should be: the loss is divided by M before the outer product",
+        deviations=("with M > 1 samples G is 1/M of what it should be: the loss is divided by M before it is squared",
                     "MSELoss: the exact and the sampled G are of 1/2 |z - y|^2, the empirical one and the gradient of "
                     "|z - y|^2",
-                    "with a running average KfacGradientMaker raises RuntimeError on a build of torch without CUDA (nvtx)",
+                    "with a running average KfacGradientMaker raises RuntimeError on a torch without CUDA (nvtx)",
                     "W and b are two blocks, so the step is another one than that of the joint block")),
     Dialect(
         name="kfac-jax", version="0.0.8", ran=RAN,
         loss={"categorical": "register_softmax_cross_entropy_loss: -log p, mean over examples",
               "gaussian": "register_squared_error_loss: |z - y|^2, mean over examples",
               "bernoulli": "register_multi_bernoulli_predictive_distribution: -log p, mean over examples"},
-        fisher="fisher_curvature_prop (random signs; the optimizer's default), fisher_exact, fisher_gradients (samples), "
+        fisher="ggn_curvature_prop (random signs; the default), fisher_exact, fisher_gradients (samples), "
                "fisher_empirical",
         where="state.blocks_states[i].factors[0].value (A), .factors[1].value (G), of the state of an estimator or of "
               "optimizer_state.estimator_state",
@@ -125,10 +129,10 @@ _RUN = (
         damping=f"product of {PI}; the factors one by one are A_damped / pi and pi G_damped; exact_power=True: "
                 "A (x) G + damping I",
         deviations=("the empirical G is 1/N too small",
-                    "register_squared_error_loss(weight=0.5), or register_normal_predictive_distribution(variance=1.0), "
-                    "has our scales: 1, and 1/N for the empirical G",
+                    "register_squared_error_loss(weight=0.5) and register_normal_predictive_distribution(variance=1.0) "
+                    "have our scales: 1, and 1/N for the empirical G",
                     "a factor of size 1 is not damped, the other one has the whole damping",
-                    "a dense block has the parameters in the order of the pytree: (W, b), but b before w in a dictionary",
+                    "a dense block has the parameters in the order of the pytree: b before w in a dictionary",
                     "works with jax 0.9.0, not with 0.10")),
 )
 

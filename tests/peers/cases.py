@@ -1,22 +1,20 @@
 """The problems that the peers are run on, what we expect of them, and how far a peer is from it.
 
-The problems are the published test vectors, and their published values are what is expected; what a vector does not
-list is computed here. Where the vectors are not installed, a small set of our own takes their place. The numbers of
-nodes, examples and outputs are different primes, so that no two scales agree by chance.
+The problems are the published test vectors; where those are not installed, a small set of our own takes their place.
+There the numbers of nodes, examples and outputs are different primes, so that no two scales agree by chance.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import kfac_ref as kr
+from kfac_ref.oracle import Problem, Reference
 from kfac_ref.oracle.dialects import DIALECTS
 from tests.problems import LIKELIHOODS
 
@@ -26,128 +24,58 @@ SMOOTH = {"identity", "tanh", "logistic"}
 TOLERANCE = 1e-10
 
 
-@dataclass(frozen=True)
-class Case:
-    """A problem: everything that defines the numbers."""
-
-    name: str
-    likelihood: str
-    sizes: tuple[int, ...]
-    hidden: tuple[str, ...]
-    weights: Sequence[Any]
-    x: Any
-    y: Any
-    weight_decay: float
-    damping: float
-    targets: Any = None
-    expected: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def N(self) -> int:
-        return len(self.x)
-
-    @property
-    def C(self) -> int:
-        return self.sizes[-1]
-
-    @property
-    def M(self) -> int:
-        return 1 if self.targets is None else len(self.targets)
-
-    @functools.cached_property
-    def at(self) -> kr.Point:
-        model = kr.Model(kr.MLP(self.sizes, self.hidden), LIKELIHOODS[self.likelihood], self.weight_decay)
-        return model.at(list(self.weights), self.x)
-
-    def ours(self, name: str) -> Any:
-        """Return what we say: the published value, else our own."""
-        if self.expected.get(name) is not None:
-            return self.expected[name]
-        return computed(self, name)
-
-
-def computed(case: Case, name: str) -> Any:
-    """Compute a quantity of the table of conventions."""
-    at, stem = case.at, name.partition("_")[0]
-    kind = next((k for k in ("empirical", "sampled") if name.endswith(k)), "exact")
-    factors = {"exact": lambda: kr.exact_factors(at, 0), "empirical": lambda: kr.empirical_factors(at, case.y, 0),
-               "sampled": lambda: kr.sampled_factors(at, case.targets, 0)}[kind]
-    match stem:
-        case "A" | "G":
-            return list(getattr(factors(), stem))
-        case "gradient":
-            return at.gradient(case.y)
-        case "kfac":
-            return [np.kron(A, G) for A, G in zip(factors().A, factors().G, strict=True)]
-        case "step":
-            structure = kr.curvature.EigenDamped if name == "step_exact_damping" else kr.curvature.BlockDiagonal
-            return kr.params.scale(-1.0, structure(factors(), case.damping).solve(at.gradient(case.y)))
-    raise KeyError(name)
-
-
-def read(value: Any) -> Any:
-    """Return a value of a vector: arrays are {"shape", "data"}, row by row."""
-    if isinstance(value, dict):
-        return np.array(value["data"], dtype=float).reshape(value["shape"])
-    return [read(v) for v in value] if isinstance(value, list) else value
-
-
-def load(path: Path) -> Case:
-    """Read a test vector."""
-    v = json.loads(path.read_text())
-    y, targets = read(v["y"]), read(v["targets"]) if v.get("targets") else None
-    if v["likelihood"] == "categorical":
-        y, targets = y.astype(int), None if targets is None else targets.astype(int)
-    expected = {name: read(entry["value"]) for name, entry in v.get("expected", {}).items()}
-    return Case(path.stem, v["likelihood"], tuple(v["network"]["sizes"]), tuple(v["network"]["hidden"]),
-                read(v["weights"]), read(v["x"]), y, v["weight_decay"], v["damping"], targets, expected)
-
-
-def own(likelihood: str, sizes: tuple[int, ...], hidden: tuple[str, ...], N: int, M: int = 3, seed: int = 0) -> Case:
+def own(likelihood: str, sizes: tuple[int, ...], hidden: tuple[str, ...], N: int, M: int = 3, seed: int = 0) -> Problem:
     """Make a problem."""
     rng = np.random.default_rng(seed)
     model = kr.Model(kr.MLP(sizes, hidden), LIKELIHOODS[likelihood])
-    weights = [rng.standard_normal(shape) / np.sqrt(shape[1] / 2) for shape in model.network.shapes]
+    weights = tuple(rng.standard_normal(shape) / np.sqrt(shape[1] / 2) for shape in model.network.shapes)
     at = model.at(weights, rng.standard_normal((N, sizes[0])))
     y: Any = rng.integers(0, sizes[-1], N) if likelihood == "categorical" else rng.standard_normal((N, sizes[-1]))
     if likelihood == "bernoulli":
         y = (y > 0).astype(float)
-    targets = np.stack([at.sample(rng) for _ in range(M)])
-    return Case(f"{likelihood}-{'-'.join(map(str, sizes))}", likelihood, sizes, hidden, weights, at.x, y, 0.02, 0.3,
-                targets)
+    return Problem(sizes, hidden, likelihood, weights, at.x, y, 0.3, 0.02, np.stack([at.sample(rng) for _ in range(M)]),
+                   name=f"own-{likelihood}-{'-'.join(map(str, sizes))}")
 
 
 @functools.cache
-def cases() -> tuple[Case, ...]:
+def cases() -> tuple[Problem, ...]:
     """Return all problems with smooth nonlinearities."""
-    found = [load(path) for path in sorted(VECTORS.glob("*.json"))] if VECTORS.is_dir() else [
+    found = [Problem.read(path) for path in sorted(VECTORS.glob("*.json"))] or [
         *(own(likelihood, (3, 7, 5), ("tanh",), 11) for likelihood in LIKELIHOODS),
         own("categorical", (2, 5, 3, 7), ("tanh", "logistic"), 13, seed=1)]
     return tuple(case for case in found if SMOOTH.issuperset(case.hidden))
 
 
-def those(supports: Callable[[Case], bool]) -> list[Case]:
+def those(supports: Callable[[Problem], bool]) -> list[Problem]:
     """Return the problems that a peer can be run on."""
     return [case for case in cases() if supports(case)]
 
 
-def case(likelihood: str) -> Case:
+def case(likelihood: str) -> Problem:
     """Return the problem of our own on which deviations are measured."""
     return own(likelihood, (3, 7, 5), ("tanh",), 11)
 
 
-def differences(dialect: str, quantities: Mapping[str, Any], case: Case) -> dict[str, float]:
+@functools.cache
+def reference(case: Problem) -> Reference:
+    """Return the right numbers."""
+    return Reference(case)
+
+
+def differences(dialect: str, quantities: Mapping[str, Any], case: Problem) -> dict[str, float]:
     """Return how far each of a peer's numbers is from ours, through its dialect.
 
     The largest entry of the difference over the largest of ours, array by array; the worst layer counts.
     """
-    d = DIALECTS[dialect]
-    theirs = d.ours(quantities, N=case.N, C=case.C, M=case.M, likelihood=case.likelihood)
-    ours = d.visible({name: case.ours(name.replace("A_sampled", "A")) for name in quantities})
-    return {name: max(distance(a, b) for a, b in zip(theirs[name], ours[name], strict=True)) for name in ours}
+    theirs = DIALECTS[dialect].ours(quantities, case)
+    found = {}
+    for name, value in theirs.items():
+        value, ours = (value, reference(case)[name]) if isinstance(value, list) else ([value], [reference(case)[name]])
+        found[name] = max(distance(a, b) for a, b in zip(value, ours, strict=True))
+    return found
 
 
-def verdicts(dialect: str, quantities: Mapping[str, Any], case: Case,
+def verdicts(dialect: str, quantities: Mapping[str, Any], case: Problem,
              known: Mapping[tuple[str, str], str]) -> dict[str, tuple[float, str]]:
     """Return each distance with a verdict: "agrees", "known: ..." (and it is indeed no agreement), or "DIFFERS".
 
@@ -186,7 +114,7 @@ def separate_step(A: Sequence[Any], G: Sequence[Any], gradient: Sequence[Any], d
     return steps
 
 
-def network(case: Case) -> Any:
+def network(case: Problem) -> Any:
     """Return the problem's network in PyTorch, in float64, as a Sequential with a Linear module a layer."""
     import torch
 
@@ -207,7 +135,7 @@ def linear_names(net: Any) -> list[str]:
     return [name for name, module in net.named_children() if hasattr(module, "weight")]
 
 
-def torch_loss(case: Case, reduction: str = "mean") -> Any:
+def torch_loss(case: Problem, reduction: str = "mean") -> Any:
     """Return the loss of torch that the likelihood stands for."""
     import torch
 
@@ -215,7 +143,7 @@ def torch_loss(case: Case, reduction: str = "mean") -> Any:
     return getattr(torch.nn, name)(reduction=reduction)
 
 
-def tensors(case: Case) -> tuple[Any, Any]:
+def tensors(case: Problem) -> tuple[Any, Any]:
     """Return x and y."""
     import torch
 
@@ -228,7 +156,7 @@ def pairs(values: Sequence[Any]) -> list[tuple[Any, Any]]:
     return list(zip(arrays[::2], arrays[1::2], strict=True))
 
 
-def torch_gradient(case: Case, net: Any, scale: float) -> list[Any]:
+def torch_gradient(case: Problem, net: Any, scale: float) -> list[Any]:
     """Return the gradient of torch's loss, with the weight decay in the units of that loss."""
     import torch
 

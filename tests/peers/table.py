@@ -19,7 +19,8 @@ from typing import Any
 from tests.peers import cases
 
 #: What is imported: its package, and the file here that runs it.
-PEERS = {"curvlinops": ("curvlinops-for-pytorch", "test_curvlinops"), "backpack": ("backpack-for-pytorch", "test_backpack"),
+PEERS = {"curvlinops": ("curvlinops-for-pytorch", "test_curvlinops"),
+         "backpack": ("backpack-for-pytorch", "test_backpack"),
          "nngeometry": ("nngeometry", "test_nngeometry"), "asdl": ("asdfghjkl", "test_asdl"),
          "kfac_jax": ("kfac-jax", "test_kfac_jax")}
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import kfac_ref as kr
+from kfac_ref.oracle import Problem
 from kfac_ref.oracle.dialects import DIALECTS
 from tests import require
 from tests.peers import cases
-from tests.peers.cases import TOLERANCE, Case
+from tests.peers.cases import TOLERANCE
 
 require.peer("asdl", "asdfghjkl")
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
@@ -26,14 +26,14 @@ def layers_of(net: Any) -> list[Any]:
     return [module for module in net if hasattr(module, "weight")]
 
 
-def modules(case: Case, fisher: str, reduction: str = "mean", M: int = 1, seed: int = 0) -> list[Any]:
+def modules(case: Problem, fisher: str, reduction: str = "mean", M: int = 1, seed: int = 0) -> list[Any]:
     """Return the Linear modules, with the Fisher and the gradient in them."""
     from asdl.fisher import FisherConfig, get_fisher_maker
 
     net = cases.network(case)
     x, y = cases.tensors(case)
     maker = get_fisher_maker(net, FisherConfig(fisher_type=fisher, fisher_shapes=["kron"], n_mc_samples=M, seed=seed,
-                                               loss_type=LOSSES[case.likelihood], data_size=case.N))
+                                               loss_type=LOSSES[case.likelihood], data_size=len(case.x)))
     maker.setup_loss_call(cases.torch_loss(case, reduction), maker.setup_model_call(net, x), y)
     maker.forward_and_backward(calc_loss_grad=True)
     return layers_of(net)
@@ -45,49 +45,49 @@ def factors(found: list[Any]) -> tuple[list[Any], list[Any]]:
     return [k.A.detach().numpy() for k in kron], [k.B.detach().numpy() for k in kron]
 
 
-def draws(case: Case, M: int, seed: int) -> Any:
+def draws(case: Problem, M: int, seed: int) -> Any:
     """Return the targets that it draws after this seed."""
     import torch
 
-    z = torch.from_numpy(np.array(case.at.z))
+    z = torch.from_numpy(np.array(case.at().z))
     torch.manual_seed(seed)
     drawn = (torch.distributions.Categorical(torch.softmax(z, dim=-1)) if case.likelihood == "categorical"
              else torch.distributions.Normal(z, 1.0))
     return torch.stack([drawn.sample() for _ in range(M)]).numpy()
 
 
-def preconditioned(case: Case, fisher: str, **settings: Any) -> tuple[list[Any], list[Any]]:
+def preconditioned(case: Problem, fisher: str, **settings: Any) -> tuple[list[Any], list[Any]]:
     """Return minus the preconditioned gradient of the loss, without weight decay, and the modules."""
     from asdl import KfacGradientMaker, PreconditioningConfig
 
     net = cases.network(case)
     x, y = cases.tensors(case)
-    maker = KfacGradientMaker(net, PreconditioningConfig(data_size=case.N, **settings), fisher_type=fisher,
+    maker = KfacGradientMaker(net, PreconditioningConfig(data_size=len(case.x), **settings), fisher_type=fisher,
                               loss_type=LOSSES[case.likelihood])
     maker.setup_loss_call(cases.torch_loss(case), maker.setup_model_call(net, x), y)
     maker.forward_and_backward()
     return cases.pairs([-p.grad for p in net.parameters()]), layers_of(net)
 
 
-def quantities(case: Case, dialect: str = DIALECT) -> dict[str, Any]:
+def quantities(case: Problem, dialect: str = DIALECT) -> dict[str, Any]:
     """Return what they compute, as they do."""
     found: dict[str, Any] = {}
     exact = modules(case, "fisher_exact")
     found["A"], found["G"] = factors(exact)
     found["G_empirical"] = factors(modules(case, "fisher_emp"))[1]
-    decay = case.weight_decay * DIALECTS[dialect].factor("gradient", N=case.N, C=case.C, likelihood=case.likelihood)
+    decay = case.weight_decay * DIALECTS[dialect].factor("gradient", case)
     found["gradient"] = [((m.weight.grad + decay * m.weight).detach().numpy(),
                           (m.bias.grad + decay * m.bias).detach().numpy()) for m in exact]
     return found
 
 
-def supports(case: Case) -> bool:
+def supports(case: Problem) -> bool:
     """Return whether they can be run on it."""
     return case.likelihood in LOSSES
 
 
 @pytest.mark.parametrize("case", cases.those(supports), ids=lambda c: c.name)
-def test_they_agree_through_the_dialect(case: Case) -> None:
+def test_they_agree_through_the_dialect(case: Problem) -> None:
     assert cases.disagreements(DIALECT, quantities(case), case, KNOWN) == {}
 
 
@@ -103,11 +103,10 @@ def test_the_reduction_of_the_loss_is_overridden(likelihood: str) -> None:
 @pytest.mark.parametrize("M", [1, 7])
 def test_G_of_M_samples_is_one_M_th_of_what_it_should_be(likelihood: str, M: int) -> None:
     case = cases.case(likelihood)
-    G = factors(modules(case, "fisher_mc", M=M, seed=3))[1]
-    sampled = kr.sampled_factors(case.at, draws(case, M, seed=3), 0).G
-    ours = DIALECTS[DIALECT].ours({"G_sampled": G}, N=case.N, C=case.C, M=M, likelihood=likelihood)["G_sampled"]
-    for theirs, mended, expected in zip(G, ours, sampled, strict=True):
-        assert cases.distance(mended, expected) < TOLERANCE
+    A, G = factors(modules(case, "fisher_mc", M=M, seed=3))
+    given = case.replace(targets=draws(case, M, seed=3))
+    assert max(cases.differences(DIALECT, {"A": A, "G_sampled": G}, given).values()) < TOLERANCE
+    for theirs, expected in zip(G, cases.reference(given)["G_sampled"], strict=True):
         np.testing.assert_allclose(np.trace(expected) / np.trace(theirs), M, rtol=1e-12)
 
 
@@ -115,15 +114,13 @@ def test_G_of_M_samples_is_one_M_th_of_what_it_should_be(likelihood: str, M: int
 @pytest.mark.parametrize("fisher", ["fisher_exact", "fisher_emp"])
 def test_the_step_is_that_of_separate_blocks(likelihood: str, fisher: str) -> None:
     case = cases.case(likelihood)
-    about = {"N": case.N, "C": case.C, "likelihood": likelihood}
-    d, kind = DIALECTS[DIALECT], "G" if fisher == "fisher_exact" else "G_empirical"
-    name = "step" if kind == "G" else "step_empirical"
-    s = d.factor(kind, **about)
-    theirs = d.ours({name: preconditioned(case, fisher, damping=s * case.damping)[0]}, **about)[name]
-    loss = [V - case.weight_decay * W for V, W in zip(case.ours("gradient"), case.weights, strict=True)]
-    alone = cases.separate_step(case.ours("A"), case.ours(kind), loss, case.damping)
-    for step, expected in zip(theirs, alone, strict=True):
-        assert cases.distance(step, expected) < TOLERANCE
+    d, ours = DIALECTS[DIALECT], cases.reference(case)
+    kind, name = ("G", "step") if fisher == "fisher_exact" else ("G_empirical", "step_empirical")
+    damping = case.damping * d.factor(kind, case)           # A has the scale 1
+    theirs = d.ours({"direction": preconditioned(case, fisher, damping=damping)[0]}, case)["direction"]
+    loss = [V - case.weight_decay * W for V, W in zip(ours["gradient"], case.weights, strict=True)]
+    for step, expected in zip(theirs, cases.separate_step(ours["A"], ours[kind], loss, case.damping), strict=True):
+        assert cases.distance(step / d.factor(name, case), expected) < TOLERANCE
 
 
 def test_the_running_average_weighs_the_new_term_and_starts_from_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +132,6 @@ def test_the_running_average_weighs_the_new_term_and_starts_from_nothing(monkeyp
             preconditioned(case, "fisher_exact", damping=0.3, ema_decay=0.125)
         monkeypatch.setattr("torch.cuda.nvtx.range_push", lambda *_: 0)
         monkeypatch.setattr("torch.cuda.nvtx.range_pop", lambda *_: 0)
-    for module, A in zip(preconditioned(case, "fisher_exact", damping=0.3, ema_decay=0.125)[1], case.ours("A"),
-                         strict=True):
+    found = preconditioned(case, "fisher_exact", damping=0.3, ema_decay=0.125)[1]
+    for module, A in zip(found, cases.reference(case)["A"], strict=True):
         assert cases.distance(module.fisher.kron.A, 0.125 * A[:-1, :-1]) < TOLERANCE
