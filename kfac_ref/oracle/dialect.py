@@ -155,33 +155,31 @@ class Dialect:
         ProblemError
             Where it was not measured.
         """
-        def s(name: str) -> float:
-            found = self.scale.get(name, {}).get(problem.likelihood)
-            if found is None:
-                raise ProblemError(f"the dialect {self.name!r} has no measured {name} for the {problem.likelihood} "
-                                   f"likelihood")
-            M = 1 if problem.targets is None else len(problem.targets)
-            return found.value(len(problem.x), problem.sizes[-1], M)
-
         if quantity not in (*KINDS, "damping"):
             raise ProblemError(f"a dialect says nothing about {quantity!r}; it knows {', '.join(KINDS)}")
         stem, _, suffix = quantity.partition("_")
         A = "A_sampled" if (sampled or suffix == "sampled") and "A_sampled" in self.scale else "A"
         G = f"G_{suffix}" if suffix in ("sampled", "empirical") else "G"
         match stem:
-            case "A":
-                return s(A)
-            case "G":
-                return s(G)
+            case "A" | "G":
+                return self._scale(A if stem == "A" else G, problem)
             case "gradient" | "loss":
-                return s("gradient")
+                return self._scale("gradient", problem)
             case "step":
-                return s("gradient") / (s(A) * s(G))
+                return self._scale("gradient", problem) / (self._scale(A, problem) * self._scale(G, problem))
             case "kfac" | "damping":
-                return s(A) * s(G)
+                return self._scale(A, problem) * self._scale(G, problem)
             case "pi":
-                return math.sqrt(s(A) / s(G))
+                return math.sqrt(self._scale(A, problem) / self._scale(G, problem))
         return 1.0                                          # in the units of the weights
+
+    def _scale(self, name: str, problem: Problem) -> float:
+        found = self.scale.get(name, {}).get(problem.likelihood)
+        if found is None:
+            raise ProblemError(f"the dialect {self.name!r} has no measured {name} for the {problem.likelihood} "
+                               f"likelihood")
+        M = 1 if problem.targets is None else len(problem.targets)
+        return found.value(len(problem.x), problem.sizes[-1], M)
 
     def ours(self, quantities: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
         """Return their numbers in our conventions.
@@ -256,8 +254,8 @@ class Dialect:
                 continue
             layers = len(value) if isinstance(value, (list, tuple, np.ndarray)) else 0
             if layers != len(problem.weights):
-                raise ProblemError(f"{name} must be a list with one array for each of the {len(problem.weights)} layers, "
-                                   f"got {layers or type(value).__name__}")
+                raise ProblemError(f"{name} must be a list with one array for each of the {len(problem.weights)} "
+                                   f"layers, got {layers or type(value).__name__}")
         return found
 
     def _to_ours(self, kind: str, place: str, value: Any, shape: tuple[int, int], a_bar: Array) -> Any:

@@ -76,14 +76,14 @@ def differences(dialect: str, quantities: Mapping[str, Any], case: Problem) -> d
 
 
 def verdicts(dialect: str, quantities: Mapping[str, Any], case: Problem,
-             known: Mapping[tuple[str, str], str]) -> dict[str, tuple[float, str]]:
+             known: Callable[[Problem, str], str | None]) -> dict[str, tuple[float, str]]:
     """Return each distance with a verdict: "agrees", "known: ..." (and it is indeed no agreement), or "DIFFERS".
 
-    `known` names deviations that were measured, by problem and quantity.
+    `known` says of a problem and a quantity why they differ, where that is known.
     """
     found = {}
     for name, d in differences(dialect, quantities, case).items():
-        reason = known.get((case.name, name))
+        reason = known(case, name)
         verdict = ("agrees" if d < TOLERANCE else "DIFFERS") if reason is None else (
             f"known: {reason}" if d > TOLERANCE else "DIFFERS from what is known: it agrees")
         found[name] = (d, verdict)

@@ -31,7 +31,7 @@ def lines(peer: Any, package: str) -> list[tuple[str, str, str, str, str]]:
     runs: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for dialect in peer.DIALECTS_HERE:
         for case in cases.those(peer.supports):
-            found = cases.verdicts(dialect, peer.quantities(case, dialect), case, peer.KNOWN)
+            found = cases.verdicts(dialect, peer.quantities(case, dialect), case, peer.known)
             for quantity, (d, verdict) in found.items():
                 key = (dialect, quantity, verdict)
                 worst[key] = max(worst[key], d)

@@ -18,7 +18,6 @@ require.peer("kfac_jax", "kfac-jax")
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 DIALECT = "kfac-jax"
 DIALECTS_HERE = (DIALECT,)
-KNOWN: dict[tuple[str, str], str] = {}
 
 
 @functools.cache
@@ -117,9 +116,14 @@ def supports(case: Problem) -> bool:
     return True
 
 
+def known(case: Problem, quantity: str) -> str | None:
+    """Return why they differ, where they are known to."""
+    return "a factor of size 1 is not damped" if quantity == "step" and 1 in case.sizes[1:] else None
+
+
 @pytest.mark.parametrize("case", cases.those(supports), ids=lambda c: c.name)
 def test_they_agree_through_the_dialect(case: Problem) -> None:
-    assert cases.disagreements(DIALECT, quantities(case), case, KNOWN) == {}
+    assert cases.disagreements(DIALECT, quantities(case), case, known) == {}
 
 
 @pytest.mark.parametrize("half", ["weight", "variance"])
