@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench figures figures-paper findings mutants peers clean
+.PHONY: help demo test lint bench figures figures-paper findings vectors mutants peers clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ figures-paper: $(VENV)/run  ## run the long comparisons anew into the folder fig
 
 findings: $(VENV)/run  ## write docs/what_we_found.md from the numbers beside the figures
 	$(BIN)/python docs/what_we_found.py
+
+vectors: $(VENV)/test  ## write the test vectors anew from the definitions, under a minute; says which bytes changed
+	$(BIN)/python -m tests.vectors.make
+	$(BIN)/python -m tests.vectors.flags
 
 PEERS := .venv-peers
 $(PEERS)/peers: tests/peers/requirements.txt setup.cfg pyproject.toml | $(BIN)/python

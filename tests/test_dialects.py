@@ -190,9 +190,9 @@ def test_a_dense_order_that_nobody_measured_is_refused() -> None:
 
 
 def test_the_table_has_every_dialect_and_says_what_was_run() -> None:
-    rows = table()
+    head, *lines = table()
+    rows = [dict(zip(head, line, strict=True)) for line in lines]
     assert [row["name"] for row in rows] == list(DIALECTS)
-    assert len({tuple(row) for row in rows}) == 1
     assert all(isinstance(v, str) and v for row in rows for v in row.values())
     assert {row["name"] for row in rows if row["ran"] == RAN} == {
         "curvlinops", "curvlinops-separate", "backpack", "nngeometry", "asdl", "kfac-jax"}

@@ -12,10 +12,12 @@ Examples
 (False, True)
 """
 
+from . import published
 from .check import Report, check, read_quantities
+from .graph import QUANTITIES, Reference
 from .mistakes import CATALOGUE, Mistake
 from .problem import KLClip, Previous, Problem, ProblemError, Trajectory
-from .reference import QUANTITIES, Reference
+from .published import Vector, vector
 
 __all__ = ["CATALOGUE", "QUANTITIES", "KLClip", "Mistake", "Previous", "Problem", "ProblemError", "Reference", "Report",
-           "Trajectory", "check", "read_quantities"]
+           "Trajectory", "Vector", "check", "published", "read_quantities", "vector"]

@@ -1,4 +1,4 @@
-"""Comparing somebody's numbers with the right ones: a verdict for each quantity, and what was done where they differ."""
+"""Comparing numbers with the right ones: a verdict for each quantity, and what was done where they differ."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from .diagnose import Diagnosis, Explanation, Scale, place, scale
+from .graph import Reference, coerced
 from .mistakes import VISIBLE
-from .problem import Problem, ProblemError, load, read_array
-from .reference import QUANTITIES, Reference, missing
+from .problem import Problem, ProblemError, load
 from .sampling import Judgement, judge
 
 #: More digits than this no number in double precision has.
@@ -98,6 +98,13 @@ class Report:
             Of what JSON knows.
         """
         def entries(explanations: Sequence[Explanation]) -> list[Any]:
+            """Return the texts of explanations.
+
+            Parameters
+            ----------
+            explanations : sequence of Explanation
+                Any.
+            """
             return [[{"mistake": m.name, "what": m.what, "why": m.why, "remedy": m.remedy} for m in e.mistakes]
                     for e in explanations]
         return {
@@ -157,7 +164,7 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
         theirs = _in_our_words(problem, theirs, dialect)
     reference = Reference(problem)
     single = problem.dtype == "float32" or _is_single(theirs)
-    given = _quantities(problem, reference, theirs)
+    given = coerced(reference, theirs)
     judgement, rows = None, []
     if problem.targets is None and "G_sampled" in given:
         judgement, row = _judged(problem, reference, given.pop("G_sampled"), samples)
@@ -201,42 +208,6 @@ def read_quantities(path: Any) -> dict[str, Any]:
     if isinstance(content.get("quantities"), Mapping):
         content = content["quantities"]
     return dict(content)
-
-
-def _quantities(problem: Problem, reference: Reference, theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the given quantities in the form of ours, or say which is malformed."""
-    if not isinstance(theirs, Mapping) or not theirs:
-        raise ProblemError("theirs must hold quantities by name, such as {\"A\": [...], \"G\": [...]}")
-    found = {}
-    for name, value in theirs.items():
-        if name not in QUANTITIES:
-            raise ProblemError(f"{name!r:.60} is no quantity (kfac-ref quantities lists them)")
-        lacks = missing(QUANTITIES[name], problem)
-        if lacks and not (name == "G_sampled" and lacks == "targets"):
-            raise ProblemError(f"{name}: the problem does not define it, since it has no {lacks}")
-        right = reference["G" if lacks else name]
-        if isinstance(right, tuple):
-            if isinstance(value, np.ndarray) and value.ndim == np.ndim(right[0]) and len(right) == 1:
-                value = [value]
-            if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
-                raise ProblemError(f"{name} must be a list with one array a layer, got {type(value).__name__}")
-            found[name] = tuple(_array(f"{name}[{i}]", item) for i, item in enumerate(value))
-        elif isinstance(right, np.ndarray):
-            found[name] = _array(name, value, name == "trajectory_rho")
-        else:
-            if isinstance(value, (bool, str)) or (not np.isscalar(value) and np.shape(value) != ()):
-                raise ProblemError(f"{name} must be a number, got {value!r:.60}")
-            found[name] = float(_array(name, [value])[0])
-    return found
-
-
-def _array(name: str, value: Any, nan: bool = False) -> Any:
-    a = read_array(name, value)
-    a = a.astype(float)
-    bad = ~np.isfinite(a) if not nan else np.isinf(a)
-    if bad.any():
-        raise ProblemError(f"{name} must be finite: {int(bad.sum())} of {a.size} entries are NaN or infinite")
-    return a
 
 
 def _is_single(theirs: Mapping[str, Any]) -> bool:

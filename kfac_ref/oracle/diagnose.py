@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from . import mistakes as catalogue
+from .graph import NODES, QUANTITIES, Reference
 from .mistakes import CATALOGUE, Mistake, error
-from .reference import QUANTITIES, SCALARS, Reference, condition, steps
+from .reference import condition
+from .trajectory import SCALARS, steps
 
 #: Relative errors up to this are rounding, in float64 and float32; a solve loses its condition number besides.
 ROUNDING = {"float64": 1e-10, "float32": 1e-5}
@@ -37,8 +39,6 @@ class Explanation:
     ----------
     mistakes : tuple of Mistake
         One or two.
-    same : tuple of tuple of str
-        Pairs that come to the same on these numbers, as names.
     """
 
     mistakes: tuple[Mistake, ...]
@@ -69,7 +69,9 @@ class Diagnosis:
         self.reference, self.theirs, self.dtype, self.rtol = reference, theirs, dtype, rtol
         self.names = sorted(theirs, key=list(QUANTITIES).index)
         self.errors = {name: error(reference[name], theirs[name]) for name in self.names}
-        self._errors: dict[Any, float] = {}
+        self._limits = {name: self.tolerance(name) for name in self.names}
+        self._order = sorted(self.names, key=lambda name: self.errors[name] <= ROUNDING["float32"])
+        self._same: dict[tuple[str, tuple[str, ...]], bool] = {}
         self._first_step: dict[Any, Any] = {}
 
     def tolerance(self, name: str, reference: Reference | None = None) -> float:
@@ -92,42 +94,58 @@ class Diagnosis:
 
     def differing(self) -> list[str]:
         """Return the names of the given quantities that differ by more than rounding."""
-        return [name for name in self.names if not self.errors[name] <= self.tolerance(name)]
+        return [name for name in self.names if not self.errors[name] <= self._limits[name]]
 
     def explanations(self) -> list[Explanation]:
         """Return every explanation: single mistakes first, then pairs in which both have a part."""
-        singles = [Explanation((m,)) for m in CATALOGUE.values() if self._fits((m,))]
+        singles = [Explanation((m,)) for m in CATALOGUE.values() if self.fits((m,))]
         alone = {e.mistakes[0].name for e in singles}
         pairs = [Explanation(pair) for pair in itertools.combinations(CATALOGUE.values(), 2)
-                 if not alone & {m.name for m in pair} and self._both_act(pair) and self._fits(pair)]
+                 if not alone & {m.name for m in pair} and self._both_act(pair) and self.fits(pair)]
         return singles + pairs
+
+    def _acting(self, name: str, mistakes: tuple[Mistake, ...]) -> tuple[str, ...]:
+        """Return the names of those of the mistakes that have a part in a quantity: `Reference.part_of`, by table."""
+        alone, brings = self.reference.kept(("alone", name), _alone), self.reference.kept(("brings",), _brings)
+        found = {m.name for m in mistakes if m.name in alone}
+        if 0 < len(found) < len(mistakes):                      # what one reads may bring in the other
+            found |= {m.name for m in mistakes for other in mistakes if other.name in found
+                      and m.name in brings[other.name]}
+        return tuple(m.name for m in mistakes if m.name in found)
 
     def _both_act(self, pair: tuple[Mistake, ...]) -> bool:
         seen: set[str] = set()
-        r = self.reference.having(*pair)
         for name in self.names:
-            seen |= set(r.part_of(name))
+            seen.update(self._acting(name, pair))
             if len(seen) == 2:
                 return True
         return False
 
-    def _fits(self, mistakes: tuple[Mistake, ...]) -> bool:
-        r = self.reference.having(*mistakes)
-        plain = [name for name in self.names if not name.startswith("trajectory_")]
-        return all(self._is(r, name) for name in plain) and (len(plain) == len(self.names) or self._follows(mistakes))
+    def fits(self, mistakes: tuple[Mistake, ...]) -> bool:
+        """Return whether all quantities with these mistakes are the given ones, to rounding.
 
-    def _is(self, r: Reference, name: str) -> bool:
+        Parameters
+        ----------
+        mistakes : tuple of Mistake
+            In the catalogue's order; none for the right values.
+        """
+        plain = [name for name in self._order if not name.startswith("trajectory_")]
+        return all(self._is(mistakes, name) for name in plain) and (
+            len(plain) == len(self.names) or self._follows(mistakes))
+
+    def _is(self, mistakes: tuple[Mistake, ...], name: str) -> bool:
         """Return whether a quantity with these mistakes is the given one, to rounding."""
-        key = name, r.part_of(name)
-        if key not in self._errors:
+        key = name, self._acting(name, mistakes)
+        if key not in self._same:
+            r = self.reference.having(*mistakes)
             try:
                 off = error(r.shown(name), self.theirs[name])
             except _FAILS:
                 off = math.inf
             # The condition is dear, and matters for what is near alone.
-            near = off <= WORST[self.dtype] if self.rtol is None else True
-            self._errors[key] = 0.0 if near and off <= self.tolerance(name, r) else math.inf
-        return self._errors[key] == 0.0
+            self._same[key] = off <= self._limits[name] or (
+                self.rtol is None and off <= WORST[self.dtype] and off <= self.tolerance(name, r))
+        return self._same[key]
 
     def _follows(self, mistakes: tuple[Mistake, ...]) -> bool:
         try:
@@ -170,7 +188,7 @@ class Diagnosis:
     # Where no explanation holds for all quantities at once.
 
     def one_by_one(self) -> dict[str, list[Explanation]]:
-        """Explain each differing quantity given those before it as they are; an empty explanation: it follows from them.
+        """Explain each differing quantity given those before it as they are; an empty one says that it follows.
 
         Returns
         -------
@@ -184,7 +202,7 @@ class Diagnosis:
             r = self.reference.taking(**before)
             part = Diagnosis(self.reference, {name: self.theirs[name]}, self.dtype, self.rtol)
             part.reference = r
-            if before and part._fits(()):
+            if before and part.fits(()):
                 found[name] = [Explanation(())]
             else:
                 found[name] = part.explanations()
@@ -220,9 +238,18 @@ class Diagnosis:
         return best
 
 
-def _ancestors(name: str) -> set[str]:
-    from .reference import NODES
+def _alone(reference: Reference, name: str) -> set[str]:
+    """Return the names of the mistakes that have a part in a quantity."""
+    return {m.name for m in CATALOGUE.values() if reference.having(m).part_of(name)}
 
+
+def _brings(reference: Reference) -> dict[str, set[str]]:
+    """Return for each mistake the names of those that change what it reads."""
+    return {a.name: {b.name for b in CATALOGUE.values() if any(
+        not reference.below(read).isdisjoint(b.changes) for read in a.reads)} for a in CATALOGUE.values()}
+
+
+def _ancestors(name: str) -> set[str]:
     seen: set[str] = set()
     todo = list(NODES[name].needs)
     while todo:

@@ -173,22 +173,23 @@ _MEASURED_ELSEWHERE = (
 DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (*_RUN, *_MEASURED_ELSEWHERE)}
 
 
-def table() -> list[dict[str, str]]:
-    """Return who does what: one row for each dialect, all of text.
+def table() -> list[tuple[str, ...]]:
+    """Return who does what, as text: a line of headings, then one line for each dialect.
 
     Returns
     -------
-    list of dict
+    list of tuple of str
         Name, version and date of the run; the scale of each quantity over ours; layout, bias, order; the rest in words.
         "not measured" where nobody looked, "-" where there is no such thing.
     """
-    return [_row(dialect) for dialect in DIALECTS.values()]
+    rows = [_row(dialect) for dialect in DIALECTS.values()]
+    return [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
 
 
 def _row(d: Dialect) -> dict[str, str]:
-    shown = {f"{name} / ours": _by_likelihood(d, name) for name in ("A", "G", "G_sampled", "G_empirical", "gradient")}
     blank = "not measured"
-    return {"name": d.name, "version": d.version, "ran": d.ran or "-", **shown, "layout": d.layout, "bias": d.bias,
+    scale = {f"{name} / ours": _by_likelihood(d, name) for name in ("A", "G", "G_sampled", "G_empirical", "gradient")}
+    return {"name": d.name, "version": d.version, "ran": d.ran or "-", **scale, "layout": d.layout, "bias": d.bias,
             "dense order": d.vec or blank, "A and G in": d.where or blank, "targets": d.fisher,
             "average": d.average or blank, "damping": d.damping or blank,
             "loss": "; ".join(f"{name}: {d.loss[name]}" for name in LIKELIHOODS if name in d.loss),

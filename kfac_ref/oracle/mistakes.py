@@ -9,6 +9,7 @@ A function of a change takes the reference and the function that makes the right
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,9 @@ from ..checks import Array
 from ..kronecker import Cholesky
 from ..likelihoods import Bernoulli, Categorical
 from ..quadratic_model import SmallModel
+from .graph import NODES, Reference
 from .problem import Problem
-from .reference import NODES, Reference, rows_of, second_moment
+from .reference import rows_of, second_moment
 
 Right = Callable[[], Any]
 Change = Callable[[Reference, Right], Any]
@@ -388,17 +390,17 @@ _add("layer", "A before the nonlinearity", "A was made of the pre-activations s,
      {"A": _moments(lambda r: [r["a_bar"][0], *map(_ones, r["at"].s[:-1])])}, ("at", "a_bar", "N"))
 
 
-def _after_nonlinearity(r: Reference, g: Sequence[Array]) -> tuple[Array, ...]:
+def _after_nonlinearity(name: str, r: Reference) -> tuple[Array, ...]:
     """Return the gradients with respect to the outputs of the hidden nonlinearities, and to z."""
-    W = r.problem.weights
+    W, g = r.problem.weights, r[name]
     return (*(h @ V[:, :-1] for h, V in zip(g[1:], W[1:], strict=True)), g[-1])
 
 
 _add("layer", "g after the nonlinearity", "the gradients were those with respect to the layer's activations, after the "
      "nonlinearity", "g is the gradient with respect to the pre-activations s: the slope phi'(s) is part of it",
      "multiply by phi'(s), or hook the linear layer's output",
-     {G: _moments(lambda r, g=g: _after_nonlinearity(r, r[g]))
-      for G, g in (("G", "g_exact"), ("G_sampled", "g_sampled"), ("G_empirical", "g"))},
+     {G: _moments(functools.partial(_after_nonlinearity, g)) for G, g in (
+         ("G", "g_exact"), ("G_sampled", "g_sampled"), ("G_empirical", "g"))},
      ("g", "g_exact", "g_sampled", "N"))
 _add("layer", "layers in the order of the backward pass", "the matrices G were listed from the last layer to the first",
      "hooks of the backward pass fire in that order", "reverse the list", {},
@@ -652,11 +654,11 @@ _add("rescaling", "lambda not adapted", "lambda stays", "rho above 3/4 or below 
      "T1 steps", {"lambda_after": lambda r, right: r["lambda_before"]}, ("lambda_before",))
 
 
-def _clip(form: Callable[[float, float, float], float]) -> Change:
+def _clip(form: Callable[[float, float, float], float], other: str = "gradient") -> Change:
     def change(r: Reference, right: Right) -> float:
         clip = r.problem.kl_clip
         assert clip is not None
-        return min(1.0, form(clip.kappa, clip.learning_rate, abs(params.inner(r["step"], r["gradient"]))))
+        return min(1.0, form(clip.kappa, clip.learning_rate, abs(params.inner(r["step"], r[other]))))
     return change
 
 
@@ -671,9 +673,7 @@ for _name, _what, _remedy, _form in (
 ):
     _add("rescaling", _name, _what, _CLIP, _remedy, {"kl_clip": _clip(_form)}, ("step", "gradient"))
 _add("rescaling", "KL clip with the norm of the step", "v^T v is used in place of v^T grad", _CLIP, "use v^T grad",
-     {"kl_clip": lambda r, right: min(1.0, math.sqrt(
-         r.problem.kl_clip.kappa / (r.problem.kl_clip.learning_rate**2 * params.inner(r["step"], r["step"]))))},
-     ("step",))
+     {"kl_clip": _clip(lambda kappa, lr, s: math.sqrt(kappa / (lr**2 * s)), "step")}, ("step",))
 
 # EKFAC.
 

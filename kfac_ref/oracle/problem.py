@@ -465,6 +465,13 @@ def parse(text: bytes | str) -> Any:
         For anything else.
     """
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Return an object, or refuse a name that occurs twice in it.
+
+        Parameters
+        ----------
+        pairs : list of (str, Any)
+            As they stand in the text.
+        """
         found = dict(pairs)
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
@@ -472,6 +479,13 @@ def parse(text: bytes | str) -> Any:
         return found
 
     def refuse(name: str) -> Any:
+        """Refuse NaN and infinity, which JSON does not have.
+
+        Parameters
+        ----------
+        name : str
+            What stands in the text.
+        """
         raise ProblemError(f"{name} is no number of JSON; write null for what was not measured")
 
     try:
@@ -513,7 +527,7 @@ def read_array(place: str, value: Any) -> np.ndarray[Any, Any]:
         return value
     if isinstance(value, list):
         shape = []
-        row = value
+        row: Any = value
         while isinstance(row, list) and len(shape) < 8:
             shape.append(len(row))
             row = row[0] if row else None
@@ -566,9 +580,25 @@ def _of_npz(data: bytes) -> Any:
         raise
     except Exception as error:              # zipfile, zlib and numpy raise many kinds for damaged files
         raise ProblemError(f"is no npz file that can be read: {type(error).__name__}: {str(error)[:200]}") from None
-    if "problem" not in arrays or arrays["problem"].dtype.kind != "U" or arrays["problem"].ndim:
-        raise ProblemError("problem must be there: the JSON text of the rest, in which arrays are named")
+    if "problem" not in arrays:
+        return _listed_arrays(arrays)
+    if arrays["problem"].dtype.kind != "U" or arrays["problem"].ndim:
+        raise ProblemError("problem must be the JSON text of the rest, in which arrays are named")
     return _put_arrays(parse(str(arrays.pop("problem"))), arrays)
+
+
+def _listed_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Gather ``A_0, A_1, ...`` into lists; numbers and other arrays stay as they are."""
+    found: dict[str, Any] = {}
+    for name in sorted(arrays, key=lambda n: (len(n), n)):
+        stem, _, number = name.rpartition("_")
+        if not stem or not number.isdecimal():
+            found[name] = arrays[name] if arrays[name].ndim else arrays[name].item()
+        elif int(number) == len(found.setdefault(stem, [])):
+            found[stem].append(arrays[name])
+        else:
+            raise ProblemError(f"{name} must follow {stem}_{len(found[stem]) - 1}: layers are counted from 0")
+    return found
 
 
 def _take_arrays(value: Any, arrays: dict[str, Any]) -> Any:

@@ -18,9 +18,9 @@ import numpy as np
 
 from ..checks import Array
 from ..likelihoods import Bernoulli, Categorical
+from .graph import Reference
 from .mistakes import CATALOGUE, FACTORS_G, Mistake
 from .problem import Problem
-from .reference import Reference
 
 #: The family-wise rate at which right values may be accused: one statistic against the largest of 1 / RATE - 1 others
 #: would have this rate; more are drawn.

@@ -270,18 +270,25 @@ def check_gradient(point: Point, y: list) -> None:
 # Expectations over (weight, a_bar, g)
 
 
-def moments(terms: list, left: str, right: str, apart: int = 0) -> tuple:
-    """E[u_i v_{i+apart}^T] for every layer i, where u and v are each "a_bar" or "g"."""
-    index = {"a_bar": 1, "g": 2}
-    first = terms[0]
-    L = len(first[1])
-    out = []
-    for i in range(L - apart):
-        total = zeros(len(first[index[left]][i]), len(first[index[right]][i + apart]))
-        for term in terms:
-            add_to(total, term[0], term[index[left]][i], term[index[right]][i + apart])
-        out.append(total)
-    return tuple(out)
+def second_moments(weighted: list[tuple[Any, list[Vector]]], apart: int = 0) -> tuple:
+    """The sum of weight u_i u_{i+apart}^T over (weight, u of every layer), for every layer i."""
+    layers = weighted[0][1]
+    out = tuple(zeros(len(u), len(v)) for u, v in zip(layers, layers[apart:], strict=False))
+    for weight, us in weighted:
+        for total, u, v in zip(out, us, us[apart:], strict=False):
+            add_to(total, weight, u, v)
+    return out
+
+
+def input_factors(point: Point, apart: int = 0) -> tuple:
+    """A (or, one apart, A_cross): divided last, since an exact tie between two float64 must stay one."""
+    sums = second_moments([(1, a_bars) for a_bars, _ in point.passes], apart)
+    return tuple([[entry / len(point.x) for entry in row] for row in total] for total in sums)
+
+
+def output_factors(terms: list, apart: int = 0) -> tuple:
+    """G (or, one apart, G_cross) of the expectation that the terms stand for."""
+    return second_moments([(weight, gs) for weight, _, gs in terms], apart)
 
 
 def score(a_bars: list[Vector], gs: list[Vector]) -> Vector:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -120,25 +120,25 @@ def save(contents: dict, path: Path) -> None:
     path.write_text(text(contents), encoding="utf-8", newline="\n")
 
 
-def write(problem: dict, folder: Path) -> float:
-    """Write one vector and return the seconds that it took; the flags of the file that it replaces stay."""
+def write(problem: dict, folder: Path) -> None:
+    """Write one vector and its line of the table; the flags of the file that it replaces stay."""
     start = time.perf_counter()
     path = folder / f"{problem['name']}.json"
-    contents = vector(problem)
+    contents, before = vector(problem), None
     if path.exists():
+        before = path.read_bytes()
         contents |= {key: value for key, value in read(path).items() if key == "flags"}
     save(contents, path)
-    seconds = time.perf_counter() - start
-    print(f"{problem['name']:34} {parameters(problem):10} {len(contents['expected']):10} {seconds:8.1f}", flush=True)
-    return seconds
+    change = "new" if before is None else "same" if before == path.read_bytes() else "CHANGED"
+    counts = f"{parameters(problem):10} {len(contents['expected']):10}"
+    print(f"{path.stem:30} {counts} {time.perf_counter() - start:7.1f}  {change}", flush=True)
 
 
-def write_all(folder: Path, names: Iterable[str] = ()) -> None:
+def write_all(folder: Path, names: Collection[str] = ()) -> None:
     """Write every vector (or those named) into a folder, and print a table of them."""
-    chosen = set(names) or set(PROBLEMS)
-    print(f"{'name':34} {'parameters':>10} {'quantities':>10} {'seconds':>8}")
-    total = sum(write(make(), folder) for name, make in PROBLEMS.items() if name in chosen)
-    print(f"{len(chosen)} vectors in {total:.0f} seconds")
+    print(f"{'name':30} {'parameters':>10} {'quantities':>10} {'seconds':>7}  bytes")
+    for name in names or PROBLEMS:
+        write(PROBLEMS[name](), folder)
 
 
 def write_sums(folder: Path) -> None:

@@ -32,13 +32,12 @@ def quantities(problem: dict) -> dict[str, tuple[Any, Any]]:
     point = d.Point(p["likelihood"], p["network"]["hidden"], p["weights"], p["x"], p["weight_decay"])
     d.check_gradient(point, p["y"])
     found: dict[str, tuple[Any, Any]] = {}
-    exact = point.exact()
-    kinds = {"": exact, "_empirical": point.drawn([p["y"]])}
+    kinds = {"": point.exact(), "_empirical": point.drawn([p["y"]])}
     if "targets" in p:
         kinds["_sampled"] = point.drawn(p["targets"])
-    for family in (of_the_pass(p, point), of_the_factors(kinds, exact), of_the_steps(p, point, kinds),
-                   of_the_matrices(p, point, kinds), of_the_eigenvectors(kinds[""]),
-                   of_the_average(p, kinds), of_the_model(p, point, exact)):
+    for family in (of_the_pass(p, point), of_the_factors(point, kinds), of_the_steps(p, point, kinds),
+                   of_the_matrices(p, point, kinds), of_the_eigenvectors(point, kinds),
+                   of_the_average(p, point, kinds), of_the_model(p, point, kinds)):
         found |= family
     if "trajectory" in p:
         found |= of_the_trajectory(p, point)
@@ -63,24 +62,24 @@ def of_the_pass(p: dict, point: d.Point) -> dict:
     })
 
 
-def of_the_factors(kinds: dict, exact: list) -> dict:
-    found = {"A": d.moments(exact, "a_bar", "a_bar")}
-    found |= {f"G{kind}": d.moments(terms, "g", "g") for kind, terms in kinds.items()}
+def of_the_factors(point: d.Point, kinds: dict) -> dict:
+    found = {"A": d.input_factors(point)}
+    found |= {f"G{kind}": d.output_factors(terms) for kind, terms in kinds.items()}
     if len(found["A"]) > 1:
-        found |= {"A_cross": d.moments(exact, "a_bar", "a_bar", 1), "G_cross": d.moments(exact, "g", "g", 1)}
+        found |= {"A_cross": d.input_factors(point, 1), "G_cross": d.output_factors(kinds[""], 1)}
     return plain(found)
 
 
 def of_the_steps(p: dict, point: d.Point, kinds: dict) -> dict:
-    gradient, damping, exact = point.gradient(p["y"]), p["damping"], kinds[""]
-    A, G = (d.moments(exact, which, which) for which in ("a_bar", "g"))
+    gradient, damping = point.gradient(p["y"]), p["damping"]
+    A, G = d.input_factors(point), d.output_factors(kinds[""])
     A_damped, G_damped = d.damped(A, G, damping)
     found = plain({"pi": [d.trace_norm_pi(*pair) for pair in zip(A, G, strict=True)],
                    "A_damped": A_damped, "G_damped": G_damped})
     for kind, terms in kinds.items():
-        found[f"step{kind}"] = d.step(A, d.moments(terms, "g", "g"), damping, gradient)
+        found[f"step{kind}"] = d.step(A, d.output_factors(terms), damping, gradient)
     if len(A) > 1:
-        cross = (d.moments(exact, which, which, 1) for which in ("a_bar", "g"))
+        cross = d.input_factors(point, 1), d.output_factors(kinds[""], 1)
         found["step_tridiagonal"] = d.step_tridiagonal(A, G, *cross, damping, gradient)
     blocks = [d.shifted(d.kron(*pair), damping) for pair in zip(A, G, strict=True)]
     found["step_exact_damping"] = d.blockwise_step(blocks, gradient)
@@ -95,7 +94,7 @@ def of_the_steps(p: dict, point: d.Point, kinds: dict) -> dict:
 
 def of_the_matrices(p: dict, point: d.Point, kinds: dict) -> dict:
     exact = kinds[""]
-    A, G = (d.moments(exact, which, which) for which in ("a_bar", "g"))
+    A, G = d.input_factors(point), d.output_factors(exact)
     found = {}
     if "direction" in p:
         V = p["direction"]
@@ -114,30 +113,27 @@ def of_the_matrices(p: dict, point: d.Point, kinds: dict) -> dict:
     return found
 
 
-def of_the_eigenvectors(exact: list) -> dict:
-    A, G = (d.moments(exact, which, which) for which in ("a_bar", "g"))
-    scales, least = d.ekfac_scales(exact, A, G)
+def of_the_eigenvectors(point: d.Point, kinds: dict) -> dict:
+    scales, least = d.ekfac_scales(kinds[""], d.input_factors(point), d.output_factors(kinds[""]))
     return {"ekfac_scales": (scales, 1 / least)} if least > SEPARATED else {}
 
 
-def of_the_average(p: dict, kinds: dict) -> dict:
+def of_the_average(p: dict, point: d.Point, kinds: dict) -> dict:
     if "previous" not in p:
         return {}
     old = p["previous"]
     eps = min(1 - mpf(1) / (old["k"] + 1), exactly(0.95))
-    terms = kinds.get("_sampled", kinds[""])
-    return plain({f"{name}_average": mixed(eps, old[name], d.moments(terms, which, which))
-                  for name, which in (("A", "a_bar"), ("G", "g"))})
+    new = {"A": d.input_factors(point), "G": d.output_factors(kinds.get("_sampled", kinds[""]))}
+    return plain({f"{name}_average": mixed(eps, old[name], new[name]) for name in new})
 
 
 def mixed(eps: Any, old: tuple, new: tuple) -> tuple:
     return tuple(d.combine(eps, a, 1 - eps, b) for a, b in zip(old, new, strict=True))
 
 
-def of_the_model(p: dict, point: d.Point, exact: list) -> dict:
-    gradient = point.gradient(p["y"])
-    A, G = (d.moments(exact, which, which) for which in ("a_bar", "g"))
-    Delta, number = d.step(A, G, p["damping"], gradient)
+def of_the_model(p: dict, point: d.Point, kinds: dict) -> dict:
+    gradient, exact = point.gradient(p["y"]), kinds[""]
+    Delta, number = d.step(d.input_factors(point), d.output_factors(exact), p["damping"], gradient)
     delta_0 = d.flatten(p["delta_0"]) if "delta_0" in p else None
     best = d.minimise(exact, d.flatten(gradient), p["damping"], d.flatten(Delta), delta_0)
     before, after = point.objective(p["y"]), point.at(d.moved(p["weights"], best.delta)).objective(p["y"])
@@ -170,7 +166,7 @@ def trajectory(p: dict, point: d.Point) -> list[dict]:
         here = point.take(batch["rows"]).at(weights)
         y = [p["y"][n] for n in batch["rows"]]
         gradient = here.gradient(y)
-        average = updated(average, here.take(batch["rows1"]).drawn([batch["targets"]]), k, t["ceiling"])
+        average = updated(average, here.take(batch["rows1"]), batch["targets"], k, t["ceiling"])
         retune = k % t["T2"] == 0
         if k <= 3 or k % t["T3"] == 0 or retune:
             factors = average
@@ -211,9 +207,11 @@ def clipped(gamma: Any, t: dict) -> Any:
     return min(max(gamma, t["gamma_min"]), t["gamma_max"])
 
 
-def updated(average: dict | None, terms: list, k: int, ceiling: Any) -> dict:
+def updated(average: dict | None, part: d.Point, targets: list, k: int, ceiling: Any) -> dict:
     """The running average after its k-th update, of every factor."""
-    new = {(which, apart): d.moments(terms, which, which, apart) for which in ("a_bar", "g") for apart in (0, 1)}
+    terms = part.drawn([targets])
+    new = {"A": d.input_factors(part), "G": d.output_factors(terms),
+           "A_cross": d.input_factors(part, 1), "G_cross": d.output_factors(terms, 1)}
     if average is None:
         return new
     eps = min(1 - mpf(1) / k, ceiling)
@@ -221,7 +219,7 @@ def updated(average: dict | None, terms: list, k: int, ceiling: Any) -> dict:
 
 
 def structured(structure: str, factors: dict, damping: Any, gradient: tuple) -> tuple:
-    A, G, A_cross, G_cross = (factors[which, apart] for apart in (0, 1) for which in ("a_bar", "g"))
     if structure == "block-tridiagonal":
-        return d.step_tridiagonal(A, G, A_cross, G_cross, damping, gradient)[0]
-    return d.step(A, G, damping, gradient)[0]
+        names = ("A", "G", "A_cross", "G_cross")
+        return d.step_tridiagonal(*(factors[name] for name in names), damping, gradient)[0]
+    return d.step(factors["A"], factors["G"], damping, gradient)[0]
