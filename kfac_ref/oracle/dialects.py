@@ -41,8 +41,8 @@ PI = "A + pi sqrt(damping) I and G + sqrt(damping)/pi I, pi by traces as in the 
 _CURVLINOPS = Dialect(
     name="curvlinops", version="3.0.1", ran=RAN, loss=TORCH,
     fisher="mc, one sample (default); type-2 (exact), empirical; forward-only (G = I)",
-    where="after op.compute_kronecker_factors(): op.state_dict()['input_covariances'][module name], "
-          "['gradient_covariances'][module name]",
+    where="op.state_dict()['input_covariances'][module name], ['gradient_covariances'][module name]; with "
+          "check_deterministic=False after op.compute_kronecker_factors()",
     scale={"A": scales(categorical=ONE, gaussian=ONE, bernoulli=ONE), "G": TORCH_SCALES, "G_sampled": TORCH_SCALES,
            "G_empirical": scales(categorical=ONE, gaussian=FOUR_OVER_C, bernoulli=INVERSE_C),
            "gradient": TORCH_SCALES},
@@ -53,6 +53,8 @@ _CURVLINOPS = Dialect(
         "with separate_weight_and_bias=False, which is not the default",
         "the empirical G of MSELoss is twice the scale of the exact one: the labels stand in gradients of |z - y|^2, "
         "for draws of a Gaussian of variance 1/2; 'empirical' needs the likelihood named",
+        "the default check_deterministic=True has computed the factors already: compute_kronecker_factors() adds them "
+        "once more, so that A and G are doubled",
         "reduction='sum' multiplies each G and the gradient by N (by N C where the mean is over outputs too), A not",
         "the dictionary of gradient covariances is in the order of the backward pass: index it by name",
         "BCEWithLogitsLoss: type-2 raises NotImplementedError unless all targets are 0 or 1",
@@ -86,7 +88,7 @@ _RUN = (
                "G": scales(categorical=INVERSE_ROOT_C_1, gaussian=INVERSE_ROOT_C),
                "A_sampled": scales(categorical=ROOT_M), "G_sampled": scales(categorical=INVERSE_ROOT_M),
                "gradient": scales(categorical=ONE, gaussian=TWO_OVER_C)},
-        bias="joint-last", vec="rows of W, then b", average="none", damping=f"regul: {PI}, solved by least squares",
+        bias="joint-last", vec="rows of W, then b", average="none", damping=f"regul: {PI}",
         deviations=("A is larger and G smaller by the root of the number of outputs sent backward (C; C - 1 for a "
                     "softmax; M samples): their product is right, each alone is not",
                     "float64 needs torch.set_default_dtype(torch.float64), or FIM of a classifier raises RuntimeError",

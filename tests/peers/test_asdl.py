@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -139,3 +140,17 @@ def test_the_running_average_weighs_the_new_term_and_starts_from_nothing(monkeyp
     found = preconditioned(case, "fisher_exact", damping=0.3, ema_decay=0.125)[1]
     for module, A in zip(found, cases.reference(case)["A"], strict=True):
         assert cases.distance(module.fisher.kron.A, 0.125 * A[:-1, :-1]) < TOLERANCE
+
+
+@pytest.mark.parametrize("fisher", ["fisher_exact", "fisher_emp"])
+def test_the_damping_of_a_factor_has_a_floor(fisher: str) -> None:
+    case = cases.case("categorical")
+    module = preconditioned(case, fisher, damping=1e-30)[1][0]
+    A = cases.reference(case)["A"][0][:-1, :-1]
+    assert cases.distance(module.fisher.kron.A_inv, np.linalg.inv(A + 1e-7 * np.eye(3))) < TOLERANCE
+
+
+def test_the_default_is_that_of_the_table() -> None:
+    from asdl import KfacGradientMaker
+
+    assert inspect.signature(KfacGradientMaker).parameters["fisher_type"].default == "fisher_mc"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -113,3 +114,9 @@ def test_several_bits_are_refused() -> None:
 
     with pytest.raises(NotImplementedError, match="scalar-valued"):
         after_backward(cases.case("bernoulli"), KFLR())
+
+
+def test_the_default_is_that_of_the_table() -> None:
+    from backpack.extensions import KFAC
+
+    assert inspect.signature(KFAC).parameters["mc_samples"].default == 1

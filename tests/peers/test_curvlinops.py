@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from typing import Any
 
@@ -135,3 +136,58 @@ def test_only_whole_bits_have_an_exact_fisher() -> None:
     grey = case.replace(y=0.5 * case.y)
     with pytest.raises(NotImplementedError, match="binary targets"):
         operator(grey, cases.network(grey), "type-2")
+
+
+def test_batches_add_up_and_forward_only_is_the_identity() -> None:
+    from curvlinops import KFACLinearOperator
+
+    case = cases.case("categorical")
+    net, (x, y) = cases.network(case), cases.tensors(case)
+    ours = cases.reference(case)
+    for fisher, G in (("type-2", ours["G"]), ("forward-only", [np.eye(len(g)) for g in ours["G"]])):
+        op = KFACLinearOperator(net, cases.torch_loss(case), list(net.parameters()), [(x[:4], y[:4]), (x[4:], y[4:])],
+                                fisher_type=fisher, separate_weight_and_bias=False, check_deterministic=False)
+        op.compute_kronecker_factors()
+        found = factors(op, net)
+        assert max(map(cases.distance, [*found[0], *found[1]], [*ours["A"], *G])) < TOLERANCE
+
+
+def test_plain_damping_is_on_each_factor_and_exact_damping_of_separate_blocks_on_each_block() -> None:
+    from curvlinops import KFACInverseLinearOperator
+
+    case = cases.case("categorical")
+    net, r, damping = cases.network(case), cases.reference(case), 0.3
+    gradient = cases.torch_gradient(case, net, 1.0)
+    V, A, G = r["gradient"][0], r["A"][0], r["G"][0]
+    (W, b), *_ = cases.pairs(KFACInverseLinearOperator(operator(case, net, "type-2"), damping=damping) @ gradient)
+    plain = np.linalg.solve(G + damping * np.eye(7), V) @ np.linalg.inv(A + damping * np.eye(4))
+    assert cases.distance(np.column_stack([W, b]), plain) < TOLERANCE
+    (W, b), *_ = cases.pairs(KFACInverseLinearOperator(
+        operator(case, net, "type-2", SEPARATE), damping=damping, use_exact_damping=True) @ gradient)
+    block = np.kron(G, A[:-1, :-1]) + damping * np.eye(21)
+    assert cases.distance(W, np.linalg.solve(block, V[:, :-1].ravel()).reshape(7, 3)) < TOLERANCE
+    assert cases.distance(b, np.linalg.solve(G + damping * np.eye(7), V[:, -1])) < TOLERANCE
+
+
+def test_the_defaults_are_those_of_the_table() -> None:
+    from curvlinops import KFACInverseLinearOperator, KFACLinearOperator
+
+    default = inspect.signature(KFACLinearOperator).parameters
+    assert default["fisher_type"].default == "mc"
+    assert default["mc_samples"].default == 1
+    assert default["separate_weight_and_bias"].default is True
+    assert inspect.signature(KFACInverseLinearOperator).parameters["min_damping"].default == 1e-8
+
+
+def test_factors_asked_for_after_the_check_of_the_default_are_doubled() -> None:
+    from curvlinops import KFACLinearOperator
+
+    case = cases.case("categorical")
+    net = cases.network(case)
+    op = KFACLinearOperator(net, cases.torch_loss(case), list(net.parameters()), [cases.tensors(case)],
+                            fisher_type="type-2", separate_weight_and_bias=False)
+    for times in (1, 2):                                    # the check has computed them already
+        A, G = (list(map(np.copy, found)) for found in factors(op, net))
+        for theirs, ours in zip([*A, *G], [*cases.reference(case)["A"], *cases.reference(case)["G"]], strict=True):
+            assert cases.distance(theirs, times * ours) < TOLERANCE
+        op.compute_kronecker_factors()

@@ -218,3 +218,10 @@ def test_a_step_of_the_optimizer_and_its_average() -> None:
     for theirs, old, new in zip(factors(state.estimator_state)[1], cases.reference(case)["G"], there["G"], strict=True):
         assert cases.distance(theirs, (0.95 * old + new) / 1.95) < TOLERANCE
     assert cases.distance(state.estimator_state.blocks_states[0].factors[0].weight, 1.95) < TOLERANCE
+
+
+def test_the_default_is_that_of_the_table() -> None:
+    import kfac_jax
+
+    estimator = kfac_jax.BlockDiagonalCurvature(loss_function(cases.case("gaussian")))
+    assert estimator.default_estimation_mode == "ggn_curvature_prop"
