@@ -60,9 +60,12 @@ vectors: $(VENV)/test  ## write the test vectors anew from the definitions, unde
 	$(BIN)/python -m tests.vectors.make
 	$(BIN)/python -m tests.vectors.flags
 
+# torch without CUDA, where its index can be reached; else as the package index has it.
 PEERS := .venv-peers
+TORCH := https://download.pytorch.org/whl/cpu
 $(PEERS)/peers: tests/peers/requirements.txt setup.cfg pyproject.toml | $(BIN)/python
 	$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --retries 0 --timeout 10 $$(grep ^torch== tests/peers/requirements.txt) --index-url $(TORCH) 2>/dev/null || true
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/peers/requirements.txt --editable .
 	@touch $@
 
