@@ -27,6 +27,9 @@ section     module                                    names
 13          `datasets`, `training`                    `digits`, `curves`, `mnist`; `train`, batch schedules, averages
 13          `plotting`, `experiments`, `cli`          figures, the demo; not imported here, so Matplotlib is not either
 app. B      `kronecker`                               `solve_sum`
+-           `oracle`                                  `Problem`, `Reference`, `check`: expected values for other
+                                                      implementations, and what was done where they differ
+-           `testing`                                 `assert_kfac`, `assert_kfac_factors`, for their test suites
 -           `checkpoints`                             the whole state of a run in a file, and back to the same bits
 -           `checks`, `environment`                   refusals; versions and threads that the bits depend on
 ==========  ========================================  =================================================================
@@ -48,6 +51,7 @@ from . import (
     model,
     network,
     optimizers,
+    oracle,
     params,
     quadratic_model,
     training,
@@ -104,6 +108,7 @@ __all__ = [
     "nearest_kronecker_factors",
     "network",
     "optimizers",
+    "oracle",
     "params",
     "quadratic_model",
     "sampled_factors",

@@ -84,4 +84,4 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
 def test_the_public_names_are_all() -> None:
     public = {name for name in vars(kfac_ref) if not name.startswith("_")}
     # Imported by others only: Matplotlib comes with them.
-    assert public - {"plotting", "experiments", "cli"} == set(kfac_ref.__all__)
+    assert public - {"plotting", "experiments", "cli", "testing"} == set(kfac_ref.__all__)

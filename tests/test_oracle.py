@@ -239,7 +239,8 @@ def test_what_is_no_problem_file_is_refused(text: bytes, message: str, tmp_path:
     path.write_bytes(text)
     with pytest.raises(oracle.ProblemError) as caught:
         Problem.read(path)
-    assert message in str(caught.value) and str(path) in str(caught.value)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
 
 
 def test_an_npz_with_pickles_or_a_bomb_is_refused(tmp_path: Path) -> None:
@@ -323,13 +324,16 @@ def test_what_is_not_in_the_catalogue_is_not_explained(name: str, quantity: str,
     right = reference(name)
     theirs = {q: right[q] for q in ("A", "G", "step")} | {quantity: bent(kind, right[quantity])}
     report = check(vector(name).problem, theirs)
-    assert not report.ok and not report.explanations
+    assert not report.ok
+    assert not report.explanations
     row = next(row for row in report.rows if row.quantity == quantity)
-    assert row.where and "not explained; the error sits in" in str(report)
+    assert row.where
+    assert "not explained; the error sits in" in str(report)
     if kind in (1, 2, 3, 6, 9):
         assert "right in layer 0" in row.where
     if kind == 0:
-        assert report.scales is not None and report.scales[quantity].value == pytest.approx(0.37)
+        assert report.scales is not None
+        assert report.scales[quantity].value == pytest.approx(0.37)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -353,7 +357,8 @@ def test_a_factor_is_written_in_the_counts_of_the_problem() -> None:
     for factor, text in ((N**2, "N^2"), (1 / N, "N^-1"), (C / N, "N^-1 C"), (2 * N**0.5, "N^0.5 2"), (M, "M"),
                          (-1, "-1")):
         report = check(p, {"G": [factor * X for X in G]})
-        assert report.scales is not None and report.scales["G"].text == text
+        assert report.scales is not None
+        assert report.scales["G"].text == text
 
 
 def test_what_follows_from_wrong_factors_is_not_accused_again() -> None:
@@ -370,7 +375,8 @@ def test_a_trajectory_is_followed_to_its_first_difference() -> None:
     wrong = r.having(CATALOGUE["rho without the weight decay"])
     theirs = {f"trajectory_{q}": wrong[f"trajectory_{q}"] for q in ("lambda", "rho", "alpha")}
     report = check(p, theirs)
-    assert report.first_step is not None and p.trajectory is not None
+    assert report.first_step is not None
+    assert p.trajectory is not None
     assert report.first_step[:2] == (p.trajectory.T1, "rho")
     assert ("rho without the weight decay",) in [e.names for e in report.explanations]
     late = {"trajectory_weights": tuple(np.concatenate([W[:7], 1.01 * W[7:]]) for W in r["trajectory_weights"])}
@@ -430,5 +436,7 @@ def test_the_assertion_s_message_is_the_diagnosis() -> None:
 
 
 def test_differ_sees_shapes_numbers_and_nothing_else() -> None:
-    assert differ((np.eye(2),), (np.eye(3),)) and differ(1.0, 1.1) and not differ(1.0, 1.0 + 1e-9)
+    assert differ((np.eye(2),), (np.eye(3),))
+    assert differ(1.0, 1.1)
+    assert not differ(1.0, 1.0 + 1e-9)
     assert not differ(1.0, None)

@@ -629,6 +629,9 @@ def _problem(content: Any) -> Problem:
     if content["version"] != VERSION or isinstance(content["version"], bool):
         raise ProblemError(f"version must be {VERSION}, got {json.dumps(content['version'])[:60]}")
     _conventions(content["conventions"])
+    for name in required:
+        if content[name] is None:
+            raise ProblemError(f"{name} must not be null")
     _keys("network", content["network"], ("sizes", "hidden"), ())
     given: dict[str, Any] = {name: content[name] for name in ("likelihood", "dtype", "damping", "weight_decay", "name",
                                                               "description") if name in content}

@@ -79,7 +79,7 @@ class Simulation:
         rng = np.random.default_rng(0)
         self.signs = [rng.choice([-1.0, 1.0], (_DIRECTIONS, len(G))) for G in self.exact]
         self.at = reference["at"]
-        self.pool = self._features_of_draws(lambda rng, n: self.at.sample(rng, n), draws, 1)
+        self.pool = self.features_of_draws(lambda rng, n: self.at.sample(rng, n), draws, 1)
         self.mean = self.features(self.exact)
         # Some features do not vary: of a categorical, g of the last layer adds up to 0.
         self.floor = 1e-9 * np.repeat([np.trace(G) for G in self.exact], 1 + _DIRECTIONS) + 1e-300
@@ -96,7 +96,16 @@ class Simulation:
         return np.concatenate([[np.trace(S), *np.einsum("dm,mn,dn->d", u, S, u)] for S, u in zip(G, self.signs,
                                                                                              strict=True)])
 
-    def _features_of_draws(self, sample: Callable[[np.random.Generator, int], Any], draws: int, seed: int) -> Array:
+    def features_of_draws(self, sample: Callable[[np.random.Generator, int], Any], draws: int, seed: int) -> Array:
+        """Return the features of draws of one sample each, in bounded memory.
+
+        Parameters
+        ----------
+        sample : function of (Generator, n)
+            Draws n targets for each example.
+        draws, seed : int
+            How many, and where the generator starts.
+        """
         rng = np.random.default_rng(seed)
         N = len(self.at)
         chunk = max(1, _CHUNK // (N * max(self.problem.sizes)))
@@ -223,7 +232,7 @@ def _explained(simulation: Simulation, features: Array, samples: int | None) -> 
         M = samples or simulation.infer(features / c)
         if abs(c - 1) > 1e-9 and float(simulation.statistic(features / c, M)) <= simulation.limit(M):
             found.append(CATALOGUE[name])
-    uniform = simulation._features_of_draws(_uniform(problem, simulation.at.z), 999, 3)
+    uniform = simulation.features_of_draws(_uniform(problem, simulation.at.z), 999, 3)
     M = samples or max(1, round(float(np.mean(uniform.var(axis=0) / np.maximum(
         (features - uniform.mean(axis=0))**2, 1e-300)))))
     draws = simulation.of(min(M, 999), uniform)

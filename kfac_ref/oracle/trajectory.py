@@ -79,8 +79,8 @@ def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, 
             lambda_ = r.taking(rho=step["rho"], lambda_before=lambda_)["lambda_after"]
         weights = tuple(params.add(problem.weights, r["delta"]))
         last = r["kept_step"] if t.momentum else None
-        problem = problem.replace(weights=weights)
         yield {**step, "weights": weights}
+        problem = problem.replace(weights=weights, trajectory=None)
 
 
 def _once(shared: dict[Any, Any] | None) -> Callable[[Any, Callable[[], Any]], Any]:

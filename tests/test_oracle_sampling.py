@@ -1,0 +1,100 @@
+"""A sampled G whose targets nobody stored: right ones are not accused, wrong ones are, and by name."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+import kfac_ref as kr
+from kfac_ref import oracle
+from kfac_ref.oracle import Problem, check
+from kfac_ref.oracle.sampling import RATE, Simulation, judge
+
+NAMES = ["categorical-tanh", "gaussian-tanh", "bernoulli-tanh"]
+
+
+@cache
+def problem(name: str) -> Problem:
+    return oracle.vector(name).problem.replace(targets=None)
+
+
+@cache
+def simulation(name: str) -> Simulation:
+    return Simulation(problem(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_right_values_are_accused_at_no_more_than_the_rate(name: str) -> None:
+    s = simulation(name)
+    features = s.features_of_draws(lambda rng, n: s.at.sample(rng, n), 10_000, 77)
+    assert np.mean(s.statistic(features, 1) > s.limit(1)) <= RATE
+    three = features[:9999].reshape(3333, 3, -1).mean(axis=1)
+    assert np.mean(s.statistic(three, 3) > s.limit(3)) <= 2 * RATE          # of 3333 draws, 3 are the rate
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("M", [5, 40])
+def test_a_right_value_is_as_sampled_and_its_samples_are_inferred(name: str, M: int) -> None:
+    p = problem(name)
+    inferred = []
+    for seed in range(8):
+        at = p.at()
+        report = check(p, {"G_sampled": kr.sampled_factors(at, at.sample(np.random.default_rng(seed), M)).G})
+        assert report.ok
+        assert report.rows[0].verdict == "as sampled"
+        inferred.append(report.judgement.samples)           # type: ignore[union-attr]
+    assert M / 3 < np.median(inferred) < 3 * M
+
+
+@pytest.mark.parametrize(("mistake", "factor"), [("G summed over the examples", "N"), ("G twice too large", 2.0),
+                                                 ("G of mean-loss gradients, averaged", "N^-2"),
+                                                 ("G divided by the samples twice", "1/M")])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_scale_is_named(name: str, mistake: str, factor: str | float) -> None:
+    p, M = problem(name), 60
+    at = p.at()
+    c = {"N": len(p.x), "N^-2": len(p.x)**-2, "1/M": 1 / M}.get(str(factor), factor)
+    G = [float(c) * S for S in kr.sampled_factors(at, at.sample(np.random.default_rng(3), M)).G]
+    report = check(p, {"G_sampled": G}, samples=M)
+    assert not report.ok
+    assert report.judgement is not None
+    assert mistake in [m.name for m in report.judgement.explanations]
+    assert report.judgement.power["G summed over the examples"] == 1
+    assert mistake in str(report)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_targets_from_a_uniform_distribution_are_named(name: str) -> None:
+    p, M = problem(name), 60
+    at = p.at()
+    rng = np.random.default_rng(4)
+    shape = (M, *np.shape(p.y))
+    targets = {"categorical": lambda: rng.integers(0, p.sizes[-1], shape),
+               "gaussian": lambda: rng.standard_normal(shape),
+               "bernoulli": lambda: rng.integers(0, 2, shape).astype(float)}[p.likelihood]()
+    judgement = judge(p, kr.sampled_factors(at, targets).G, M)
+    assert not judgement.right
+    assert "targets from a uniform distribution" in [m.name for m in judgement.explanations]
+
+
+def test_a_larger_network_is_judged_in_bounded_memory() -> None:
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal((40, 65)) / 8, rng.standard_normal((10, 41)) / 6]
+    x, y = rng.standard_normal((100, 64)), rng.integers(0, 10, 100)
+    p = Problem((64, 40, 10), ("tanh",), "categorical", weights, x, y)
+    G = kr.sampled_factors(p.at(), p.at().sample(rng)).G
+    report = check(p, {"G_sampled": G})
+    assert report.ok
+    assert not check(p, {"G_sampled": [1.5 * S for S in G]}, samples=1).ok
+
+
+def test_what_is_no_such_g_is_refused() -> None:
+    p = problem("categorical-tanh")
+    with pytest.raises(oracle.ProblemError, match="must hold matrices of the shapes"):
+        check(p, {"G_sampled": [np.eye(2)]})
+    G = [S.copy() for S in oracle.Reference(p)["G"]]
+    G[0][0, 1] += 1
+    with pytest.raises(oracle.ProblemError, match="must be symmetric"):
+        check(p, {"G_sampled": G})
