@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench figures figures-paper findings vectors mutants peers clean
+.PHONY: help demo test lint bench figures figures-paper findings vectors oracle-report mutants peers clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ $(PEERS)/peers: tests/peers/requirements.txt setup.cfg pyproject.toml | $(BIN)/p
 peers: $(PEERS)/peers  ## run other implementations against this one, in a venv of their own (2 GB), and print a table
 	KFAC_REF_REQUIRE=peers $(PEERS)/bin/python -m pytest tests/peers
 	$(PEERS)/bin/python -m tests.peers.table
+
+oracle-report: $(VENV)/test  ## put every known mistake into every vector and write what the diagnosis finds
+	$(BIN)/python -m tests.oracle_report
 
 mutants: $(VENV)/test  ## break the package on purpose and print which tests notice
 	$(BIN)/python -m tests.mutants

@@ -559,6 +559,10 @@ def _pi(f: Callable[[Array, Array], float]) -> Change:
     return lambda r, right: np.array([f(A, G) for A, G in zip(r["A_solve"], r["G_solve"], strict=True)])
 
 
+def _trace_ratio(A: Array, G: Array) -> float:
+    return math.sqrt(np.trace(A) / np.trace(G)) if np.trace(G) > 0 else 1.0
+
+
 _PI = "pi^2 is the ratio of the mean eigenvalues of A and G, and balances the two cross terms of the damped product"
 for _name, _what, _remedy, _change in (
     ("pi squared", "pi^2 was used in place of pi", "take the square root of the ratio",
@@ -567,7 +571,7 @@ for _name, _what, _remedy, _change in (
     ("pi left out", "pi is 1: both factors got the same sqrt(damping)", "use sqrt((tr A/n)/(tr G/m))",
      lambda r, right: np.ones_like(right())),
     ("pi of traces without the dimensions", "pi is sqrt(tr A / tr G), without the dimensions",
-     "divide each trace by its dimension", _pi(lambda A, G: math.sqrt(np.trace(A) / np.trace(G)))),
+     "divide each trace by its dimension", _pi(_trace_ratio)),
     ("pi of Frobenius norms", "pi is made of Frobenius norms (as in the author's code), where the trace norm was asked "
      "for", "use the traces", _pi(damping.frobenius_pi)),
 ):
