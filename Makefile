@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench figures figures-paper findings vectors mutants clean
+.PHONY: help demo test lint bench figures figures-paper findings vectors mutants peers clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,9 +58,23 @@ findings: $(VENV)/run  ## write docs/what_we_found.md from the numbers beside th
 
 vectors: $(VENV)/test  ## write the test vectors anew from the definitions, under a minute; says which bytes changed
 	$(BIN)/python -m tests.vectors.make
+	$(BIN)/python -m tests.vectors.flags
+
+# torch without CUDA, where its index can be reached; else as the package index has it.
+PEERS := .venv-peers
+TORCH := https://download.pytorch.org/whl/cpu
+$(PEERS)/peers: tests/peers/requirements.txt setup.cfg pyproject.toml | $(BIN)/python
+	$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --retries 0 --timeout 10 $$(grep ^torch== tests/peers/requirements.txt) --index-url $(TORCH) 2>/dev/null || true
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/peers/requirements.txt --editable .
+	@touch $@
+
+peers: $(PEERS)/peers  ## run other implementations against this one, in a venv of their own (2 GB), and print a table
+	KFAC_REF_REQUIRE=peers $(PEERS)/bin/python -m pytest tests/peers
+	$(PEERS)/bin/python -m tests.peers.table
 
 mutants: $(VENV)/test  ## break the package on purpose and print which tests notice
 	$(BIN)/python -m tests.mutants
 
-clean:  ## remove .venv and what the tools left
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+clean:  ## remove .venv, .venv-peers and what the tools left
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -149,9 +149,11 @@ def count(runs: dict[int, list[list[training.Evaluation]]], level: float, averag
 def describe(counts: dict[str, dict[str, dict[str, Any]]], seeds: int) -> str:
     """Say what was found in words."""
     sizes = list(counts["K-FAC"][TOLD[0]]["iterations"])
-    text = (f"Digits autoencoder, batches of m cases: median over seeds ({seeds}), bands their range. Iterations to an "
-            "error level go like m^-p from one batch size to the next; p = 1 is a progress per iteration in proportion "
-            f"to m. Below, m = {', '.join(map(str, sizes))}, and - where a level is not reached.")
+    text = ("Training error by K-FAC (above) and SGD (below) with batches of m cases, against iterations (left) and "
+            f"against cases processed (right). Digits autoencoder, median over seeds ({seeds}), bands their range. "
+            "Iterations to an error level go like m^-p from one batch size to the next; p = 1 is a progress per "
+            f"iteration in proportion to m. Listed are m = {', '.join(map(str, sizes))}, and - "
+            "where a level is not reached.")
     for level in TOLD:
         parts = []
         for method, by_level in counts.items():

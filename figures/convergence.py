@@ -73,8 +73,9 @@ def sentence(title: str, found: dict[str, dict[str, dict[str, Any]]]) -> str:
         return f"{title}: no level was reached by K-FAC and a baseline."
     a, b = (found[both[-1]][what] for what in ("iterations", "seconds"))
     return (f"{title}, to an error of {both[-1]}: {a['kfac']} takes {a['kfac_value']:.0f} iterations, {a['baseline']} "
-            f"{a['baseline_value']:.0f} ({a['ratio']:.1f} times); {b['kfac']} takes {b['kfac_value']:.1f} s, "
-            f"{b['baseline']} {b['baseline_value']:.1f} ({b['ratio']:.2f} times).")
+            f"takes {a['baseline_value']:.0f} ({a['ratio']:.1f} times as many); {b['kfac']} takes "
+            f"{b['kfac_value']:.1f} s, {b['baseline']} takes {b['baseline_value']:.1f} s ({b['ratio']:.2f} times as "
+            "long).")
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:

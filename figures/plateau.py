@@ -120,8 +120,10 @@ def report(runs: Mapping[str, Sequence[Mapping[str, list[float]]]], plans: Mappi
             if (count := sum(min(r["variance"]) < rounding for r in runs[name]))]
     if lost:
         constant += f" It falls to the size of rounding (below {rounding:.0e}) with " + ", ".join(lost) + "."
-    text = (f"Generated curves: the error of the mean image is {mean_error:.2f}. It is below {100 * LEFT:.0f}% of that "
-            "for good: " + "; ".join(f"{name}: {in_words(left[name], plans[name].iterations)}" for name in runs) + "."
+    text = ("How long a run stays on the plateau where the output is the mean image whatever the input: the error "
+            "(left) and the variance of the output over cases (right). Generated curves; that image has an error of "
+            f"{mean_error:.2f}. The error is below {100 * LEFT:.0f}% of that for good: "
+            + "; ".join(f"{name}: {in_words(left[name], plans[name].iterations)}" for name in runs) + "."
             + constant + " Lines: median over seeds, bands: their range.")
     middle = {name: {"k": np.array(rows[0]["k"]), "error": np.array([r["error"] for r in rows]),
                      "variance": np.array([r["variance"] for r in rows])} for name, rows in runs.items()}

@@ -229,7 +229,8 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
     rows = [plotting.Rows(f"m = {m}, after {iterations} iterations", "error (mean over cases of the sum of squared "
                           "differences)", {name: n["errors"] for name, n in numbers[key].items()})
             for key, (_, m, iterations) in groups.items()]
-    text = (f"Digits autoencoder, {seeds} seeds: median error and its range (inf: broke off). m = 500: "
+    text = ("What each setting does: the error when it alone is changed (left), lambda and gamma along some of these "
+            f"runs (right). Digits autoencoder, median and range over seeds ({seeds}; inf: broke off). m = 500: "
             f"{spread(numbers['large'])}. {ran(numbers['large'])} m = 60: {spread(numbers['small'])}. "
             f"{exploded(numbers['small'])}")
     content = {"seeds": seeds, "level": LEVEL, "iterations": {"large": large, "small": small},

@@ -71,12 +71,13 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
     far = [(row["gamma"], row["F_hat"]["error_by_offset"][2:]) for row in sweep if row["gamma"] != SHOWN]
     at_others = "".join(f"; {', '.join(f'{100 * e:.0f}%' for e in errors)} at gamma = {gamma:g}"
                         for gamma, errors in far)
-    text = (f"Middle layers of {'-'.join(map(str, at.model.network.sizes))} (tanh), {data_name}, 7 full-batch steps of "
-            f"K-FAC after a sparse start, factored damping gamma = {SHOWN:g}: F~, F-breve (its diagonal blocks alone) "
-            "and F-hat (block-tridiagonal inverse), and their inverses. In relative Frobenius norm F-breve is off by "
+    text = ("Above F~, F-breve (its diagonal blocks alone) and F-hat (its diagonal blocks and those beside them; what "
+            "is further off is such that the inverse is block-tridiagonal), below their inverses. Middle layers of "
+            f"{'-'.join(map(str, at.model.network.sizes))} (tanh), {data_name}, 7 full-batch steps of K-FAC after a "
+            f"sparse start, factored damping gamma = {SHOWN:g}. In relative Frobenius norm F-breve is off by "
             f"{100 * breve['error']:.0f}% and its inverse by {100 * breve['inverse_error']:.0f}%; F-hat by "
             f"{100 * hat['error']:.0f}% ({', '.join(f'{100 * e:.0f}%' for e in hat['error_by_offset'][2:])} in the "
-            f"blocks at distance 2 and 3 from the diagonal, the others agree{at_others}) and its inverse "
+            f"blocks at distance 2 and 3 from the diagonal{at_others}) and its inverse "
             f"by {100 * hat['inverse_error']:.0f}%. That norm sees little but the large eigenvalues (the blocks off "
             f"the diagonal hold {100 * shown['inverse_off_diagonal_share']:.0f}% of the inverse's). The eigenvalues of "
             f"F-breve^-1 F~ run from {breve['least_eigenvalue']:.2g} to {breve['largest_eigenvalue']:.2g}, of "

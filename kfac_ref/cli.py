@@ -18,6 +18,7 @@ from typing import Any
 
 from . import __version__, datasets
 from .environment import MEMORY, ONE_THREAD, restart_with
+from .oracle import commands as oracle
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,17 +37,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="kfac-ref", description="The reference implementation of K-FAC.")
     parser.add_argument("--version", action="version", version=f"kfac_ref {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_experiment):
+    for add in (_add_demo, _add_train, _add_experiment, oracle.add):
         add(commands)
     arguments = parser.parse_args(argv)
-    if argv is None:
+    if argv is None and arguments.command in ("demo", "train", "experiment"):       # the others compute little
         restart_with(ONE_THREAD | MEMORY, ["-m", "kfac_ref", *sys.argv[1:]])
     try:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"kfac-ref: {name}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
         print(f"kfac-ref: {error}", file=sys.stderr)
         return 1
 
@@ -84,7 +89,8 @@ def _add_train(commands: Any) -> None:
     what.add_argument("--set", action="append", metavar="NAME=VALUE", default=[], dest="settings",
                       help="a setting of the optimizer; may be repeated (kfac: lambda_0, T1, T2, T3, tau1, tau2, "
                            "momentum, ...; sgd: learning_rate, mu_max, period; adam: learning_rate, beta1, ...)")
-    what.add_argument("--batch", metavar="N", help="a number, full, growing, or growing:FIRST:STEP (default: full)")
+    what.add_argument("--batch", metavar="N", help="a number, full, growing (from 1000 to all at step "
+                                                   "500) or growing:FIRST:STEP (default: full)")
     what.add_argument("--weight-decay", type=float, metavar="ETA", help="eta (default: 1e-5)")
     what.add_argument("--init", metavar="NAME", help="sparse or glorot (default: sparse)")
     what.add_argument("--dtype", metavar="NAME", help="float64 or float32 (default: float64)")
@@ -101,7 +107,24 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_experiment(commands: Any) -> None:
-    experiment = commands.add_parser("experiment", help="compare several optimizers over seeds, resumable")
+    experiment = commands.add_parser(
+        "experiment", help="compare several optimizers over seeds, resumable",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Tune and run several methods on the same data and network, into one table and one figure.",
+        epilog="""FILE.json holds an object with
+  title         of table and figure
+  data, net, hidden, likelihood, weight_decay, init, dtype, side
+                as the options of kfac-ref train; the same for all methods
+  methods       by name, each an object with optimizer, batch and iterations, and with settings (those that are fixed)
+                and grid (for each setting to choose, a list of values)
+  levels        errors, descending: iterations and seconds are counted until the training error is at most each
+  seeds         those that are reported (default: 0, 1, 2)
+  tuning_seeds  those that the grids are tried on (default: 100)
+  tuning_part   how long a trial is, as a part of the iterations (default: 1)
+  error         what the figure calls the error (default: mean over cases of the sum of squared differences)
+Of each grid the setting with the lowest score is chosen: the mean log error over the last nine tenths of a trial,
+evaluated at steps that are spaced logarithmically, and over the tuning seeds. figures/convergence/digits.json is an
+example.""")
     experiment.add_argument("file", type=Path, metavar="FILE.json", help="what is compared with what")
     experiment.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: FILE without .json)")
     experiment.set_defaults(run=_experiment)
@@ -137,21 +160,23 @@ def _train(arguments: argparse.Namespace) -> int:
 def _setting(text: str) -> tuple[str, Any]:
     """Read NAME=VALUE; the value is a number, true, false or null."""
     name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set must be NAME=VALUE, got {text!r}")
     try:
         found = json.loads(value)
     except json.JSONDecodeError:
-        found = None if not equals else value
-    if not equals or isinstance(found, (str, list, dict)):
-        raise ValueError(f"--set must be NAME=VALUE with a number, true, false or null, got {text!r}")
+        found = value
+    if isinstance(found, (str, list, dict)):
+        raise ValueError(f"--set {name} must be a number, true, false or null, got {value!r}")
     return name, found
 
 
 def _experiment(arguments: argparse.Namespace) -> int:
-    from .experiments import comparison
+    from .experiments import comparison, script
 
     asked = comparison.read(arguments.file)         # a bad file is told before a folder is made
     out = arguments.out or arguments.file.with_suffix("")
-    _check_writable(out)
+    script.make_folder(out)
     try:
         comparison.run_all(asked, out, functools.partial(print, flush=True))
     except ValueError as error:
@@ -162,8 +187,9 @@ def _experiment(arguments: argparse.Namespace) -> int:
 def _demo(out: Path, seed: int, quick: bool, tune: bool, pdf: bool) -> int:
     if seed < 0:
         raise ValueError(f"--seed must be at least 0, got {seed}")
-    _check_writable(out)
-    from .experiments import autoencoder, classifier, report  # slow: with Matplotlib, and not twice at a restart
+    from .experiments import autoencoder, classifier, report, script  # slow: Matplotlib, and not twice at a restart
+
+    script.make_folder(out)
 
     data = datasets.digits()
     shorten = 100 if quick else 1
@@ -195,17 +221,6 @@ def _demo(out: Path, seed: int, quick: bool, tune: bool, pdf: bool) -> int:
     seconds = time.perf_counter() - start
     print(f"wrote convergence.png, fisher.png, budget.png and summary.json to {out}/ ({seconds:.0f} seconds)")
     return 0
-
-
-def _check_writable(out: Path) -> None:
-    """Refuse a folder that cannot be written, before anything is computed."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".kfac_ref_probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"--out {out} cannot be written: {error.strerror or error}") from error
 
 
 def _write(path: Path, text: str) -> None:

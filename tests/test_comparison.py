@@ -6,7 +6,8 @@ import errno
 import json
 import math
 import os
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from kfac_ref import cli, plotting, training
-from kfac_ref.experiments import comparison
+from kfac_ref.experiments import comparison, script
 from kfac_ref.experiments.comparison import Comparison, Method
 from kfac_ref.experiments.settings import Settings
 
@@ -96,8 +97,8 @@ def test_a_comparison_from_the_command_line(tmp_path, capsys, monkeypatch):
     out = tmp_path / "compared"
     printed, error = capsys.readouterr()
     assert error == ""
-    assert sorted(path.name for path in out.iterdir()) == ["comparison.json", "comparison.md", "comparison.png",
-                                                           "results"]
+    assert sorted(path.name for path in out.iterdir()) == [script.LOCK, "comparison.json", "comparison.md",
+                                                           "comparison.png", "results"]
     # Each of the grid on the tuning seeds, then the chosen on the others; what has nothing to choose is not tuned.
     grid = [("kfac", {"T3": 5, "lambda_0": value}, seed, 6) for value in (0.1, 10) for seed in (100, 101)]
     chosen = json.loads((out / "comparison.json").read_text())["methods"]["K-FAC, m = 40"]["settings"]
@@ -178,6 +179,19 @@ def test_only_what_a_changed_file_asks_for_anew_is_run(tmp_path, monkeypatch, un
     made.clear()
     run_file(write(path, changed(dtype="float32")), out, lambda text: None)
     assert len(made) == 8
+
+
+def test_the_help_names_every_key_of_a_file(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["experiment", "--help"])
+    words = set(re.findall(r"\w+", capsys.readouterr().out.partition("FILE.json holds")[2]))
+    keys = {f.name for kind in (Comparison, Method) for f in fields(kind)} - {"base"} | {*comparison._common(Settings)}
+    assert keys <= words
+
+
+def test_a_batch_as_a_number_is_that_batch(tmp_path):
+    assert comparison.read(write(tmp_path / "a.json", method(batch=40))) == \
+        comparison.read(write(tmp_path / "b.json", method(batch="40")))
 
 
 def test_a_relative_folder_is_taken_from_the_file(tmp_path):
@@ -274,7 +288,8 @@ def test_an_error_of_none_has_a_score():
     (method(optimizer=...), "method 'K': optimizer is missing"),
     (method(batch=..., speed=1), r"method 'K': batch is missing; speed is not known \(there are optimizer, batch, "),
     (method(optimizer="lbfgs"), "method 'K': optimizer must be one of .*; got 'lbfgs'"),
-    (method(batch=40), "method 'K': batch must be text, got 40"),
+    (method(batch=40.0), r"method 'K': batch must be text, got 40\.0"),
+    (method(batch=True), "method 'K': batch must be text, got True"),
     (method(batch="some"), "method 'K': batch must be a number, full, growing"),
     (method(iterations=0), "method 'K': iterations must be an integer of at least 1, got 0"),
     (method(settings=5), "method 'K': settings must be names and values, got 5"),
@@ -286,7 +301,8 @@ def test_an_error_of_none_has_a_score():
     (changed(methods={str(k): CONTENT["methods"]["SGD, all"] for k in range(15)}),
      "methods must be at most 14, as many"),
     (changed(net="64-3-8"), "method 'K-FAC, m = 40': net must have 64 outputs for the inputs of digits"),
-    (method(batch="121"), r"method 'K': batch must be 1\.\.120 examples, got 121")])
+    (method(batch=0), "method 'K': batch must be at least 1 example, got 0"),
+    (method(batch="121"), "method 'K': batch must be at most the 120 examples of digits, got 121")])
 def test_a_bad_file_is_one_clear_line_that_names_file_and_field(tmp_path, capsys, monkeypatch, content, word):
     made = counted(monkeypatch)
     path = write(tmp_path / "bad.json", content)
@@ -313,7 +329,17 @@ def test_an_out_that_cannot_be_written_is_told_before_anything_is_run(tmp_path, 
     made = counted(monkeypatch)
     path = write(tmp_path / "a.json")
     assert cli.main(["experiment", str(path), "--out", str(path)]) == 1
-    assert capsys.readouterr().err == f"kfac-ref: --out {path} cannot be written: File exists\n"
+    assert capsys.readouterr().err == f"kfac-ref: {path} cannot be written: File exists\n"
+    assert made == []
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(tmp_path, capsys, monkeypatch):
+    made = counted(monkeypatch)
+    path, out = write(tmp_path / "a.json"), tmp_path / "a"
+    out.mkdir()
+    with script.locked(out):
+        assert cli.main(["experiment", str(path)]) == 1
+    assert capsys.readouterr() == ("", f"kfac-ref: {path}: {out} is in use by another run (process {os.getpid()})\n")
     assert made == []
 
 

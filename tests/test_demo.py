@@ -244,7 +244,7 @@ def test_an_out_that_cannot_be_written_is_refused_before_anything_is_computed(qu
     file.write_text("kept")
     assert cli.main(["demo", "--quick", "--out", str(file / below)]) == 1
     printed, error = capsys.readouterr()
-    assert error.startswith(f"kfac-ref: --out {file / below} cannot be written: ")
+    assert error.startswith(f"kfac-ref: {file / below} cannot be written: ")
     assert error.count("\n") == 1
     assert (printed, quickened) == ("", [])
     assert file.read_text() == "kept"

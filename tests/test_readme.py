@@ -18,7 +18,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```.*?```text\n(.*?)```", README, re.DOT
 
 
 def test_the_examples_print_what_the_readme_says() -> None:
-    assert len(EXAMPLES) == README.count("```python") == 3
+    assert len(EXAMPLES) == README.count("```python") == 4
     names: dict[str, object] = {}                           # each goes on where the one before ended
     for code, expected in EXAMPLES:
         with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -57,6 +57,21 @@ def test_its_targets_are_in_the_makefile(target: tuple[str, str]) -> None:
 def test_every_figure_is_in_the_gallery_with_its_command() -> None:
     for script in sorted((ROOT / "figures").glob("*.py")):
         assert script.stem == "demo" or f"`python figures/{script.name}`" in README
+
+
+def test_the_findings_tell_medians_of_ratios_and_what_the_grids_hold() -> None:
+    page = (ROOT / "docs" / "what_we_found.md").read_text()
+    damping = json.loads((ROOT / "figures/damping/damping.json").read_text())
+    for key, form in (("factored_gain_from_re_scaling", ".1f"), ("factored_gain_from_momentum", ".1f"),
+                      ("factored_over_exact_no_re_scaling", ".2f"), ("factored_over_exact_re_scaling", ".2f")):
+        early, late = (np.median([seed[key] for seed in damping[stage]["seeds"]])
+                       for stage in ("after_20_steps", "after_300_steps"))
+        assert f"{early:{form}} and {late:{form}} times" in page
+    for name, method in json.loads((ROOT / "figures/convergence/digits.json").read_text())["methods"].items():
+        row, = re.findall(rf"^\| {name} \| iterations \|.*\| (.*) \|$", page, re.MULTILINE)
+        ((setting, values),) = method["grid"].items()
+        chosen, = re.fullmatch(rf"{setting} = (\S+) \(of {len(values)}\)", row).groups()     # type: ignore[union-attr]
+        assert float(chosen) in values
 
 
 def test_the_findings_are_written_from_the_numbers_beside_the_figures() -> None:

@@ -221,7 +221,7 @@ def test_the_same_settings_make_the_same_bits_and_another_seed_does_not(digits):
     ({"optimizer": "sgd", "settings": {"learning_rate": "fast"}}, "learning_rate must be a number, got 'fast'"),
     ({"optimizer": "sgd", "settings": {"period": 0}}, "period must be an integer of at least 1, got 0"),
     ({"batch": 500}, "batch must be text, got 500"),
-    ({"batch": "0"}, r"batch must be 1\.\.1000000000 examples, got 0"),
+    ({"batch": "0"}, "batch must be at least 1 example, got 0"),
     ({"batch": "half"}, "batch must be a number, full, growing or growing:FIRST:STEP, got 'half'"),
     ({"batch": "growing:10"}, "batch must be a number, full, growing or growing:FIRST:STEP, got 'growing:10'"),
     ({"batch": "growing:0:10"}, "batch must be a number, full, growing or growing:FIRST:STEP, got 'growing:0:10'"),
@@ -237,15 +237,21 @@ def test_what_is_unknown_or_out_of_range_is_refused_when_it_is_said(given_, word
 
 
 @pytest.mark.parametrize(("given_", "word"), [
-    ({"net": "32-3-32"}, r"net takes inputs of width 32, and digits has 64 \(give --net, or --side for MNIST\)"),
+    ({"net": "32-3-32"}, "net must have 64 inputs, as digits has; it has 32"),
     ({"net": "64-3-8"}, "net must have 64 outputs for the inputs of digits, since its likelihood is bernoulli; it has"),
     ({"net": "64-3-9", "likelihood": "categorical"}, "net must have 10 outputs for the labels of digits, since its "
                                                      "likelihood is categorical; it has 9"),
-    ({"batch": "1501"}, r"batch must be 1\.\.1500 examples, got 1501"),
+    ({"batch": "1501"}, "batch must be at most the 1500 examples of digits, got 1501"),
     ({"batch": "growing:2000:9", "data": "mnist:/nowhere"}, "folder /nowhere does not hold t10k-images")])
 def test_what_does_not_fit_the_data_is_refused(given_, word):
     with pytest.raises(ValueError, match=word):
         Settings(**given_).task()
+
+
+def test_the_side_of_mnist_is_told_where_it_does_not_fit():
+    x = np.zeros((4, 196))
+    with pytest.raises(ValueError, match="net must have 196 inputs, as mnist:here has at side 14; it has 784"):
+        Settings(data="mnist:here", side=14).task(Dataset(x, np.zeros(4, np.int64), x, np.zeros(4, np.int64)))
 
 
 def test_curves_have_no_labels():

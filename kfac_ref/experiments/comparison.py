@@ -33,7 +33,7 @@ from ..datasets import Dataset
 from ..environment import environment
 from ..model import Model
 from .run import digest_of, evaluation
-from .script import plain, save, write_whole
+from .script import locked, plain, save, write_whole
 from .settings import OPTIMIZERS, Settings, optimizer_settings
 
 #: An error of 0 has no logarithm.
@@ -49,7 +49,7 @@ class Method:
     optimizer : str
         One of `settings.OPTIMIZERS`.
     batch : str
-        As in `Settings`.
+        As in `Settings`; an integer is taken as well.
     iterations : int
         Steps of a run.
     settings : dict
@@ -65,6 +65,8 @@ class Method:
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.batch, int) and not isinstance(self.batch, bool):
+            object.__setattr__(self, "batch", str(self.batch))
         if not isinstance(self.settings, Mapping):
             raise ValueError(f"settings must be names and values, got {self.settings!r}")
         if not isinstance(self.grid, Mapping):
@@ -498,7 +500,8 @@ def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = p
     Raises
     ------
     ValueError
-        Where the data cannot be read; or for a method that blew up with its chosen settings.
+        Where the data cannot be read, or another process writes to the folder; or for a method that blew up with its
+        chosen settings.
     """
     (out / "results").mkdir(parents=True, exist_ok=True)
     train = train or run
@@ -574,11 +577,12 @@ def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = p
         report(f"{name}, seed {seed}, {dict(settings)}: {last.k} steps in {last.seconds:.1f} s, error {last.error:.4g}")
         return training.History(None, (), evaluations=history.evaluations)
 
-    chosen = tune(comparison, report, kept)
-    histories = {name: [kept(comparison, method, chosen[name]["settings"], seed, None, method.iterations, name)
-                        for seed in comparison.seeds] for name, method in comparison.methods.items()}
-    unique = [e for i, e in enumerate(environments) if e not in environments[:i]]
-    write(comparison, histories, chosen, unique, out, report)
+    with locked(out):
+        chosen = tune(comparison, report, kept)
+        histories = {name: [kept(comparison, method, chosen[name]["settings"], seed, None, method.iterations, name)
+                            for seed in comparison.seeds] for name, method in comparison.methods.items()}
+        unique = [e for i, e in enumerate(environments) if e not in environments[:i]]
+        write(comparison, histories, chosen, unique, out, report)
     return histories
 
 

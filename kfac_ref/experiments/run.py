@@ -6,6 +6,7 @@
     history.jsonl     a line for each step and each evaluation, as they happen
     checkpoint.npz    where the run stood at most `every` seconds ago; previous.npz, the one before
     history.png       the picture, at the end
+    .lock             is locked while a process writes here
 """
 
 from __future__ import annotations
@@ -64,21 +65,22 @@ def start(settings: Settings, folder: Path, iterations: int | None, seconds: flo
     Raises
     ------
     ValueError
-        For data that do not fit, a folder that holds a run already, neither iterations nor seconds, or weights that
-        have grown beyond all bounds.
+        For data that do not fit, a folder that holds a run already, is in use or cannot be made, neither iterations nor
+        seconds, or weights that have grown beyond all bounds.
     OSError
         Where the folder cannot be written; the last checkpoint is then intact.
     """
     _check_limits(iterations, seconds, every)
-    if _holds_steps(folder):
-        raise ValueError(f"{folder} holds a run already: continue it with --resume {folder}, or choose another folder")
+    _refuse_steps(folder)
     data = settings.dataset()
     task = settings.task(data)
     content = {"settings": settings.plain(), "data_sha256": digest_of(data), "environment": environment()}
-    folder.mkdir(parents=True, exist_ok=True)
-    script.write_whole(folder / SETTINGS, json.dumps(content, indent=1) + "\n")
-    script.write_whole(folder / HISTORY, "")
-    return _train(task, content, folder, iterations, seconds, every, report, None)
+    script.make_folder(folder)
+    with script.locked(folder):
+        _refuse_steps(folder)                           # another may have begun one meanwhile
+        script.write_whole(folder / SETTINGS, json.dumps(content, indent=1) + "\n")
+        script.write_whole(folder / HISTORY, "")
+        return _train(task, content, folder, iterations, seconds, every, report, None)
 
 
 def resume(folder: Path, iterations: int | None, seconds: float | None, every: float = 60,
@@ -104,28 +106,50 @@ def resume(folder: Path, iterations: int | None, seconds: float | None, every: f
     Raises
     ------
     ValueError
-        Where the folder holds no run, no checkpoint of it can be used, or other data are there now.
+        Where the folder holds no run or is in use, no checkpoint of it can be used, or other data are there now.
     OSError
         Where the folder cannot be written; the last checkpoint is then intact.
     """
+    content, settings = _read(folder)
     _check_limits(iterations, seconds, every)
-    try:
-        content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        settings = Settings(**content["settings"])
-    except FileNotFoundError:
-        raise ValueError(f"{folder} holds no run: there is no {SETTINGS} in it") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / SETTINGS} is damaged: {error}") from error
-    data = settings.dataset()
-    task = settings.task(data)
-    if digest_of(data) != content.get("data_sha256"):
-        raise ValueError(f"data {settings.data} are not those that the run in {folder} began with")
-    history = _last_checkpoint(task, content, folder, report)
-    done = 0 if history is None else history.state.k
-    evaluations = _cut_history(folder / HISTORY, done, report)
-    if history is not None:
-        history.evaluations = evaluations
-    return _train(task, content, folder, iterations, seconds, every, report, history)
+    with script.locked(folder):
+        data = settings.dataset()
+        task = settings.task(data)
+        if digest_of(data) != content.get("data_sha256"):
+            raise ValueError(f"data {settings.data} are not those that the run in {folder} began with")
+        history = _last_checkpoint(task, content, folder, report)
+        done = 0 if history is None else history.state.k
+        evaluations = _cut_history(folder / HISTORY, done, report)
+        if history is not None:
+            history.evaluations = evaluations
+            if done >= (iterations or math.inf) or history.seconds >= (seconds or math.inf):
+                report(f"nothing to do: the run has taken {done} steps and {history.seconds:.2f} s already; limits "
+                       "count from its beginning")
+        return _train(task, content, folder, iterations, seconds, every, report, history)
+
+
+def checkpoint(folder: str | os.PathLike[str]) -> tuple[Task, checkpoints.Checkpoint]:
+    """Read the last checkpoint of a run, to look at it.
+
+    Parameters
+    ----------
+    folder : path
+        Of the run.
+
+    Returns
+    -------
+    (Task, Checkpoint)
+        Model and data; ``state.weights`` of the other is the current iterate, its ``averaged`` the averaged one.
+
+    Raises
+    ------
+    ValueError
+        Where the folder holds no run, or no checkpoint of it that can be read.
+    """
+    content, settings = _read(Path(folder))
+    task = settings.task()
+    path = Path(folder) / checkpoints.LAST
+    return task, checkpoints.read(path, task.optimizer, task.weights, _of_run(content))
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -167,11 +191,23 @@ def summary(folder: Path, history: training.History) -> str:
              f"{1e3 * history.seconds / max(history.state.k, 1):.3g} ms a step"]
     if history.evaluations:
         last = history.evaluations[-1]
-        lines.append(f"at step {last.k}: loss {last.loss:.5g}, training error {last.error:.5g} (of the averaged "
+        where = "" if last.k == history.state.k else ", the last that was evaluated"
+        lines.append(f"at step {last.k}{where}: loss {last.loss:.5g}, training error {last.error:.5g} (of the averaged "
                      f"iterate {last.averaged_error:.5g}), held-out error {last.test_error:.5g}")
     there = [name for name in (HISTORY, PICTURE, checkpoints.LAST, SETTINGS) if (folder / name).exists()]
     lines.append(f"{folder}/ holds {', '.join(there)}")
     return "\n".join(lines)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], Settings]:
+    """Return what a run was begun with."""
+    try:
+        content = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        return content, Settings(**content["settings"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder} holds no run: there is no {SETTINGS} in it") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / SETTINGS} is damaged: {error}") from error
 
 
 def _check_limits(iterations: int | None, seconds: float | None, every: float) -> None:
@@ -180,7 +216,7 @@ def _check_limits(iterations: int | None, seconds: float | None, every: float) -
     if iterations is not None:
         checks.count("iterations", iterations)
     if seconds is not None:
-        checks.number("seconds", seconds, 0)
+        checks.number("seconds", seconds, 0, above=True)
     checks.number("checkpoint-every", every, 0)
 
 
@@ -288,10 +324,11 @@ def _asked_to_stop() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _holds_steps(folder: Path) -> bool:
-    """Return whether a folder holds anything of a run that could be lost: a checkpoint, or a recorded step."""
-    return any((folder / name).exists() for name in (checkpoints.LAST, checkpoints.PREVIOUS)) or (
-        (folder / HISTORY).is_file() and bool(records(folder)))
+def _refuse_steps(folder: Path) -> None:
+    """Refuse a folder that holds anything of a run that could be lost: a checkpoint, or a recorded step."""
+    if any((folder / name).exists() for name in (checkpoints.LAST, checkpoints.PREVIOUS)) or (
+            (folder / HISTORY).is_file() and records(folder)):
+        raise ValueError(f"{folder} holds a run already: continue it with --resume {folder}, or choose another folder")
 
 
 def _last_checkpoint(task: Task, content: dict[str, Any], folder: Path,

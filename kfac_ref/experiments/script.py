@@ -1,4 +1,4 @@
-"""What the scripts of ``figures/`` share: their options, and how a picture and its numbers are written."""
+"""What runs and the scripts of ``figures/`` share: their options, how a folder is kept, how files are written."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from ..environment import MEMORY, ONE_THREAD, environment, restart_with
+
+try:
+    import fcntl
+except ImportError:                                     # not on Windows, where a folder has no lock
+    fcntl = None                                        # type: ignore[assignment]
+
+#: Is locked while a process writes into the folder, and holds its number; the file stays, the lock does not.
+LOCK = ".lock"
 
 
 def save(figure: Figure, numbers: Mapping[str, Any], path: Path, formats: Sequence[str] = ("png",)) -> None:
@@ -70,6 +78,67 @@ def write_whole(path: Path, text: str) -> None:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise OSError(error.errno, f"cannot write {path} ({error.strerror})") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that can be written, before anything is computed.
+
+    Parameters
+    ----------
+    folder : Path
+        May be there already.
+
+    Raises
+    ------
+    ValueError
+        Where it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".kfac_ref_probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a folder to this process; the system gives it free when the process ends, however it ends.
+
+    Parameters
+    ----------
+    folder : Path
+        It must exist.
+
+    Raises
+    ------
+    ValueError
+        Where another process has it.
+    OSError
+        Naming the file, where the lock cannot be written.
+    """
+    path = folder / LOCK
+    try:
+        file = path.open("ab+", buffering=0)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path} ({error.strerror})") from error
+    with file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().decode().strip()
+            raise ValueError(f"{folder} is in use by another run (process {holder})") from None
+        except OSError:                                 # a file system that has no locks
+            pass
+        try:
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write {path} ({error.strerror})") from error
+        yield
 
 
 def plain(value: Any) -> Any:

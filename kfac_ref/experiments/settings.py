@@ -233,8 +233,8 @@ class Settings:
         data = self.dataset() if data is None else data
         width = model.network.sizes[0]
         if data.x.shape[1] != width:
-            raise ValueError(f"net takes inputs of width {width}, and {self.data} has {data.x.shape[1]} "
-                             "(give --net, or --side for MNIST)")
+            side = f" at side {self.side}" if self.data.startswith("mnist") else ""
+            raise ValueError(f"net must have {data.x.shape[1]} inputs, as {self.data} has{side}; it has {width}")
         labelled = isinstance(model.likelihood, likelihoods.Categorical)
         if labelled and not len(data.labels):
             raise ValueError(f"likelihood categorical needs labels, and {self.data} has none")
@@ -283,8 +283,10 @@ class Settings:
         except ValueError:
             raise ValueError("batch must be a number, full, growing or growing:FIRST:STEP, got "
                              f"{self.batch!r}") from None
-        if not 1 <= m <= N:
-            raise ValueError(f"batch must be 1..{N} examples, got {m}")
+        if m < 1:
+            raise ValueError(f"batch must be at least 1 example, got {m}")
+        if m > N:
+            raise ValueError(f"batch must be at most the {N} examples of {self.data}, got {m}")
         return training.fixed(m)
 
 

@@ -73,7 +73,7 @@ def convergence_rows(problems: Mapping[str, Mapping[str, Curve]], error_label: s
     Returns
     -------
     Figure
-        Two panels a row, that share the error axis.
+        Two panels a row, that share the error axis; the legend stands above, where it covers no curve.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def convergence_rows(problems: Mapping[str, Mapping[str, Curve]], error_label: s
         raise ValueError(f"curves must be at most {len(LOOKS)}, got {len(names)}: there are no more colours and dashes "
                          "that everybody can tell apart")
     with style():
-        figure = Figure(figsize=(10, 3.9 * len(problems) + 1.0), layout="constrained")
+        figure = Figure(figsize=(10, 3.9 * len(problems) + 1.6), layout="constrained")
         grid = figure.subplots(len(problems), 2, sharey="row", squeeze=False)
         for (left, right), (title, curves) in zip(grid, problems.items(), strict=True):
             for name, curve in curves.items():
@@ -101,12 +101,9 @@ def convergence_rows(problems: Mapping[str, Mapping[str, Curve]], error_label: s
                 axes.set(xscale="log", yscale="log")
                 axes.grid(True, which="minor", alpha=0.12)
             plain_ticks(left)
-            if len(problems) == 1:
-                right.legend()
-        if len(problems) > 1:
-            handles = {label: handle for axes in grid[:, 0] for handle, label in
-                       zip(*axes.get_legend_handles_labels(), strict=True)}
-            figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
+        handles = {label: handle for axes in grid[:, 0] for handle, label in
+                   zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
         caption(figure, text, 138)
         return figure
 

@@ -1,0 +1,23 @@
+"""The oracle: exact expected values for any implementation of K-FAC, and the name of the convention that differs.
+
+A `Problem` is everything that defines the numbers, `Reference` computes every quantity of it by name, `check` compares
+somebody's numbers with those and says what was done where they differ.
+
+Examples
+--------
+>>> from kfac_ref import oracle
+>>> problem = oracle.Problem((1, 1), (), "gaussian", [[[2.0, 0.0]]], [[1.0], [3.0]], [[0.0], [1.0]])
+>>> report = oracle.check(problem, {"G": [[[2.0]]]})
+>>> report.ok, "G summed over the examples" in [e.names[0] for e in report.explanations]
+(False, True)
+"""
+
+from . import published
+from .check import Report, check, read_quantities
+from .graph import QUANTITIES, Reference
+from .mistakes import CATALOGUE, Mistake
+from .problem import KLClip, Previous, Problem, ProblemError, Trajectory
+from .published import Vector, vector
+
+__all__ = ["CATALOGUE", "QUANTITIES", "KLClip", "Mistake", "Previous", "Problem", "ProblemError", "Reference", "Report",
+           "Trajectory", "Vector", "check", "published", "read_quantities", "vector"]

@@ -1,0 +1,358 @@
+"""Comparing numbers with the right ones: a verdict for each quantity, and what was done where they differ."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .diagnose import Diagnosis, Explanation, Scale, place, scale
+from .graph import Reference, coerced
+from .mistakes import VISIBLE
+from .problem import Problem, ProblemError, load
+from .sampling import Judgement, judge
+
+#: More digits than this no number in double precision has.
+MOST_DIGITS = 15.95
+#: So many explanations are written out; `Report.plain` has all.
+SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Row:
+    """The verdict on one quantity.
+
+    Attributes
+    ----------
+    quantity : str
+        Its name.
+    verdict : str
+        ``right``, ``differs``, ``as sampled`` or ``not as sampled``.
+    error : float
+        The largest relative error of any of its arrays.
+    digits : float
+        ``-log10`` of it: the right digits.
+    where : str
+        The place of the error.
+    """
+
+    quantity: str
+    verdict: str
+    error: float
+    digits: float
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` returns; printed, it is the table and the explanations.
+
+    Attributes
+    ----------
+    rows : tuple of Row
+        One a quantity.
+    explanations : tuple of Explanation
+        Every one under which all quantities come out as they were given.
+    one_by_one : dict
+        Where there is none: for each quantity that differs, what explains it with those before it as they are.
+    scales : dict
+        For each quantity that differs by one factor, that factor.
+    tells_apart : str or None
+        A quantity that was not given and would tell explanations apart.
+    first_step : (int, str, float) or None
+        Where a trajectory first differs: the step, the quantity, its relative error.
+    judgement : Judgement or None
+        Of a G whose targets are not in the problem.
+    dialect : str or None
+        Whose conventions the numbers were in.
+    """
+
+    rows: tuple[Row, ...]
+    explanations: tuple[Explanation, ...] = ()
+    one_by_one: Mapping[str, Sequence[Explanation]] | None = None
+    scales: Mapping[str, Scale] | None = None
+    tells_apart: str | None = None
+    first_step: tuple[int, str, float] | None = None
+    judgement: Judgement | None = None
+    dialect: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing differs."""
+        return all(row.verdict in ("right", "as sampled") for row in self.rows)
+
+    def __str__(self) -> str:
+        """Return the table, then what explains it."""
+        return "\n".join([*_table(self), *_words(self)])
+
+    def plain(self) -> dict[str, Any]:
+        """Return the same for machines.
+
+        Returns
+        -------
+        dict
+            Of what JSON knows.
+        """
+        def entries(explanations: Sequence[Explanation]) -> list[Any]:
+            """Return the texts of explanations.
+
+            Parameters
+            ----------
+            explanations : sequence of Explanation
+                Any.
+            """
+            return [[{"mistake": m.name, "what": m.what, "why": m.why, "remedy": m.remedy} for m in e.mistakes]
+                    for e in explanations]
+        return {
+            "ok": self.ok,
+            "rows": [{"quantity": r.quantity, "verdict": r.verdict, "digits": round(r.digits, 2),
+                      "error": r.error if math.isfinite(r.error) else None, "where": r.where} for r in self.rows],
+            "explanations": entries(self.explanations),
+            "one_by_one": {name: entries(e) for name, e in (self.one_by_one or {}).items()},
+            "scales": {name: {"factor": s.value, "as": s.text} for name, s in (self.scales or {}).items()},
+            "tells_apart": self.tells_apart, "dialect": self.dialect,
+            "first_step": self.first_step and {"step": self.first_step[0], "quantity": self.first_step[1],
+                                               "error": self.first_step[2] if math.isfinite(self.first_step[2])
+                                               else None},
+            "samples": self.judgement and self.judgement.samples,
+            "power": self.judgement and self.judgement.power,
+        }
+
+
+def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = None, rtol: float | None = None,
+          samples: int | None = None) -> Report:
+    """Compare numbers with those that a problem defines, and explain what differs.
+
+    Parameters
+    ----------
+    problem : Problem
+        What defines the right values.
+    theirs : mapping
+        Any of the quantities (`QUANTITIES`) by name: a number, an array, or a list with one array a layer.
+    dialect : str, optional
+        The implementation in whose conventions the numbers are: one of `dialects.DIALECTS`.
+    rtol : float, optional
+        The largest relative error that counts as rounding; unless told it follows from the precision and, for a solve,
+        from the condition of its system.
+    samples : int, optional
+        The number of targets for each example behind a ``G_sampled`` whose targets are not in the problem.
+
+    Returns
+    -------
+    Report
+        ``report.ok`` says whether all is right; ``str(report)`` is the table and the diagnosis.
+
+    Raises
+    ------
+    ProblemError
+        Naming the place, for quantities that are unknown, malformed, or that the problem does not define.
+
+    Examples
+    --------
+    >>> from kfac_ref.oracle import Problem
+    >>> problem = Problem((1, 1), (), "gaussian", [[[2.0, 0.0]]], [[1.0], [3.0]], [[0.0], [1.0]])
+    >>> check(problem, {"A": [[[5, 2], [2, 1]]]}).ok
+    True
+    >>> check(problem, {"A": [[[10, 4], [4, 2]]]}).explanations[0].names
+    ('A summed over the examples',)
+    """
+    if dialect is not None:
+        theirs = _in_our_words(problem, theirs, dialect)
+    reference = Reference(problem)
+    single = problem.dtype == "float32" or _is_single(theirs)
+    given = coerced(reference, theirs)
+    judgement, rows = None, []
+    if problem.targets is None and "G_sampled" in given:
+        judgement, row = _judged(problem, reference, given.pop("G_sampled"), samples)
+        rows.append(row)
+    diagnosis = Diagnosis(reference, given, "float32" if single else "float64", rtol if rtol is not None else
+                          _rounded(theirs))
+    differing = set(diagnosis.differing())
+    for name in diagnosis.names:
+        off = diagnosis.errors[name]
+        where = place(reference[name], given[name], max(diagnosis.tolerance(name), 1e-300)) if name in differing else ""
+        rows.append(Row(name, "differs" if name in differing else "right", off, _digits(off), where))
+    if not differing:
+        return Report(tuple(rows), judgement=judgement, dialect=dialect)
+    explanations = diagnosis.explanations()
+    counts = {"N": len(problem.x), "C": problem.sizes[-1]} | (
+        {"M": len(problem.targets)} if problem.targets is not None else {})
+    scales = {name: s for name in diagnosis.names if name in differing
+              if (s := scale(reference[name], given[name], counts, diagnosis.tolerance(name)))}
+    return Report(tuple(rows), tuple(explanations), None if explanations else diagnosis.one_by_one(), scales,
+                  diagnosis.tells_apart(explanations) if len(explanations) > 1 else None,
+                  diagnosis.first_difference() if any(n.startswith("trajectory_") for n in differing) else None,
+                  judgement, dialect)
+
+
+def read_quantities(path: Any) -> dict[str, Any]:
+    """Read quantities from a JSON file (nested lists, or arrays with shape and data) or an npz.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file: an object with the quantities by name, or a test vector, of which the expected values are taken.
+
+    Raises
+    ------
+    ProblemError
+        Naming the file, for anything else.
+    """
+    content = load(path)
+    if not isinstance(content, Mapping):
+        raise ProblemError(f"{path}: must hold an object with quantities by name, got {type(content).__name__}")
+    if isinstance(content.get("quantities"), Mapping):
+        content = content["quantities"]
+    return dict(content)
+
+
+def _is_single(theirs: Mapping[str, Any]) -> bool:
+    """Return whether all arrays came in single precision."""
+    kinds = {str(getattr(a, "dtype", "")) for value in theirs.values()
+             for a in (value if isinstance(value, (list, tuple)) else [value])}
+    return kinds <= {"float32", "torch.float32"}
+
+
+def _rounded(theirs: Mapping[str, Any]) -> float | None:
+    """Return the error that numbers carry which were written with few digits, None where they were not."""
+    digits = 0
+    todo: list[Any] = list(theirs.values())
+    while todo and digits < 12:
+        value = todo.pop()
+        if isinstance(value, Mapping):
+            todo += value.values()
+        elif isinstance(value, (list, tuple)):
+            todo += value
+        elif isinstance(value, float) and value:
+            mantissa = repr(value).lower().split("e")[0].replace(".", "").replace("-", "").strip("0")
+            digits = max(digits, len(mantissa))
+        elif not isinstance(value, (int, float)):
+            return None                                     # arrays carry all their digits
+    return max(10.0**(2 - digits), 1e-10) if 6 <= digits < 12 else None
+
+
+def _digits(error: float) -> float:
+    if not math.isfinite(error):
+        return 0.0
+    return min(max(-math.log10(error), 0.0), MOST_DIGITS) if error > 0 else MOST_DIGITS
+
+
+def _judged(problem: Problem, reference: Reference, G: Any, samples: int | None) -> tuple[Judgement, Row]:
+    right = reference["G"]
+    if len(G) != len(right) or any(a.shape != b.shape for a, b in zip(G, right, strict=True)):
+        raise ProblemError(f"G_sampled must hold matrices of the shapes {[a.shape for a in right]}, got "
+                           f"{[a.shape for a in G]}")
+    for i, S in enumerate(G):
+        if np.abs(S - S.T).max() > VISIBLE * np.abs(S).max():
+            raise ProblemError(f"G_sampled[{i}] must be symmetric")
+    judgement = judge(problem, G, samples)
+    off = max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-300)) for a, b in zip(G, right, strict=True))
+    return judgement, Row("G_sampled", "as sampled" if judgement.right else "not as sampled", off, _digits(off),
+                          f"as of {judgement.samples:,} samples" if judgement.right else "")
+
+
+def _in_our_words(problem: Problem, theirs: Mapping[str, Any], dialect: str) -> dict[str, Any]:
+    from .dialects import DIALECTS
+
+    if dialect not in DIALECTS:
+        raise ProblemError(f"dialect must be one of {', '.join(DIALECTS)}; got {dialect!r}")
+    return DIALECTS[dialect].ours(theirs, problem)
+
+
+def _table(report: Report) -> list[str]:
+    rows = [("quantity", "verdict", "largest relative error", "right digits", "where")]
+    for r in report.rows:
+        rows.append((r.quantity, r.verdict, f"{r.error:.1e}" if math.isfinite(r.error) else "another shape",
+                     f"{r.digits:.1f}", r.where or "-"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]).rstrip()
+            for row in rows]
+
+
+def _words(report: Report) -> list[str]:
+    if report.ok and not report.judgement:
+        return ["", "all right"]
+    lines = [""]
+    if report.judgement:
+        lines += _judgement_words(report.judgement)
+    if report.first_step:
+        step, name, off = report.first_step
+        lines.append(f"the trajectory first differs at step {step}, in {name} (relative error {off:.1e})")
+    if any(row.verdict == "differs" for row in report.rows):
+        lines += _explained(report)
+    return lines
+
+
+def _simplest(explanations: Sequence[Explanation]) -> list[Explanation]:
+    fewest = min(len(e.mistakes) for e in explanations)
+    return [e for e in explanations if len(e.mistakes) == fewest]
+
+
+def _explained(report: Report) -> list[str]:
+    lines = []
+    if report.explanations:
+        simple = _simplest(report.explanations)
+        lines.append("explained by:" if len(simple) == 1 else
+                     f"{len(simple)} explanations fit equally well, and these numbers cannot tell them apart:")
+        for e in simple[:SHOWN]:
+            lines += _entry(e)
+        if len(simple) > SHOWN:
+            lines.append(f"  ... and {len(simple) - SHOWN} more (--json lists all)")
+        more = len(report.explanations) - len(simple)
+        if more:
+            lines.append(f"({more} pair{'s' * (more > 1)} of mistakes would come to the same numbers)")
+        if report.tells_apart:
+            lines.append(f"give {report.tells_apart} too: it would tell some of them apart")
+    else:
+        lines.append("no mistake of the catalogue, alone or in pairs, explains all of these numbers at once")
+        for name, found in (report.one_by_one or {}).items():
+            if found and not found[0].mistakes:
+                lines.append(f"  {name}: follows from the given quantities before it; what differs is those")
+            elif found:
+                lines.append(f"  {name}, with the given quantities before it taken as they are:")
+                for e in _simplest(found)[:SHOWN]:
+                    lines += ["  " + line for line in _entry(e)]
+            else:
+                where = next(row.where for row in report.rows if row.quantity == name)
+                lines.append(f"  {name}: not explained; the error sits in {where}")
+    for name, s in (report.scales or {}).items():
+        as_powers = f" = {s.text}" if s.text else ", which is no product of small powers of N, C, 2 and M"
+        lines.append(f"{name} is {s.value:.6g} times the right value{as_powers}")
+    return lines
+
+
+def _entry(e: Explanation) -> list[str]:
+    lines = []
+    for i, m in enumerate(e.mistakes):
+        lines += [f"  {'* ' if i == 0 else '+ '}{m.name}: {m.what}", f"    why it is wrong: {m.why}",
+                  f"    remedy: {m.remedy}"]
+    return lines
+
+
+def _judgement_words(j: Judgement) -> list[str]:
+    source = "as stated" if j.stated else "inferred from the spread"
+    lines = [f"G_sampled, by simulation: {'such as' if j.right else 'NOT such as'} {j.samples:,} sample"
+             f"{'s' * (j.samples != 1)} for each example give ({source}; statistic {j.statistic:.2f}, largest of the "
+             f"simulated {j.limit:.2f})"]
+    for m in j.explanations:
+        lines += _entry(Explanation((m,)))
+    if not j.right and not j.explanations:
+        lines.append("  no scale of the catalogue and no wrong distribution explains it")
+    noticed = ", ".join(f"{name} in {100 * p:.0f}%" for name, p in j.power.items())
+    lines.append(f"  a right value is accused in less than 1 of 1000 cases; of mistakes would be noticed: {noticed}")
+    return lines
+
+
+def dumps(report: Report) -> str:
+    """Return a report as JSON.
+
+    Parameters
+    ----------
+    report : Report
+        From `check`.
+    """
+    return json.dumps(report.plain(), indent=1)

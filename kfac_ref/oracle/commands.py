@@ -1,0 +1,222 @@
+"""The oracle on the command line: ``check``, ``reference``, ``quantities``, ``mistakes``, ``problem new``, ...
+
+They end with 0 where all is right (or done), 1 where something differs, 2 for bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import published
+from .check import check, dumps, read_quantities
+from .graph import QUANTITIES, Reference, missing
+from .mistakes import CATALOGUE
+from .problem import Problem, ProblemError, load, plain
+
+
+def add(commands: Any) -> None:
+    """Add the commands to a parser's.
+
+    Parameters
+    ----------
+    commands : argparse subparsers
+        Of the whole program.
+    """
+    parser = commands.add_parser(
+        "check", help="compare your K-FAC's numbers with the right ones, and say what was done where they differ",
+        description="Compare quantities with those that a problem defines. Exit status: 0 all right, 1 something "
+        "differs, 2 bad input.", formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='PROBLEM is a problem file or the name of a published vector (kfac-ref vectors). THEIRS is a JSON\n'
+        'object with any of the quantities (kfac-ref quantities): {"A": [[[..], ..], ..], "G": [..], "step": [..]}; a\n'
+        'quantity of each layer is a list with one matrix a layer.')
+    parser.add_argument("problem", metavar="PROBLEM", help="problem.json or .npz, or a published vector's name")
+    parser.add_argument("theirs", metavar="THEIRS", help="your numbers, JSON or npz")
+    parser.add_argument("--dialect", metavar="NAME", help="compare in the conventions of an implementation "
+                                                          "(kfac-ref dialects)")
+    parser.add_argument("--rtol", type=float, metavar="R", help="the largest relative error that counts as rounding")
+    parser.add_argument("--samples", type=int, metavar="M", help="targets for each example behind a G_sampled whose "
+                                                                 "targets are not in the problem (default: inferred)")
+    parser.add_argument("--json", action="store_true", help="print the report for machines")
+    parser.set_defaults(run=_guarded(_check))
+
+    parser = commands.add_parser("reference", help="write the right values of a problem's quantities")
+    parser.add_argument("problem", metavar="PROBLEM", help="problem.json or .npz, or a published vector's name")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: standard output)")
+    parser.add_argument("--only", metavar="NAMES", help="some of the quantities, such as A,G,step (default: all)")
+    parser.set_defaults(run=_guarded(_reference))
+
+    parser = commands.add_parser("quantities", help="list every quantity with its shape, equation and source")
+    parser.set_defaults(run=_guarded(_quantities))
+    parser = commands.add_parser("mistakes", help="list the catalogue of mistakes that the diagnosis knows")
+    parser.set_defaults(run=_guarded(_mistakes))
+    parser = commands.add_parser("vectors", help="list the published test vectors, or copy them")
+    parser.add_argument("--copy", type=Path, metavar="DIR", help="copy the files there")
+    parser.set_defaults(run=_guarded(_vectors))
+    parser = commands.add_parser("dialects", help="list what known implementations compute under the name K-FAC")
+    parser.add_argument("--json", action="store_true", help="print the table for machines")
+    parser.set_defaults(run=_guarded(_dialects))
+
+    problem = commands.add_parser("problem", help="make a problem file from arrays").add_subparsers(
+        dest="action", required=True, metavar="ACTION")
+    new = problem.add_parser(
+        "new", help="make a problem from weights and data", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Make a problem file from arrays as another framework holds them.",
+        epilog='ARRAYS is JSON {"weights": [..], "biases": [..], "x": .., "y": .., "targets": ..} or an npz with\n'
+        'weights_0, weights_1, ..., biases_0, ..., x, y, targets; biases and targets are optional.')
+    new.add_argument("arrays", metavar="ARRAYS", help="JSON or npz")
+    new.add_argument("--out", type=Path, required=True, metavar="FILE", help="problem.json or problem.npz")
+    new.add_argument("--hidden", default="", metavar="NAMES", help="nonlinearities of the hidden layers: tanh,tanh")
+    new.add_argument("--likelihood", default="categorical", metavar="NAME", help="gaussian, categorical or bernoulli")
+    new.add_argument("--layout", default="out,in", metavar="L", help="out,in (PyTorch) or in,out (JAX, TensorFlow)")
+    new.add_argument("--bias", metavar="B", help="joint-last, joint-first or separate (default: separate where there "
+                                                 "are biases, else joint-last)")
+    new.add_argument("--damping", type=float, default=0.0, metavar="D", help="lambda + eta, under the root")
+    new.add_argument("--weight-decay", type=float, default=0.0, metavar="ETA", help="eta")
+    new.set_defaults(run=_guarded(_new))
+
+
+def _guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Turn bad input into one line and exit status 2."""
+    def guarded(arguments: argparse.Namespace) -> int:
+        try:
+            return run(arguments)
+        except (ProblemError, OSError) as error:
+            print(f"kfac-ref: {error}", file=sys.stderr)
+            return 2
+    return guarded
+
+
+def _problem(name: str) -> Problem:
+    return published.vector(name).problem if name in published.names() else Problem.read(name)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    if arguments.rtol is not None and not 0 < arguments.rtol < 1:
+        raise ProblemError(f"--rtol must be above 0 and below 1, got {arguments.rtol:g}")
+    if arguments.samples is not None and not 1 <= arguments.samples <= 10**6:
+        raise ProblemError(f"--samples must be 1..1000000, got {arguments.samples}")
+    problem, theirs = _problem(arguments.problem), read_quantities(arguments.theirs)
+    try:
+        report = check(problem, theirs, arguments.dialect, arguments.rtol, arguments.samples)
+    except ProblemError as error:
+        raise ProblemError(f"{arguments.theirs}: {error}") from None
+    print(dumps(report) if arguments.json else report)
+    return 0 if report.ok else 1
+
+
+def _reference(arguments: argparse.Namespace) -> int:
+    problem = _problem(arguments.problem)
+    reference = Reference(problem)
+    asked = [name.strip() for name in arguments.only.split(",")] if arguments.only else reference.names()
+    found, left_out = {}, []
+    for name in asked:
+        if name not in QUANTITIES:
+            raise ProblemError(f"--only: {name!r} is no quantity (kfac-ref quantities lists them)")
+        lacks = missing(QUANTITIES[name], problem)
+        if lacks:
+            raise ProblemError(f"--only {name}: the problem has no {lacks}")
+        try:
+            found[name] = plain(reference[name])
+        except ValueError as error:
+            if arguments.only:
+                raise ProblemError(f"{name} cannot be computed: {error}") from None
+            left_out.append(f"{name} left out: {error}")
+    text = "{\n" + ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in found.items()) + "\n}\n"
+    if arguments.out:
+        arguments.out.write_text(text, encoding="utf-8")
+        print(f"wrote {len(found)} quantities to {arguments.out}")
+    else:
+        print(text, end="")
+    for line in left_out:
+        print(line, file=sys.stderr)
+    return 0
+
+
+def _quantities(arguments: argparse.Namespace) -> int:
+    rows = [(q.name, q.symbol, q.shape, q.equation, q.source) for q in QUANTITIES.values()]
+    _print([("name", "symbol", "shape", "equation", "source"), *rows])
+    print("\nN examples, C outputs, L layers, m x n the weights of a layer, bias last, P of them all")
+    return 0
+
+
+def _mistakes(arguments: argparse.Namespace) -> int:
+    for group in dict.fromkeys(m.group for m in CATALOGUE.values()):
+        print(f"{group}\n{'-' * len(group)}")
+        for m in CATALOGUE.values():
+            if m.group == group:
+                print(textwrap.fill(f"{m.name}: {m.what}. Why it is wrong: {m.why}. Remedy: {m.remedy}.", 118,
+                                    subsequent_indent="    "))
+        print()
+    print(f"{len(CATALOGUE)} mistakes")
+    return 0
+
+
+def _vectors(arguments: argparse.Namespace) -> int:
+    if arguments.copy:
+        arguments.copy.mkdir(parents=True, exist_ok=True)
+        for path in sorted(published.FOLDER.iterdir()):
+            shutil.copyfile(path, arguments.copy / path.name)
+        print(f"copied the vectors to {arguments.copy}")
+        return 0
+    rows = []
+    for name in published.names():
+        content = load(published.FOLDER / f"{name}.json")
+        rows.append((name, "-".join(map(str, content["network"]["sizes"])), content["likelihood"],
+                     str(len(content.get("flags", ()))), content["description"]))
+    _print([("name", "net", "likelihood", "mistakes it detects", "description"), *rows])
+    print(f"\n{len(rows)} vectors in {published.FOLDER}")
+    return 0
+
+
+def _dialects(arguments: argparse.Namespace) -> int:
+    from .dialects import table
+
+    rows = table()
+    if arguments.json:
+        print(json.dumps([dict(zip(rows[0], row, strict=True)) for row in rows[1:]], indent=1))
+        return 0
+    for row in rows[1:]:
+        print(row[0])
+        for head, cell in zip(rows[0][1:], row[1:], strict=True):
+            print(textwrap.fill(f"{head}: {cell}", 118, initial_indent="    ", subsequent_indent="        "))
+    return 0
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    content = load(arguments.arrays)
+    if not isinstance(content, dict):
+        raise ProblemError(f"{arguments.arrays}: must hold an object with weights, x and y")
+    for name in ("weights", "x", "y"):
+        if name not in content:
+            raise ProblemError(f"{arguments.arrays}: {name} is missing")
+    unknown = set(content) - {"weights", "biases", "x", "y", "targets"}
+    if unknown:
+        raise ProblemError(f"{arguments.arrays}: {min(unknown)!r} is not known (there are weights, biases, x, y and "
+                           "targets)")
+    for name in ("weights", "biases"):
+        if name in content and not isinstance(content[name], list):
+            raise ProblemError(f"{arguments.arrays}: {name} must be a list with one array a layer")
+    biases = content.get("biases")
+    problem = Problem.from_arrays(
+        content["weights"], content["x"], content["y"], biases=biases, layout=arguments.layout,
+        bias=arguments.bias or ("joint-last" if biases is None else "separate"),
+        hidden=[name.strip() for name in arguments.hidden.split(",") if name.strip()],
+        likelihood=arguments.likelihood, targets=content.get("targets"), damping=arguments.damping,
+        weight_decay=arguments.weight_decay, name=arguments.out.stem)
+    problem.write(arguments.out)
+    widths = "-".join(map(str, problem.sizes))
+    print(f"wrote {arguments.out}: {widths}, {problem.likelihood}, {len(problem.x)} examples")
+    return 0
+
+
+def _print(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip())

@@ -1,0 +1,385 @@
+"""From numbers that differ to what was done: the search through the catalogue of mistakes.
+
+An explanation is a set of mistakes (one, or two at once) under which every quantity that was given comes out as it was
+given, to rounding. All that fit are reported: what cannot be told apart by the given numbers is not guessed, and the
+quantity that would tell is named.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import mistakes as catalogue
+from .graph import NODES, QUANTITIES, Reference
+from .mistakes import CATALOGUE, Mistake, error
+from .reference import condition
+from .trajectory import SCALARS, steps
+
+#: Relative errors up to this are rounding, in float64 and float32; a solve loses its condition number besides.
+ROUNDING = {"float64": 1e-10, "float32": 1e-5}
+_EPS = {"float64": 1e-14, "float32": 1e-6}
+#: No error beyond this is rounding, whatever the condition.
+WORST = {"float64": 1e-7, "float32": 1e-2}
+_FAILS = (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError)
+
+Quantities = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Mistakes that together turn the right values into the given ones.
+
+    Attributes
+    ----------
+    mistakes : tuple of Mistake
+        One or two.
+    """
+
+    mistakes: tuple[Mistake, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the mistakes."""
+        return tuple(m.name for m in self.mistakes)
+
+
+class Diagnosis:
+    """The search for one set of given quantities.
+
+    Parameters
+    ----------
+    reference : Reference
+        The right values.
+    theirs : mapping
+        The given ones, of the right form.
+    dtype : str
+        The precision that they were computed in.
+    rtol : float, optional
+        The largest relative error that counts as rounding, in place of what the precision allows.
+    """
+
+    def __init__(self, reference: Reference, theirs: Quantities, dtype: str = "float64",
+                 rtol: float | None = None) -> None:
+        self.reference, self.theirs, self.dtype, self.rtol = reference, theirs, dtype, rtol
+        self.names = sorted(theirs, key=list(QUANTITIES).index)
+        self.errors = {name: error(reference[name], theirs[name]) for name in self.names}
+        self._limits = {name: self.tolerance(name) for name in self.names}
+        self._order = sorted(self.names, key=lambda name: self.errors[name] <= ROUNDING["float32"])
+        self._same: dict[tuple[str, tuple[str, ...]], bool] = {}
+        self._first_step: dict[Any, Any] = {}
+
+    def tolerance(self, name: str, reference: Reference | None = None) -> float:
+        """Return the relative error of a quantity that is rounding.
+
+        Parameters
+        ----------
+        name : str
+            A quantity.
+        reference : Reference, optional
+            With the mistakes that are tried: a system may be worse conditioned with them.
+        """
+        if self.rtol is not None:
+            return self.rtol
+        try:
+            worst = condition(reference or self.reference, name)
+        except _FAILS:
+            worst = 1.0
+        return min(max(ROUNDING[self.dtype], _EPS[self.dtype] * worst), WORST[self.dtype])
+
+    def differing(self) -> list[str]:
+        """Return the names of the given quantities that differ by more than rounding."""
+        return [name for name in self.names if not self.errors[name] <= self._limits[name]]
+
+    def explanations(self) -> list[Explanation]:
+        """Return every explanation: single mistakes first, then pairs in which both have a part."""
+        singles = [Explanation((m,)) for m in CATALOGUE.values() if self.fits((m,))]
+        alone = {e.mistakes[0].name for e in singles}
+        pairs = [Explanation(pair) for pair in itertools.combinations(CATALOGUE.values(), 2)
+                 if not alone & {m.name for m in pair} and self._both_act(pair) and self.fits(pair)]
+        return singles + pairs
+
+    def _acting(self, name: str, mistakes: tuple[Mistake, ...]) -> tuple[str, ...]:
+        """Return the names of those of the mistakes that have a part in a quantity: `Reference.part_of`, by table."""
+        alone, brings = self.reference.kept(("alone", name), _alone), self.reference.kept(("brings",), _brings)
+        found = {m.name for m in mistakes if m.name in alone}
+        if 0 < len(found) < len(mistakes):                      # what one reads may bring in the other
+            found |= {m.name for m in mistakes for other in mistakes if other.name in found
+                      and m.name in brings[other.name]}
+        return tuple(m.name for m in mistakes if m.name in found)
+
+    def _both_act(self, pair: tuple[Mistake, ...]) -> bool:
+        seen: set[str] = set()
+        for name in self.names:
+            seen.update(self._acting(name, pair))
+            if len(seen) == 2:
+                return True
+        return False
+
+    def fits(self, mistakes: tuple[Mistake, ...]) -> bool:
+        """Return whether all quantities with these mistakes are the given ones, to rounding.
+
+        Parameters
+        ----------
+        mistakes : tuple of Mistake
+            In the catalogue's order; none for the right values.
+        """
+        plain = [name for name in self._order if not name.startswith("trajectory_")]
+        return all(self._is(mistakes, name) for name in plain) and (
+            len(plain) == len(self.names) or self._follows(mistakes))
+
+    def _is(self, mistakes: tuple[Mistake, ...], name: str) -> bool:
+        """Return whether a quantity with these mistakes is the given one, to rounding."""
+        key = name, self._acting(name, mistakes)
+        if key not in self._same:
+            r = self.reference.having(*mistakes)
+            try:
+                off = error(r.shown(name), self.theirs[name])
+            except _FAILS:
+                off = math.inf
+            # The condition is dear, and matters for what is near alone.
+            self._same[key] = off <= self._limits[name] or (
+                self.rtol is None and off <= WORST[self.dtype] and off <= self.tolerance(name, r))
+        return self._same[key]
+
+    def _follows(self, mistakes: tuple[Mistake, ...]) -> bool:
+        try:
+            return all(off <= self.tolerance("trajectory_weights") for _, _, off in self.along(mistakes))
+        except _FAILS:
+            return False
+
+    def along(self, mistakes: tuple[Mistake, ...] = ()) -> Iterator[tuple[int, str, float]]:
+        """Compare a trajectory step by step.
+
+        Parameters
+        ----------
+        mistakes : tuple of Mistake
+            With which it is taken.
+
+        Yields
+        ------
+        (int, str, float)
+            The step from 1, the quantity, and its relative error.
+        """
+        turned = [m for m in mistakes if "trajectory_weights" in m.shows]
+        for k, step in enumerate(steps(self.reference.problem, mistakes, self._first_step)):
+            for name in SCALARS:
+                if f"trajectory_{name}" in self.theirs:
+                    theirs = self.theirs[f"trajectory_{name}"]
+                    yield k + 1, name, error(step[name], theirs[k]) if k < len(theirs) else math.inf
+            if "trajectory_weights" in self.theirs:
+                weights = tuple(step["weights"])
+                for m in turned:
+                    weights = m.shows["trajectory_weights"](self.reference, weights)
+                theirs = self.theirs["trajectory_weights"]
+                yield k + 1, "weights", error(weights, tuple(W[k] for W in theirs)) if all(
+                    k < len(W) for W in theirs) else math.inf
+
+    def first_difference(self) -> tuple[int, str, float] | None:
+        """Return the first step, the first quantity of it, and the error, where a trajectory leaves the right one."""
+        limit = self.tolerance("trajectory_weights")
+        return next((found for found in self.along() if not found[2] <= limit), None)
+
+    # Where no explanation holds for all quantities at once.
+
+    def one_by_one(self) -> dict[str, list[Explanation]]:
+        """Explain each differing quantity given those before it as they are; an empty one says that it follows.
+
+        Returns
+        -------
+        dict
+            For each differing quantity, the explanations; none where there is none.
+        """
+        found: dict[str, list[Explanation]] = {}
+        for name in self.differing():
+            before = {other: self.theirs[other] for other in self.names if other in _ancestors(name)
+                      and QUANTITIES[other].kind != "trajectory"}
+            r = self.reference.taking(**before)
+            part = Diagnosis(self.reference, {name: self.theirs[name]}, self.dtype, self.rtol)
+            part.reference = r
+            if before and part.fits(()):
+                found[name] = [Explanation(())]
+            else:
+                found[name] = part.explanations()
+        return found
+
+    def tells_apart(self, explanations: Sequence[Explanation]) -> str | None:
+        """Return a quantity that was not given, of which the explanations predict the most different values.
+
+        Parameters
+        ----------
+        explanations : sequence of Explanation
+            At least two.
+
+        Returns
+        -------
+        str or None
+            None where no quantity of this problem tells any two apart.
+        """
+        best, most = None, 1
+        for name in self.reference.names():
+            if name in self.theirs:
+                continue
+            values: list[Any] = []
+            for e in explanations[:20]:
+                try:
+                    value = self.reference.having(*e.mistakes).shown(name)
+                except _FAILS:
+                    continue
+                if all(error(v, value) > catalogue.VISIBLE for v in values):
+                    values.append(value)
+            if len(values) > most:
+                best, most = name, len(values)
+        return best
+
+
+def _alone(reference: Reference, name: str) -> set[str]:
+    """Return the names of the mistakes that have a part in a quantity."""
+    return {m.name for m in CATALOGUE.values() if reference.having(m).part_of(name)}
+
+
+def _brings(reference: Reference) -> dict[str, set[str]]:
+    """Return for each mistake the names of those that change what it reads."""
+    return {a.name: {b.name for b in CATALOGUE.values() if any(
+        not reference.below(read).isdisjoint(b.changes) for read in a.reads)} for a in CATALOGUE.values()}
+
+
+def _ancestors(name: str) -> set[str]:
+    seen: set[str] = set()
+    todo = list(NODES[name].needs)
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            todo += NODES[node].needs
+    return seen
+
+
+# A factor that no entry of the catalogue has.
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One number by which a quantity is off, and what it may be made of.
+
+    Attributes
+    ----------
+    value : float
+        Theirs over ours.
+    text : str
+        As a product of powers of N, C, 2 and M, empty where it is none of small exponents.
+    """
+
+    value: float
+    text: str
+
+
+def scale(right: Any, theirs: Any, counts: Mapping[str, int], tolerance: float) -> Scale | None:
+    """Return the one factor between two values of a quantity, None where there is none.
+
+    Parameters
+    ----------
+    right, theirs : number, array or tuple of arrays
+        Of the same form.
+    counts : mapping
+        N, C and M, where there are such.
+    tolerance : float
+        Of the relative error that is left.
+    """
+    if not math.isfinite(error(right, theirs)):
+        return None
+    a, b = (np.concatenate([np.ravel(X) for X in value]) if isinstance(value, tuple) else np.ravel(value)
+            for value in (right, theirs))
+    known = np.isfinite(a) & np.isfinite(b)
+    a, b = a[known].astype(float), b[known].astype(float)
+    if not a.any() or not b.any():
+        return None
+    c = float(a @ b / (a @ a))
+    if error(c * a, b) > tolerance or abs(c - 1) <= tolerance:
+        return None
+    return Scale(c, _as_powers(c, counts, max(tolerance, 1e-12)))
+
+
+def _as_powers(c: float, counts: Mapping[str, int], tolerance: float) -> str:
+    """Write a positive factor as N^i C^j 2^k M^l, the simplest that fits."""
+    bases = {**{name: n for name, n in counts.items() if n > 1}, "2": 2}
+    halves = [h / 2 for h in range(-6, 7)]
+    best: tuple[float, str] | None = None
+    for powers in itertools.product(halves, repeat=len(bases)):
+        cost = sum(abs(p) + 2 * (p % 1 > 0) + 0.5 * (p != 0) for p in powers)
+        if (best is not None and cost >= best[0]) or sum(p != 0 for p in powers) > 3:
+            continue
+        value = math.prod(n**p for n, p in zip(bases.values(), powers, strict=True))
+        if abs(value / abs(c) - 1) <= 10 * tolerance:
+            words = " ".join(f"{name}^{p:g}" if p != 1 else name for name, p in zip(bases, powers, strict=True) if p)
+            best = cost, ("-" if c < 0 else "") + (words or "1")
+    return best[1] if best else ""
+
+
+# Where an error sits.
+
+
+def place(right: Any, theirs: Any, tolerance: float) -> str:
+    """Say where two values of a quantity differ: layers, rows, columns, bias, diagonal.
+
+    Parameters
+    ----------
+    right, theirs : number, array or tuple of arrays
+        Ours and theirs.
+    tolerance : float
+        Relative to the largest entry of an array.
+    """
+    if not isinstance(right, tuple):
+        return _place(np.asarray(right, dtype=float), np.asarray(theirs, dtype=float), tolerance)
+    if not isinstance(theirs, tuple) or len(right) != len(theirs):
+        return f"{len(theirs) if isinstance(theirs, tuple) else 1} arrays, expected {len(right)}"
+    found = [(i, _place(np.asarray(a, dtype=float), np.asarray(b, dtype=float), tolerance))
+             for i, (a, b) in enumerate(zip(right, theirs, strict=True))]
+    wrong = [f"layer {i}: {text}" for i, text in found if text]
+    well = [str(i) for i, text in found if not text]
+    return "; ".join(wrong) + (f" (right in layer {', '.join(well)})" if well else "")
+
+
+def _place(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], tolerance: float) -> str:
+    if a.shape != b.shape:
+        turned = ", its transpose" if a.ndim == 2 and a.shape == b.shape[::-1] else ""
+        return f"shape {b.shape}{turned}, expected {a.shape}"
+    with np.errstate(invalid="ignore"):
+        wrong = ~(np.abs(a - b) <= tolerance * max(float(np.max(np.abs(a), initial=0)), 1e-300))
+    wrong &= ~(np.isnan(a) & np.isnan(b))
+    if not wrong.any():
+        return ""
+    if a.ndim == 0:
+        return "the number"
+    if wrong.all():
+        return "all entries"
+    if a.ndim == 1:
+        return f"entries {_listed(np.flatnonzero(wrong))}"
+    if a.ndim == 2:
+        square = a.shape[0] == a.shape[1]
+        if square and not wrong[~np.eye(len(a), dtype=bool)].any():
+            return "the diagonal alone"
+        if square and not wrong[np.eye(len(a), dtype=bool)].any():
+            return "all but the diagonal" if wrong.sum() == a.size - len(a) else "entries off the diagonal"
+        columns, rows = np.flatnonzero(wrong.any(axis=0)), np.flatnonzero(wrong.any(axis=1))
+        last = a.shape[1] - 1
+        if square and not wrong[:-1, :-1].any():
+            return "the last row and column alone (the bias, if this is A)"
+        if columns.tolist() == [last]:
+            return "the last column alone (the bias)"
+        if last not in columns and len(columns) == last and len(rows) == a.shape[0]:
+            return "all columns but the last (the bias is right)"
+        if len(columns) <= a.shape[1] // 2:
+            return f"columns {_listed(columns)}"
+        if len(rows) <= a.shape[0] // 2:
+            return f"rows {_listed(rows)}"
+    return f"{int(wrong.sum())} of {wrong.size} entries"
+
+
+def _listed(numbers: Any) -> str:
+    return ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")

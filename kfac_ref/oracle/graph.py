@@ -1,0 +1,359 @@
+"""The graph of the quantities: what each is made from, and how mistakes travel through it.
+
+The quantities form a graph: each names those that it is made from, and is computed from their values. A mistake
+(`mistakes`) is a change of one or a few of them; what is made from those then comes out wrong in the way that it would
+in a program with that mistake. Values are kept together with the mistakes that had a part in them, so that a catalogue
+of mistakes, in pairs too, shares all that they leave alone.
+
+A quantity is a number, an array, or a tuple with one array a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from .problem import Problem, ProblemError, read_array
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """Reason why a value could not be computed."""
+
+    why: str
+
+
+class Mistake(Protocol):
+    """What the reference needs of a mistake."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def changes(self) -> Mapping[str, Callable[[Reference, Callable[[], Any]], Any]]:
+        """For each node that it changes, the function that makes the wrong value; it may ask for the right one."""
+
+    @property
+    def reads(self) -> Sequence[str]:
+        """The nodes that those functions read."""
+
+    @property
+    def shows(self) -> Mapping[str, Callable[[Reference, Any], Any]]:
+        """For each quantity that comes out in another form, the function of the right one."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One value of the graph: what it is made from, and how.
+
+    Attributes
+    ----------
+    compute : function of Reference
+        Returns the value.
+    needs : tuple of str
+        The nodes that it reads.
+    """
+
+    compute: Callable[[Reference], Any]
+    needs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A node that users see.
+
+    Attributes
+    ----------
+    name, symbol, shape, equation, source : str
+        For people; N examples, C outputs, m x n the shape of a layer's weights with the bias in the last column.
+    kind : {"sum", "solve", "trajectory"}
+        How much of the arithmetic's accuracy is left: a solve loses the condition of its system.
+    fields : tuple of str
+        The optional fields of a problem that it needs.
+    """
+
+    name: str
+    symbol: str
+    shape: str
+    equation: str
+    source: str
+    kind: str = "sum"
+    fields: tuple[str, ...] = ()
+
+
+NODES: dict[str, Node] = {}
+QUANTITIES: dict[str, Quantity] = {}
+
+
+class Reference:
+    """The quantities of a problem.
+
+    Parameters
+    ----------
+    problem : Problem
+        What defines them.
+    mistakes : sequence of Mistake
+        None for the right values.
+    given : mapping, optional
+        Values of nodes that are taken in place of those computed.
+    kept : dict, optional
+        Values that are shared with another reference of the same problem.
+    """
+
+    def __init__(self, problem: Problem, mistakes: Sequence[Mistake] = (), given: Mapping[str, Any] | None = None,
+                 kept: dict[Any, Any] | None = None) -> None:
+        self.problem, self.mistakes, self.given = problem, tuple(mistakes), dict(given or {})
+        self._kept: dict[Any, Any] = {} if kept is None else kept
+
+    def having(self, *mistakes: Mistake) -> Reference:
+        """Return the same with mistakes; what they leave alone is shared.
+
+        Parameters
+        ----------
+        *mistakes : Mistake
+            In the order in which they are applied.
+        """
+        return Reference(self.problem, mistakes, self.given, self._kept)
+
+    def taking(self, **given: Any) -> Reference:
+        """Return the same with the values of some nodes replaced.
+
+        Parameters
+        ----------
+        **given : Any
+            By name.
+        """
+        return Reference(self.problem, self.mistakes, {**self.given, **given})
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a quantity by name; an error that computing it raised is raised again.
+
+        Parameters
+        ----------
+        name : str
+            One of `names()`.
+
+        Raises
+        ------
+        KeyError
+            For an unknown name.
+        ValueError
+            Where the problem lacks what it needs, or a matrix is singular.
+        """
+        key = name, self._part_of(name)
+        if key not in self._kept:
+            self._kept[key] = self._value(name)
+        value = self._kept[key]
+        if isinstance(value, _Failed):
+            raise ValueError(value.why)
+        return value
+
+    def shown(self, name: str) -> Any:
+        """Return a quantity as a program with these mistakes would show it.
+
+        Parameters
+        ----------
+        name : str
+            As for the index.
+        """
+        value = self[name]
+        for mistake in self.mistakes:
+            if name in mistake.shows:
+                value = mistake.shows[name](self, value)
+        return value
+
+    def kept(self, key: tuple[str, ...], make: Callable[..., Any]) -> Any:
+        """Return what was made once for this problem, whatever the mistakes.
+
+        Parameters
+        ----------
+        key : tuple of str
+            What it is called, and the further arguments of `make`.
+        make : function
+            Of the reference without mistakes, and the arguments.
+        """
+        if key not in self._kept:
+            self._kept[key] = make(self.having(), *key[1:])
+        return self._kept[key]
+
+    def names(self) -> list[str]:
+        """Return the names of the quantities that the problem has all it takes for."""
+        return [name for name, q in QUANTITIES.items() if missing(q, self.problem) is None]
+
+    def _value(self, name: str) -> Any:
+        node = NODES[name]
+
+        def right() -> Any:
+            return self.given[name] if name in self.given else node.compute(self)
+
+        make = right
+        for mistake in self.mistakes:
+            if name in mistake.changes:
+                make = _changed(mistake.changes[name], self, make)
+        try:
+            with np.errstate(all="ignore"):                 # a wrong value may be infinite
+                return make()
+        except (ValueError, np.linalg.LinAlgError, ArithmeticError, IndexError) as error:
+            return _Failed(f"{name}: {error}")      # with a mistake in it: then it is no explanation of anything
+
+    def part_of(self, name: str) -> tuple[str, ...]:
+        """Return the names of the mistakes that have a part in a quantity as it is shown.
+
+        Parameters
+        ----------
+        name : str
+            A quantity.
+        """
+        showing = [m for m in self.mistakes if name in m.shows]
+        found = set(self._part_of(name))
+        for mistake in showing:
+            found |= {mistake.name, *(part for read in mistake.reads for part in self._part_of(read))}
+        return tuple(m.name for m in self.mistakes if m.name in found)
+
+    def _part_of(self, name: str) -> tuple[str, ...]:
+        """Return the names of the mistakes that have a part in a node, in their order."""
+        if not self.mistakes:
+            return ()
+        reached, found = [self.below(name)], [False] * len(self.mistakes)
+        grown = True
+        while grown:                                        # what a mistake reads may bring in another
+            grown = False
+            for i, mistake in enumerate(self.mistakes):
+                if not found[i] and any(not nodes.isdisjoint(mistake.changes) for nodes in reached):
+                    found[i] = grown = True
+                    # A given node is not made from anything, but a change of it may ask for what it is made from.
+                    reached += [self.below(read) for read in mistake.reads]
+        return tuple(m.name for m, is_part in zip(self.mistakes, found, strict=True) if is_part)
+
+    def below(self, name: str) -> frozenset[str]:
+        """Return a node and all that it is made from.
+
+        Parameters
+        ----------
+        name : str
+            Of the node.
+        """
+        key = "below", name
+        if key not in self._kept:
+            seen: set[str] = set()
+            todo = [name]
+            while todo:
+                below = todo.pop()
+                if below not in seen:
+                    seen.add(below)
+                    if below not in self.given:
+                        todo += NODES[below].needs
+            self._kept[key] = frozenset(seen)
+        nodes: frozenset[str] = self._kept[key]
+        return nodes
+
+
+def _changed(change: Callable[..., Any], reference: Reference, right: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: change(reference, right)
+
+
+def missing(quantity: Quantity, problem: Problem) -> str | None:
+    """Return what a problem lacks for a quantity, None where it lacks nothing.
+
+    Parameters
+    ----------
+    quantity : Quantity
+        Which.
+    problem : Problem
+        Of which.
+    """
+    for name in quantity.fields:
+        if name == "two layers":
+            if len(problem.sizes) < 3:
+                return "a second layer"
+        elif getattr(problem, name) is None:
+            return name
+    return None
+
+
+def node(name: str, *needs: str) -> Callable[[Callable[[Reference], Any]], Callable[[Reference], Any]]:
+    """Return what adds a function to the graph, as a decorator or called with it.
+
+    Parameters
+    ----------
+    name : str
+        Of the node.
+    *needs : str
+        The nodes that it reads.
+    """
+    def add(compute: Callable[[Reference], Any]) -> Callable[[Reference], Any]:
+        """Add a node.
+
+        Parameters
+        ----------
+        compute : function of Reference
+            Returns its value.
+        """
+        NODES[name] = Node(compute, needs)
+        return compute
+    return add
+
+
+def quantity(name: str, symbol: str, shape: str, equation: str, source: str, kind: str = "sum",
+             fields: tuple[str, ...] = ()) -> None:
+    """Show a node to users.
+
+    Parameters
+    ----------
+    name, symbol, shape, equation, source, kind, fields : str and tuple of str
+        As in `Quantity`.
+    """
+    QUANTITIES[name] = Quantity(name, symbol, shape, equation, source, kind, fields)
+
+
+def coerced(reference: Reference, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return given quantities in the form of ours: a number, an array, or a tuple with one array a layer.
+
+    Parameters
+    ----------
+    reference : Reference
+        Of the problem.
+    theirs : mapping
+        Numbers, nested lists, arrays, or arrays with shape and data, by name.
+
+    Raises
+    ------
+    ProblemError
+        Naming the quantity that is unknown, malformed, not finite, or not defined by the problem.
+    """
+    if not isinstance(theirs, Mapping) or not theirs:
+        raise ProblemError("theirs must hold quantities by name, such as {\"A\": [...], \"G\": [...]}")
+    found: dict[str, Any] = {}
+    for name, value in theirs.items():
+        if name not in QUANTITIES:
+            raise ProblemError(f"{name!r:.60} is no quantity (kfac-ref quantities lists them)")
+        lacks = missing(QUANTITIES[name], reference.problem)
+        if lacks and not (name == "G_sampled" and lacks == "targets"):
+            raise ProblemError(f"{name}: the problem does not define it, since it has no {lacks}")
+        right = reference["G" if lacks else name]
+        if isinstance(right, tuple):
+            if isinstance(value, np.ndarray) and value.ndim == np.ndim(right[0]) and len(right) == 1:
+                value = [value]
+            if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
+                raise ProblemError(f"{name} must be a list with one array a layer, got {type(value).__name__}")
+            found[name] = tuple(_array(f"{name}[{i}]", item) for i, item in enumerate(value))
+        elif isinstance(right, np.ndarray):
+            found[name] = _array(name, value, name == "trajectory_rho")
+        else:
+            if isinstance(value, (bool, str)) or (not np.isscalar(value) and np.shape(value) != ()):
+                raise ProblemError(f"{name} must be a number, got {value!r:.60}")
+            found[name] = float(_array(name, [value])[0])
+    return found
+
+
+def _array(name: str, value: Any, nan: bool = False) -> Any:
+    a = read_array(name, value)
+    a = a.astype(float)
+    bad = ~np.isfinite(a) if not nan else np.isinf(a)
+    if bad.any():
+        raise ProblemError(f"{name} must be finite: {int(bad.sum())} of {a.size} entries are NaN or infinite")
+    return a

@@ -1,0 +1,255 @@
+"""Judging a G whose sampled targets we do not have: by simulation from the problem itself.
+
+A G of M samples is ``(1/(N M)) sum g g^T`` with targets drawn from the model, so its distribution is known: it is
+simulated. What is looked at are, for each layer, the trace and the squares ``u^T G u`` along a few fixed directions of
+signs, in units of their simulated spread; the statistic is the largest of their deviations and of their root mean
+square, over all layers. A value is accused where its statistic exceeds that of every simulated draw, so that a right
+one is accused at a rate below `RATE`, whatever the number of layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..checks import Array
+from ..likelihoods import Bernoulli, Categorical
+from .graph import Reference
+from .mistakes import CATALOGUE, FACTORS_G, Mistake
+from .problem import Problem
+
+#: The family-wise rate at which right values may be accused: one statistic against the largest of 1 / RATE - 1 others
+#: would have this rate; more are drawn.
+RATE = 1e-3
+DRAWS = 9999
+_DIRECTIONS = 32
+_CHUNK = 2**22
+#: Averages of more draws than this are taken to shrink as the root of their number.
+_MOST = 50
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What simulation says about a sampled G.
+
+    Attributes
+    ----------
+    right : bool
+        Whether the values are such as M samples give.
+    samples : int
+        M: as stated, or else inferred from the spread.
+    stated : bool
+        Whether it was stated.
+    statistic, limit : float
+        Of the values, and the largest of the simulated ones.
+    explanations : tuple of Mistake
+        Scales and distributions under which the values are such as M samples give.
+    power : dict
+        For each of some mistakes, the part of simulated draws in which it would be noticed.
+    """
+
+    right: bool
+    samples: int
+    stated: bool
+    statistic: float
+    limit: float
+    explanations: tuple[Mistake, ...]
+    power: dict[str, float]
+
+
+class Simulation:
+    """Draws of G from the model's own prediction, as features.
+
+    Parameters
+    ----------
+    problem : Problem
+        Gives the network and the examples.
+    draws : int
+        How many to simulate.
+    """
+
+    def __init__(self, problem: Problem, draws: int = DRAWS) -> None:
+        self.problem, self.draws = problem, draws
+        reference = Reference(problem)
+        self.exact = reference["G"]
+        rng = np.random.default_rng(0)
+        self.signs = [rng.choice([-1.0, 1.0], (_DIRECTIONS, len(G))) for G in self.exact]
+        self.at = reference["at"]
+        self.pool = self._features_of_draws(lambda rng, n: self.at.sample(rng, n), draws, 1)
+        self.mean = self.features(self.exact)
+        # Some features do not vary: of a categorical, g of the last layer adds up to 0.
+        self.floor = 1e-9 * np.repeat([np.trace(G) for G in self.exact], 1 + _DIRECTIONS) + 1e-300
+        self._null: dict[int, tuple[Array, float]] = {}
+
+    def features(self, G: Sequence[Array]) -> Array:
+        """Return the trace and the squares along the directions, layer by layer.
+
+        Parameters
+        ----------
+        G : sequence of (m, m) arrays
+            One a layer.
+        """
+        return np.concatenate([[np.trace(S), *np.einsum("dm,mn,dn->d", u, S, u)] for S, u in zip(G, self.signs,
+                                                                                             strict=True)])
+
+    def _features_of_draws(self, sample: Callable[[np.random.Generator, int], Any], draws: int, seed: int) -> Array:
+        rng = np.random.default_rng(seed)
+        N = len(self.at)
+        chunk = max(1, _CHUNK // (N * max(self.problem.sizes)))
+        found = []
+        for start in range(0, draws, chunk):
+            targets = sample(rng, min(chunk, draws - start))
+            g = self.at.backward(self.problem.model.likelihood.gradient(self.at.z, targets))
+            found.append(np.concatenate([np.concatenate([np.square(gi).sum(axis=2, keepdims=True).mean(axis=1),
+                                                         np.square(gi @ u.T).mean(axis=1)], axis=1)
+                                         for gi, u in zip(g, self.signs, strict=True)], axis=1))
+        return np.concatenate(found)
+
+    def of(self, M: int, pool: Array | None = None) -> Array:
+        """Return the features of draws of M samples, averages of single ones.
+
+        Parameters
+        ----------
+        M : int
+            Samples for each example.
+        pool : array, optional
+            Single draws; those of the model unless told.
+        """
+        pool = self.pool if pool is None else pool
+        if M == 1:
+            return pool
+        rng = np.random.default_rng((2, M))
+        some = min(M, _MOST)
+        found = sum(pool[rng.permutation(len(pool))] for _ in range(some)) / some
+        middle = pool.mean(axis=0)
+        return middle + (found - middle) * math.sqrt(some / M)
+
+    def statistic(self, features: Array, M: int) -> Array:
+        """Return the statistic of one or many rows of features, as of M samples.
+
+        Parameters
+        ----------
+        features : (F,) or (R, F) array
+            Of the values.
+        M : int
+            Samples for each example.
+        """
+        spread, _ = self._nulls(M)
+        return self._of(features, spread)
+
+    def _of(self, features: Array, spread: Array) -> Array:
+        off = (features - self.mean) / spread
+        parts = off.reshape(*off.shape[:-1], len(self.exact), 1 + _DIRECTIONS)
+        whole = np.sqrt(np.mean(parts**2, axis=-1))
+        return np.maximum(np.abs(parts[..., 0]).max(axis=-1), 2 * whole.max(axis=-1))
+
+    def limit(self, M: int) -> float:
+        """Return the largest statistic of the simulated draws of M samples.
+
+        Parameters
+        ----------
+        M : int
+            Samples for each example.
+        """
+        return self._nulls(M)[1]
+
+    def _nulls(self, M: int) -> tuple[Array, float]:
+        if M not in self._null:
+            draws = self.of(M)
+            spread = np.maximum(draws.std(axis=0), self.floor)
+            self._null[M] = spread, float(self._of(draws, spread).max()) * (1 + 1e-9)
+        return self._null[M]
+
+    def infer(self, features: Array) -> int:
+        """Return the number of samples whose spread is nearest to how far the values lie from the exact ones.
+
+        Parameters
+        ----------
+        features : (F,) array
+            Of the values.
+        """
+        spread = self.pool.std(axis=0)
+        free = spread > self.floor
+        square = float(np.mean(((features - self.mean) / np.where(free, spread, 1))[free]**2)) if free.any() else 0.0
+        return max(1, min(round(1 / square), 10**6)) if square > 0 else 10**6
+
+
+def judge(problem: Problem, G: Sequence[Array], samples: int | None = None) -> Judgement:
+    """Say whether a sampled G is such as the model's own prediction gives.
+
+    Parameters
+    ----------
+    problem : Problem
+        Without the targets that were sampled.
+    G : sequence of (m, m) arrays
+        One a layer.
+    samples : int, optional
+        The number M of targets for each example, where it is known; else it is inferred.
+
+    Returns
+    -------
+    Judgement
+        With what explains a value that is not.
+    """
+    simulation = Simulation(problem)
+    features = simulation.features(G)
+    M = samples or simulation.infer(features)
+    value, limit = float(simulation.statistic(features, M)), simulation.limit(M)
+    right = value <= limit
+    explanations = () if right else tuple(_explained(simulation, features, samples))
+    return Judgement(right, M, samples is not None, value, limit, explanations, _power(simulation, M))
+
+
+def _factors(problem: Problem, M: int) -> dict[str, float]:
+    """Return the factor of each mistake of the catalogue that scales a sampled G alone."""
+    found = {}
+    for name, mistake in CATALOGUE.items():
+        if mistake.group == "scale" and set(mistake.changes) <= set(FACTORS_G) and "G_sampled" in mistake.changes:
+            targets = np.zeros((M, *np.shape(problem.y)), dtype=np.asarray(problem.y).dtype) if M <= 10**4 else None
+            r = Reference(problem.replace(targets=targets)) if targets is not None else None
+            if r is not None:
+                found[name] = float(mistake.changes["G_sampled"](r, lambda: 1.0))
+    return found
+
+
+def _explained(simulation: Simulation, features: Array, samples: int | None) -> list[Mistake]:
+    found = []
+    problem = simulation.problem
+    for name, c in _factors(problem, samples or 1).items():
+        M = samples or simulation.infer(features / c)
+        if abs(c - 1) > 1e-9 and float(simulation.statistic(features / c, M)) <= simulation.limit(M):
+            found.append(CATALOGUE[name])
+    uniform = simulation._features_of_draws(_uniform(problem, simulation.at.z), 999, 3)
+    M = samples or max(1, round(float(np.mean(uniform.var(axis=0) / np.maximum(
+        (features - uniform.mean(axis=0))**2, 1e-300)))))
+    draws = simulation.of(min(M, 999), uniform)
+    spread = np.maximum(draws.std(axis=0), simulation.floor)
+    off = np.abs((np.concatenate([draws, features[None]]) - draws.mean(axis=0)) / spread).max(axis=1)
+    if off[-1] <= off[:-1].max():
+        found.append(CATALOGUE["targets from a uniform distribution"])
+    return found
+
+
+def _uniform(problem: Problem, z: Array) -> Callable[[np.random.Generator, int], Any]:
+    N, C = z.shape
+    likelihood = problem.model.likelihood
+    if isinstance(likelihood, Categorical):
+        return lambda rng, n: rng.integers(0, C, (n, N))
+    if isinstance(likelihood, Bernoulli):
+        return lambda rng, n: rng.integers(0, 2, (n, N, C)).astype(float)
+    return lambda rng, n: rng.standard_normal((n, N, C))
+
+
+def _power(simulation: Simulation, M: int) -> dict[str, float]:
+    """Return how often some mistakes would be noticed in G of M samples."""
+    draws, limit = simulation.of(M)[:999], simulation.limit(M)
+    asked = {"G twice too large": 2.0, "G half too small": 0.5, "G summed over the examples": float(len(simulation.at)),
+             "G averaged over the outputs": 1 / simulation.problem.sizes[-1]}
+    found = {name: float(np.mean(simulation.statistic(c * draws, M) > limit)) for name, c in asked.items() if c != 1}
+    labels = simulation.features(Reference(simulation.problem)["G_empirical"])
+    found["labels in place of the model's targets"] = float(simulation.statistic(labels, M) > limit)
+    return found

@@ -1,0 +1,147 @@
+"""Trajectories: Algorithm 2 (paper: sec. 9) step by step on stored batches, as quantities of a problem.
+
+Each step is a problem of its own, whose factors are the running average at the last refresh; so a mistake in any
+quantity changes the trajectory as it would in a program.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import damping, params
+from ..checks import Array
+from . import reference  # noqa: F401  (the steps are made of its nodes)
+from .graph import NODES, Mistake, Reference, node, quantity
+from .problem import Batch, Problem
+
+SCALARS = ("lambda", "gamma", "alpha", "mu", "M", "rho")
+
+
+def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, Any] | None = None
+          ) -> Iterator[dict[str, Any]]:
+    """Take the steps of a trajectory one after the other.
+
+    Parameters
+    ----------
+    problem : Problem
+        With a trajectory.
+    mistakes : sequence of Mistake
+        None for the right values.
+    shared : dict, optional
+        Where the values of the first step are kept, for the next catalogue entry.
+
+    Yields
+    ------
+    dict
+        ``lambda, gamma, alpha, mu, M, rho`` of a step, rho NaN where it is not measured, and the ``weights`` after it.
+    """
+    t = problem.trajectory
+    assert t is not None
+    lambda_ = t.lambda_0
+    gamma = min(max(math.sqrt(t.lambda_0 + problem.weight_decay), t.gamma_min), t.gamma_max)
+    last: Sequence[Array] | None = None
+    old: dict[str, Any] = {}
+    used: dict[str, Any] = {}
+    used_gamma = gamma
+    for k, batch in enumerate(t.batches, 1):
+        once = _once(shared if k == 1 else None)
+        part = Reference(once("part", functools.partial(_on_rows1, problem, batch)), mistakes,
+                         {"k": k - 1, "ceiling": t.ceiling, "old": old}, once("of part", dict))
+        names = ("A", "G", "A_cross", "G_cross") if t.structure == "block-tridiagonal" else ("A", "G")
+        old = {name: part[f"{name}_average"] for name in names}
+        refresh = k <= 3 or k % t.T3 == 0
+        gammas = damping.gamma_candidates(gamma, t.omega2, t.gamma_min, t.gamma_max) if k % t.T2 == 0 else (gamma,)
+        if refresh:
+            used = old
+        whole = once("whole", functools.partial(_on_batch, problem, batch, last))
+        two = Reference(once("two", functools.partial(_on_rows2, whole, batch)), mistakes, kept=once("of two", dict))
+        given = {f"{name}_solve": value for name, value in used.items()} | {
+            "hyper": t, "structure": t.structure, "model_damping": lambda_ + problem.weight_decay,
+            "g_F": two["g_exact"], "a_bar_F": two["a_bar"]}
+        # What is given was made with the mistakes in it: values are shared with those that made it the same.
+        acting = *(part.part_of(f"{name}_average") for name in names), two.part_of("g_exact"), two.part_of("a_bar")
+        tried = []
+        for candidate in gammas:
+            root = candidate if refresh else used_gamma
+            damped = once(("damped", root), functools.partial(whole.replace, damping=root**2))
+            tried.append(Reference(damped, mistakes, given, once(("of damped", root, acting), dict)))
+        best = min(range(len(gammas)), key=lambda i: tried[i]["M"])
+        r, gamma = tried[best], gammas[best]
+        used_gamma = gamma if refresh else used_gamma
+        step = {"lambda": lambda_, "gamma": gamma, "alpha": r["alpha"], "mu": r["mu"], "M": r["M"], "rho": math.nan}
+        if k % t.T1 == 0:
+            step["rho"] = r["rho"]
+            lambda_ = r.taking(rho=step["rho"], lambda_before=lambda_)["lambda_after"]
+        weights = tuple(params.add(problem.weights, r["delta"]))
+        last = r["kept_step"] if t.momentum else None
+        problem = problem.replace(weights=weights)
+        yield {**step, "weights": weights}
+
+
+def _once(shared: dict[Any, Any] | None) -> Callable[[Any, Callable[[], Any]], Any]:
+    """Return what makes a value, or gives that which was made under the same key."""
+    def once(key: Any, make: Callable[[], Any]) -> Any:
+        """Return a value.
+
+        Parameters
+        ----------
+        key : Any
+            What it is called.
+        make : function
+            Makes it.
+        """
+        if shared is None:
+            return make()
+        if key not in shared:
+            shared[key] = make()
+        return shared[key]
+    return once
+
+
+def _on_batch(problem: Problem, batch: Batch, last: Sequence[Array] | None) -> Problem:
+    return problem.replace(x=problem.x[batch.rows], y=problem.y[batch.rows], targets=None, delta_0=last,
+                           trajectory=None, previous=None)
+
+
+def _on_rows2(whole: Problem, batch: Batch) -> Problem:
+    return whole.replace(x=whole.x[batch.rows2], y=whole.y[batch.rows2], delta_0=None)
+
+
+def _on_rows1(problem: Problem, batch: Batch) -> Problem:
+    rows = batch.rows[batch.rows1]
+    return problem.replace(x=problem.x[rows], y=problem.y[rows], targets=batch.targets[None],
+                           trajectory=None)
+
+
+node("kept_step", "delta")(lambda r: r["delta"])
+node("hyper")(lambda r: r.problem.trajectory)
+node("lambda_before")(lambda r: r["hyper"].lambda_0)
+
+
+@node("lambda_after", "rho", "lambda_before", "hyper")
+def _lambda_after(r: Reference) -> float:
+    t = r["hyper"]
+    return damping.next_lambda(r["lambda_before"], r["rho"], t.omega1, t.lambda_floor)
+
+
+node("trajectory", *[name for name in NODES])(lambda r: list(steps(r.problem, r.mistakes)))
+
+
+def _along(name: str) -> Callable[[Reference], Array]:
+    return lambda r: np.array([step[name] for step in r["trajectory"]])
+
+
+for _name in SCALARS:
+    node(f"trajectory_{_name}", "trajectory")(_along(_name))
+    quantity(f"trajectory_{_name}", _name, "(T,)", "of each step" + (
+        ", null where not measured" if _name == "rho" else ", as used in it" if _name in ("lambda", "gamma") else ""),
+        "sec. 9 (Algorithm 2)", "trajectory", ("trajectory",))
+node("trajectory_weights", "trajectory")(
+    lambda r: tuple(np.stack(W) for W in zip(*(s["weights"] for s in r["trajectory"]), strict=True)))
+quantity("trajectory_weights", "theta", "(T, m, n) a layer", "after each step", "sec. 9 (Algorithm 2)", "trajectory",
+          ("trajectory",))

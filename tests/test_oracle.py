@@ -1,0 +1,434 @@
+"""The oracle: its values are right, it reads what it should, and its diagnosis is identified, not guessed.
+
+The values are compared with the published vectors, which were computed at fifty digits without the package.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+import kfac_ref as kr
+from kfac_ref import oracle
+from kfac_ref.curvature import EKFAC, BlockDiagonal, BlockTridiagonal, EigenDamped, Exact
+from kfac_ref.factors import RunningAverage
+from kfac_ref.oracle import CATALOGUE, Problem, Reference, check, published
+from kfac_ref.oracle import problem as problems
+from kfac_ref.oracle.diagnose import Diagnosis, place
+from kfac_ref.oracle.mistakes import differ, error
+from kfac_ref.testing import assert_kfac, assert_kfac_factors
+from tests import oracle_report
+
+NAMES = published.names()
+SCHEMA = json.loads((Path(problems.__file__).parent / "problem.schema.json").read_text())
+
+
+@cache
+def vector(name: str) -> oracle.Vector:
+    return oracle.vector(name)
+
+
+@cache
+def reference(name: str) -> Reference:
+    return Reference(vector(name).problem)
+
+
+# The values.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_quantity_is_that_of_the_independent_computation(name: str) -> None:
+    v = vector(name)
+    for quantity, expected in v.expected.items():
+        tolerance, kind = v.tolerance[quantity]
+        ours = reference(name)[quantity]
+        if kind == "absolute":
+            pairs = zip(ours, expected, strict=True) if isinstance(ours, tuple) else [(ours, expected)]
+            assert max(np.max(np.abs(np.subtract(a, b))) for a, b in pairs) <= tolerance, quantity
+        else:
+            assert error(expected, ours) <= tolerance, quantity
+
+
+def test_the_vectors_hold_every_quantity_there_is() -> None:
+    assert {q for name in NAMES for q in vector(name).expected} == set(oracle.QUANTITIES)
+
+
+@pytest.mark.parametrize("name", ["categorical-tanh", "bernoulli-logistic", "three-layers-gaussian"])
+def test_the_package_s_own_functions_give_the_same(name: str) -> None:
+    """The reference is a graph of its own, so that mistakes can travel through it; users call these."""
+    v = vector(name)
+    p, at, e = v.problem, v.problem.at(), v.expected
+    exact, sampled, labels = kr.exact_factors(at), kr.sampled_factors(at, p.targets), kr.empirical_factors(at, p.y)
+    grad = at.gradient(p.y)
+    ours = {"A": exact.A, "G": exact.G, "G_sampled": sampled.G, "G_empirical": labels.G, "A_cross": exact.A_cross,
+            "G_cross": exact.G_cross, "gradient": grad, "objective": at.loss(p.y),
+            "fisher": kr.exact_fisher(at), "fisher_empirical": kr.empirical_fisher(at, p.y),
+            "fisher_sampled": kr.sampled_fisher(at, p.targets), "hessian": kr.hessian.hessian(at, p.y)}
+    structures = {"step": BlockDiagonal(exact, p.damping), "step_sampled": BlockDiagonal(sampled, p.damping),
+                  "step_empirical": BlockDiagonal(labels, p.damping),
+                  "step_tridiagonal": BlockTridiagonal(exact, p.damping),
+                  "step_exact_damping": EigenDamped(exact, p.damping), "natural_gradient": Exact(at, p.damping)}
+    for quantity, structure in structures.items():
+        ours[quantity] = kr.params.scale(-1.0, structure.solve(grad))
+    if "ekfac_scales" in e:
+        ours["ekfac_scales"] = EKFAC(at).scales
+    if p.direction is not None:
+        ours["fisher_product"] = kr.fisher_product(at, p.direction)
+    if p.previous is not None:
+        old = kr.Factors(p.previous.A, p.previous.G, (), (), 1)
+        average = RunningAverage(k=p.previous.k, latest=old).update(kr.sampled_factors(at, p.targets, reach=0))
+        ours["A_average"], ours["G_average"] = average.factors.A, average.factors.G
+    for quantity in set(ours) & set(e):
+        value = ours[quantity]
+        value = tuple(value) if isinstance(value, list) else value
+        assert error(e[quantity], value) <= 10 * v.tolerance[quantity][0], quantity
+
+
+class Replayed(kr.optimizers.KFAC):
+    """The optimizer on stored parts of batches and stored samples."""
+
+    def of(self, batch: Any) -> Replayed:
+        object.__setattr__(self, "batch", batch)
+        return self
+
+    def parts(self, N: int, rng: Any) -> Any:
+        return self.batch.rows1, self.batch.rows2
+
+    def update_average(self, state: Any, part: Any, rng: Any) -> Any:
+        factors = kr.sampled_factors(part, self.batch.targets, reach=self._attribute("reach"))
+        return state.average.update(factors), self.batch.targets
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("trajectory")])
+def test_the_optimizer_takes_the_steps_of_the_vectors(name: str) -> None:
+    v = vector(name)
+    p, t = v.problem, v.problem.trajectory
+    assert t is not None
+    structure = BlockDiagonal if t.structure == "block-diagonal" else BlockTridiagonal
+    optimizer = Replayed(p.model, structure, lambda_0=t.lambda_0, T1=t.T1, T2=t.T2, T3=t.T3, omega1=t.omega1,
+                         omega2=t.omega2, ceiling=t.ceiling, gamma_min=t.gamma_min, gamma_max=t.gamma_max,
+                         lambda_floor=t.lambda_floor, undo=None, momentum=t.momentum)
+    state = optimizer.init(p.weights)
+    found: dict[str, list[Any]] = {name: [] for name in ("lambda", "gamma", "alpha", "mu", "M", "rho")}
+    weights = []
+    for batch in t.batches:
+        state, record = optimizer.of(batch).step(state, p.x[batch.rows], p.y[batch.rows])
+        for name, value in zip(found, (record.lambda_, record.gamma, record.alpha, record.mu, record.predicted,
+                                       record.rho), strict=True):
+            found[name].append(value)
+        weights.append(state.weights)
+    for name, values in found.items():
+        assert error(v.expected[f"trajectory_{name}"], np.array(values)) <= 1e-8, name
+    assert error(v.expected["trajectory_weights"], tuple(map(np.stack, zip(*weights, strict=True)))) <= 1e-8
+
+
+# Files.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_schema_and_the_reader_take_every_vector(name: str) -> None:
+    content = problems.load(published.FOLDER / f"{name}.json")
+    jsonschema.validate(content, SCHEMA)
+    assert content["flags"]
+
+
+@pytest.mark.parametrize("suffix", ["json", "npz"])
+@pytest.mark.parametrize("name", ["categorical-tanh", "trajectory-gaussian", "saturated-bernoulli"])
+def test_a_problem_comes_back_from_its_file_bit_for_bit(name: str, suffix: str, tmp_path: Path) -> None:
+    problem = vector(name).problem
+    problem.write(tmp_path / f"p.{suffix}")
+    assert Problem.read(tmp_path / f"p.{suffix}").plain() == problem.plain()
+    if suffix == "json":
+        jsonschema.validate(problems.load(tmp_path / "p.json"), SCHEMA)
+
+
+def test_arrays_in_other_layouts_make_the_same_problem() -> None:
+    p = vector("categorical-tanh").problem
+    rest: dict[str, Any] = {"hidden": p.hidden, "likelihood": p.likelihood}
+    apart, biases = [W[:, :-1] for W in p.weights], [W[:, -1] for W in p.weights]
+    first = [np.roll(W, 1, axis=1) for W in p.weights]
+    for weights, extra in ((p.weights, {}), (apart, {"biases": biases, "bias": "separate"}),
+                           (first, {"bias": "joint-first"}), ([W.T for W in p.weights], {"layout": "in,out"}),
+                           ([W.T for W in apart], {"layout": "in,out", "biases": biases, "bias": "separate"}),
+                           ([W.T for W in first], {"layout": "in,out", "bias": "joint-first"})):
+        made = Problem.from_arrays(weights, p.x, p.y, **rest, **extra)
+        assert all(map(np.array_equal, made.weights, p.weights))
+    single = Problem.from_arrays([W.astype(np.float32) for W in p.weights], p.x, p.y, **rest)
+    assert single.dtype == "float32"
+
+
+def changed(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    content = json.loads(json.dumps(content))
+    *way, last = [int(key) if key.isdecimal() else key for key in path.split(".")]
+    part: Any = content
+    for key in way:
+        part = part[key]
+    if value is Ellipsis:
+        del part[last]
+    else:
+        part[last] = value
+    return content
+
+
+@pytest.mark.parametrize(("path", "value", "message"), [
+    ("format", "x", "format must be 'kfac_ref problem'"), ("version", 2, "version must be 1"),
+    ("version", True, "version must be 1"), ("network", ..., "network is missing"),
+    ("weights", ..., "weights is missing"),
+    ("conventions", ..., "conventions is missing"), ("conventions.vec", "rows", 'conventions.vec must be "columns"'),
+    ("conventions.bias", ..., "conventions.bias is missing"), ("extra", 1, "'extra' is not known"),
+    ("network.sizes", [2], "network.sizes must hold at least two"), ("network.sizes.0", 0, "network.sizes must be"),
+    ("network.sizes.0", 10**30, "network.sizes must be at most"),
+    ("network.hidden", ["sin"], "network.hidden[0] must be"),
+    ("network.hidden", [], "network.hidden must name"), ("likelihood", 3, "likelihood must be one of"),
+    ("dtype", "float16", "dtype must be one of"), ("damping", -1, "damping must be at least 0"),
+    ("damping", "1", "damping must be a number"), ("weight_decay", None, "weight_decay must be a number"),
+    ("weights.1", 5, "weights[1] must be an array"), ("weights.0.shape", [3, 3], "weights[0].data must hold 9 numbers"),
+    ("weights.0.shape", [10**18, 10**18], "weights[0].shape must be at most"),
+    ("weights.0.data.2", "a", 'weights[0].data[2] must be a number, got "a"'),
+    ("weights.0.data.2", None, "weights[0] must be finite"),
+    ("weights.0.data.2", 10**400, "beyond the range of float64"),
+    ("weights.0", ..., "weights must hold one array a layer: expected 2, got 1"),
+    ("x", [[1, 2], [3]], "x must be a rectangular array"), ("x", [1, [2]], "x must be a rectangular array"),
+    ("x", [], "x must"), ("y", [0, 1], "y must have shape"), ("y.data.0", 77, "y must hold labels 0.."),
+    ("y.data.0", 0.5, "y must hold integer labels"), ("targets.shape", [7, 11], "targets must have shape"),
+    ("previous.k", -1, "previous.k must be an integer of at least 0"), ("previous.A", [], "previous.A must hold one"),
+    ("kl_clip.learning_rate", 0, "kl_clip.learning_rate must be above 0"), ("kl_clip", 3, "kl_clip must be an object"),
+    ("name", 3, "name must be text"), ("direction.0.data", 3, "direction[0].data must be a flat list"),
+])
+def test_what_is_malformed_is_refused_with_its_place(path: str, value: Any, message: str) -> None:
+    content = problems.load(published.FOLDER / "categorical-tanh.json")
+    with pytest.raises(oracle.ProblemError) as caught:
+        Problem.of(changed(content, path, value), "file.json")
+    assert message in str(caught.value), str(caught.value)
+    assert str(caught.value).startswith("file.json: ")
+
+
+@pytest.mark.parametrize(("path", "value", "message"), [
+    ("trajectory.T2", 5, "trajectory.T2 must be a multiple of T3"),
+    ("trajectory.T1", 1.5, "trajectory.T1 must be an integer"), ("trajectory.omega1", 2, "trajectory.omega1 must be"),
+    ("trajectory.omega2", 0, "trajectory.omega1 and omega2 must"),
+    ("trajectory.structure", "full", "trajectory.structure must be one of"),
+    ("trajectory.momentum", 1, "trajectory.momentum must be true or false"),
+    ("trajectory.batches", [], "trajectory.batches must hold at least one"),
+    ("trajectory.batches.0.rows", [999], "trajectory.batches[0].rows must lie in"),
+    ("trajectory.batches.0.rows1", [0.5], "trajectory.batches[0].rows1 must be a list of row numbers"),
+    ("trajectory.batches.1.targets", [[0]], "trajectory.batches[1].targets must have shape"),
+    ("trajectory.gamma_max", 0, "trajectory.gamma_max must be at least gamma_min"),
+    ("trajectory.batches.0.rows2", ..., "trajectory.batches[0]: rows2 is missing"),
+])
+def test_a_malformed_trajectory_is_refused_with_its_place(path: str, value: Any, message: str) -> None:
+    content = problems.load(published.FOLDER / "trajectory-categorical.json")
+    with pytest.raises(oracle.ProblemError) as caught:
+        Problem.of(changed(content, path, value))
+    assert message in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (b"", "is no JSON"), (b'{"a": NaN}', "NaN is no number of JSON"), (b'{"a": 1, "a": 2}', "'a' occurs twice"),
+    (b"[" * 10**5, "is no JSON"), (b"\xff\xfe", "is no JSON"), (b"3", "the file must be an object"),
+    (b"PK\x03\x04 torn", "is no npz file"), (b'{"format": 1', "is no JSON"),
+])
+def test_what_is_no_problem_file_is_refused(text: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_bytes(text)
+    with pytest.raises(oracle.ProblemError) as caught:
+        Problem.read(path)
+    assert message in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_an_npz_with_pickles_or_a_bomb_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", problem=np.array({"a": 1}, dtype=object))
+    with pytest.raises(oracle.ProblemError, match="no npz file that can be read"):
+        Problem.read(tmp_path / "a.npz")
+    np.savez_compressed(tmp_path / "b.npz", x=np.zeros(2**26))
+    assert (tmp_path / "b.npz").stat().st_size < 2**20
+    with pytest.raises(oracle.ProblemError, match="more than the 268,435,456 bytes"):
+        Problem.read(tmp_path / "b.npz")
+
+
+# The diagnosis.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_flagged_mistake_is_among_the_explanations(name: str) -> None:
+    v = vector(name)
+    missed = [mistake for mistake, reported in oracle_report.singles(v, reference(name)) if mistake not in reported]
+    assert not missed
+
+
+def test_pairs_of_mistakes_are_found() -> None:
+    tried = 0
+    for name, pair in oracle_report.pairs(200):
+        theirs = oracle_report.quantities(reference(name), pair, vector(name).expected)
+        if oracle_report.visible(reference(name), theirs):
+            tried += 1
+            assert oracle_report.found(pair, Diagnosis(reference(name), theirs).explanations()), (name, pair)
+    assert tried > 150                                       # the others cancel, or stop with an error
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flags_say_what_the_values_say(name: str) -> None:
+    v = vector(name)
+    for mistake in CATALOGUE.values():
+        theirs = oracle_report.quantities(reference(name), (mistake,), v.expected)
+        assert oracle_report.visible(reference(name), theirs) == (mistake.name in v.flags), mistake.name
+
+
+def test_every_mistake_is_flagged_by_some_vector_and_says_what_to_do() -> None:
+    assert {flag for name in NAMES for flag in vector(name).flags} == set(CATALOGUE)
+    assert len(CATALOGUE) >= 40
+    for mistake in CATALOGUE.values():
+        assert all((mistake.what, mistake.why, mistake.remedy, mistake.group))
+    assert len({(m.what, m.remedy) for m in CATALOGUE.values()}) == len(CATALOGUE)
+
+
+def bent(kind: int, value: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """Return wrong values that no entry of the catalogue gives."""
+    arrays = [np.array(X) for X in value]
+    X = arrays[-1]
+    if kind == 0:
+        arrays = [0.37 * Y for Y in arrays]
+    elif kind == 1:
+        X[0, 0] += 0.1 * np.abs(X).max()
+    elif kind == 2:
+        X[:, -1] *= 1.7
+    elif kind == 3:
+        X[0] *= -3
+    elif kind == 4:
+        arrays[0] = arrays[0] + 0.3 * np.abs(arrays[0]).max()
+    elif kind == 5:
+        arrays = [np.sign(Y) * np.abs(Y)**1.3 for Y in arrays]
+    elif kind == 6:
+        X[np.diag_indices(min(X.shape))] *= 1.2
+    elif kind == 7:
+        arrays = [Y + 0.02 * np.random.default_rng(1).standard_normal(Y.shape) * np.abs(Y).max() for Y in arrays]
+    elif kind == 8:
+        arrays = [Y[::-1] * 1.1 for Y in arrays]
+    else:
+        arrays[-1] = 2.5 * X
+    return tuple(arrays)
+
+
+@pytest.mark.parametrize("kind", range(10))
+@pytest.mark.parametrize(("name", "quantity"), [("categorical-tanh", "G"), ("gaussian-tanh", "A"),
+                                                ("bernoulli-tanh", "step"), ("three-layers-categorical", "G"),
+                                                ("categorical-logistic", "step")])
+def test_what_is_not_in_the_catalogue_is_not_explained(name: str, quantity: str, kind: int) -> None:
+    right = reference(name)
+    theirs = {q: right[q] for q in ("A", "G", "step")} | {quantity: bent(kind, right[quantity])}
+    report = check(vector(name).problem, theirs)
+    assert not report.ok and not report.explanations
+    row = next(row for row in report.rows if row.quantity == quantity)
+    assert row.where and "not explained; the error sits in" in str(report)
+    if kind in (1, 2, 3, 6, 9):
+        assert "right in layer 0" in row.where
+    if kind == 0:
+        assert report.scales is not None and report.scales[quantity].value == pytest.approx(0.37)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_right_values_are_not_accused(name: str) -> None:
+    rng = np.random.default_rng(0)
+
+    def noisy(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(noisy(X) for X in value)
+        X = np.asarray(value)
+        return X + 1e-12 * np.nanmax(np.abs(X)) * rng.uniform(-1, 1, X.shape)
+    v = vector(name)
+    assert check(v.problem, v.expected).ok
+    assert check(v.problem, {q: noisy(value) for q, value in v.expected.items()}).ok
+
+
+def test_a_factor_is_written_in_the_counts_of_the_problem() -> None:
+    p = vector("categorical-tanh").problem
+    N, C, M = len(p.x), p.sizes[-1], len(p.targets)
+    G = reference("categorical-tanh")["G"]
+    for factor, text in ((N**2, "N^2"), (1 / N, "N^-1"), (C / N, "N^-1 C"), (2 * N**0.5, "N^0.5 2"), (M, "M"),
+                         (-1, "-1")):
+        report = check(p, {"G": [factor * X for X in G]})
+        assert report.scales is not None and report.scales["G"].text == text
+
+
+def test_what_follows_from_wrong_factors_is_not_accused_again() -> None:
+    p = vector("categorical-tanh").problem
+    r = reference("categorical-tanh")
+    A = tuple(1.234 * X for X in r["A"])
+    report = check(p, {"A": A, "G": r["G"], "step": r.taking(A=A)["step"]})
+    assert "step: follows from the given quantities before it" in str(report)
+
+
+def test_a_trajectory_is_followed_to_its_first_difference() -> None:
+    name = "trajectory-categorical"
+    p, r = vector(name).problem, reference(name)
+    wrong = r.having(CATALOGUE["rho without the weight decay"])
+    theirs = {f"trajectory_{q}": wrong[f"trajectory_{q}"] for q in ("lambda", "rho", "alpha")}
+    report = check(p, theirs)
+    assert report.first_step is not None and p.trajectory is not None
+    assert report.first_step[:2] == (p.trajectory.T1, "rho")
+    assert ("rho without the weight decay",) in [e.names for e in report.explanations]
+    late = {"trajectory_weights": tuple(np.concatenate([W[:7], 1.01 * W[7:]]) for W in r["trajectory_weights"])}
+    assert check(p, late).first_step[:2] == (8, "weights")      # type: ignore[index]
+
+
+def test_numbers_written_with_few_digits_are_right_to_those() -> None:
+    p, G = vector("categorical-tanh").problem, reference("categorical-tanh")["G"]
+    assert check(p, {"G": [[[float(f"{x:.8g}") for x in row] for row in X] for X in G]}).ok
+    assert check(p, {"G": [X.astype(np.float32) for X in G]}).ok
+    assert not check(p, {"G": [(1 + 1e-3) * X.astype(np.float32) for X in G]}).ok
+
+
+@pytest.mark.parametrize(("theirs", "message"), [
+    ({}, "must hold quantities by name"), ({"B": 1}, "'B' is no quantity"),
+    ({"G": 3}, "G must be a list with one array"),
+    ({"G": [[1, 2], "x"]}, "G[1] must be an array"), ({"loss": "3"}, "loss must be a number"),
+    ({"loss": [1, 2]}, "loss must be a number"), ({"A": [[[np.nan]]]}, "A[0] must be finite"),
+    ({"trajectory_M": [1]}, "it has no trajectory"), ({"G": {"a": 1}}, "G must be a list"),
+])
+def test_malformed_quantities_are_refused_by_name(theirs: dict[str, Any], message: str) -> None:
+    with pytest.raises(oracle.ProblemError) as caught:
+        check(vector("categorical-tanh").problem, theirs)
+    assert message in str(caught.value), str(caught.value)
+
+
+def test_the_place_of_an_error_is_said() -> None:
+    S = np.arange(1.0, 17).reshape(4, 4)
+    for change, text in (((slice(None), 3), "the last column alone (the bias)"),
+                         ((slice(0, 1), slice(None)), "rows 0"), ((slice(None), slice(0, 1)), "columns 0"),
+                         ((slice(None), slice(0, 3)), "all columns but the last")):
+        T = S[:3].copy()
+        T[change] += 1 if change != (slice(0, 1), slice(None)) else np.array([1, 1, 1, 1])
+        assert text in place(S[:3], T, 1e-9)
+    assert place(S, S + np.eye(4), 1e-9) == "the diagonal alone"
+    assert place(S, S + 1 - np.eye(4), 1e-9) == "all but the diagonal"
+    assert "expected (4, 4)" in place(S, S[:3], 1e-9)
+    assert "its transpose" in place(S[:3], S[:3].T, 1e-9)
+    last = S.copy()
+    last[-1] += 1
+    last[:, -1] += 1
+    assert "the bias, if this is A" in place(S, last, 1e-9)
+
+
+# For test suites.
+
+
+def test_the_assertion_s_message_is_the_diagnosis() -> None:
+    v = vector("categorical-tanh")
+    assert_kfac_factors(v.problem, v.expected["A"], v.expected["G"])
+    assert_kfac_factors(v.problem, v.expected["A"], v.expected["G_empirical"], "empirical")
+    assert_kfac(v.problem, {"step": v.expected["step"]})
+    with pytest.raises(AssertionError, match="the training labels were used"):
+        assert_kfac_factors(v.problem, v.expected["A"], v.expected["G_empirical"])
+    with pytest.raises(ValueError, match="expectation must be one of"):
+        assert_kfac_factors(v.problem, v.expected["A"], v.expected["G"], "mc")
+
+
+def test_differ_sees_shapes_numbers_and_nothing_else() -> None:
+    assert differ((np.eye(2),), (np.eye(3),)) and differ(1.0, 1.1) and not differ(1.0, 1.0 + 1e-9)
+    assert not differ(1.0, None)
