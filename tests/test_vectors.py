@@ -93,21 +93,34 @@ def solves(matrix: Any, step: list, gradient: list) -> bool:
 # Where they come from
 
 
+def imports(path: Path) -> tuple[set[str], set[str]]:
+    """Return the packages and the neighbouring modules that a file imports."""
+    packages, neighbours = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1, f"{path.name} imports from outside its folder at line {node.lineno}"
+            neighbours |= {node.module} if node.module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            packages.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.Name):
+            assert node.id not in {"__import__", "eval", "exec"}, path
+    return packages, neighbours
+
+
 def test_the_maker_shares_nothing_with_the_package_nor_with_numpy() -> None:
-    files = sorted((Path(__file__).parent / "vectors").glob("*.py"))
-    assert {"algebra", "definitions", "make", "problems", "quantities"} <= {path.stem for path in files}
-    seen = set()
-    for path in files:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                seen |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level <= 1, f"{path.name} imports from outside its folder at line {node.lineno}"
-                seen |= {(node.module or "").split(".")[0]} if not node.level else set()
-            elif isinstance(node, ast.Name):
-                assert node.id not in {"__import__", "eval", "exec"}, path
-    assert seen <= {"mpmath", *sys.stdlib_module_names} - {"importlib"}
-    assert "mpmath" in seen
+    folder = Path(__file__).parent / "vectors"
+    seen, ahead, packages = set(), {"make"}, set()
+    while ahead:
+        module = ahead.pop()
+        seen.add(module)
+        found, neighbours = imports(folder / f"{module}.py")
+        packages |= found
+        ahead |= neighbours - seen
+    assert seen == {"algebra", "definitions", "make", "problems", "quantities"}
+    assert packages <= {"mpmath", *sys.stdlib_module_names} - {"importlib"}
+    assert "mpmath" in packages
 
 
 def test_there_is_a_file_for_every_problem_and_no_other() -> None:
