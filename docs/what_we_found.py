@@ -184,14 +184,25 @@ def convergence(name: str, title: str) -> list[Finding]:
 
     both = [level for level in levels if best("K-FAC, ", level) and best("K-FAC tridiagonal", level)]
     if both:
-        saved = [1 - (best("K-FAC tridiagonal", both[-1], what) or 0) / (best("K-FAC, ", both[-1], what) or 1)
-                 for what in (0, 1)]
+        # Block-diagonal over tridiagonal, at every level: above 1 the tridiagonal one is ahead.
+        iterations, seconds = ([(best("K-FAC, ", level, what) or 0) / (best("K-FAC tridiagonal", level, what) or 1)
+                                for level in both] for what in (0, 1))
         found.append(Finding(
             f"the tridiagonal inverse makes 25 to 40% more progress an iteration, little more a second: {title}", "13",
-            "reproduced" if saved[0] > 0.15 and saved[1] < saved[0] else "not reproduced",
-            f"to an error of {both[-1]} it saves {percent(saved[0])} of the iterations and {percent(saved[1])} of the "
-            f"seconds: {percent(saved[0] / (1 - saved[0]))} more progress an iteration, "
-            f"{percent(saved[1] / (1 - saved[1]))} more a second, at this one level", "convergence"))
+            "reproduced" if statistics.median(iterations) > 1.2 and statistics.median(seconds) < 1.2 else
+            "in part" if statistics.median(iterations) > 1.05 else "not reproduced",
+            f"progress an iteration is {min(iterations):.2f} to {max(iterations):.2f} times that of the block-diagonal "
+            f"one over the {len(both)} levels ({iterations[-1]:.2f} at the lowest, {both[-1]}), progress a second "
+            f"{min(seconds):.2f} to {max(seconds):.2f} times ({seconds[-1]:.2f})", "convergence"))
+    alone = [level for level in levels if best("K-FAC", level) and not best("SGD", level) and not best("Adam", level)]
+    if alone:
+        longest = max(statistics.median(run["last"]["seconds"] for run in content["runs"])
+                      for n, content in methods.items() if not n.startswith("K-FAC"))
+        found.append(Finding(
+            f"(not stated) errors that no baseline gets to: {title}", "13", "here",
+            f"to an error of {alone[-1]} K-FAC takes {best('K-FAC', alone[-1]):.0f} iterations and "
+            f"{best('K-FAC', alone[-1], 1):.0f} s; no baseline gets there in its run, the longest of which takes "
+            f"{longest:.0f} s", "convergence"))
     both = [level for level in levels if best("K-FAC without", level) and best("SGD", level)]
     if both:
         ours, base = best("K-FAC without", both[-1]) or 1, best("SGD", both[-1]) or 1
