@@ -18,15 +18,14 @@ import kfac_ref as kr
 from kfac_ref import oracle
 from kfac_ref.curvature import EKFAC, BlockDiagonal, BlockTridiagonal, EigenDamped, Exact
 from kfac_ref.factors import RunningAverage
-from kfac_ref.oracle import CATALOGUE, Problem, Reference, check, published
-from kfac_ref.oracle import problem as problems
+from kfac_ref.oracle import CATALOGUE, Problem, Reference, check, files, published
 from kfac_ref.oracle.diagnose import Diagnosis, place
 from kfac_ref.oracle.mistakes import differ, error
 from kfac_ref.testing import assert_kfac, assert_kfac_factors
 from tests import oracle_report
 
 NAMES = published.names()
-SCHEMA = json.loads((Path(problems.__file__).parent / "problem.schema.json").read_text())
+SCHEMA = json.loads((Path(files.__file__).parent / "problem.schema.json").read_text())
 
 
 @cache
@@ -133,7 +132,7 @@ def test_the_optimizer_takes_the_steps_of_the_vectors(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_schema_and_the_reader_take_every_vector(name: str) -> None:
-    content = problems.load(published.FOLDER / f"{name}.json")
+    content = files.load(published.FOLDER / f"{name}.json")
     jsonschema.validate(content, SCHEMA)
     assert content["flags"]
 
@@ -145,7 +144,7 @@ def test_a_problem_comes_back_from_its_file_bit_for_bit(name: str, suffix: str, 
     problem.write(tmp_path / f"p.{suffix}")
     assert Problem.read(tmp_path / f"p.{suffix}").plain() == problem.plain()
     if suffix == "json":
-        jsonschema.validate(problems.load(tmp_path / "p.json"), SCHEMA)
+        jsonschema.validate(files.load(tmp_path / "p.json"), SCHEMA)
 
 
 def test_arrays_in_other_layouts_make_the_same_problem() -> None:
@@ -202,7 +201,7 @@ def changed(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     ("name", 3, "name must be text"), ("direction.0.data", 3, "direction[0].data must be a flat list"),
 ])
 def test_what_is_malformed_is_refused_with_its_place(path: str, value: Any, message: str) -> None:
-    content = problems.load(published.FOLDER / "categorical-tanh.json")
+    content = files.load(published.FOLDER / "categorical-tanh.json")
     with pytest.raises(oracle.ProblemError) as caught:
         Problem.of(changed(content, path, value), "file.json")
     assert message in str(caught.value), str(caught.value)
@@ -223,7 +222,7 @@ def test_what_is_malformed_is_refused_with_its_place(path: str, value: Any, mess
     ("trajectory.batches.0.rows2", ..., "trajectory.batches[0]: rows2 is missing"),
 ])
 def test_a_malformed_trajectory_is_refused_with_its_place(path: str, value: Any, message: str) -> None:
-    content = problems.load(published.FOLDER / "trajectory-categorical.json")
+    content = files.load(published.FOLDER / "trajectory-categorical.json")
     with pytest.raises(oracle.ProblemError) as caught:
         Problem.of(changed(content, path, value))
     assert message in str(caught.value), str(caught.value)

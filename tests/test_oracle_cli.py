@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kfac_ref import cli, oracle
 from kfac_ref.oracle import published
-from kfac_ref.oracle.problem import load, plain
+from kfac_ref.oracle.files import load, plain
 
 NAME = "categorical-tanh"
 CONTENT = load(published.FOLDER / f"{NAME}.json")

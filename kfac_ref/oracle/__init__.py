@@ -14,9 +14,10 @@ Examples
 
 from . import published
 from .check import Report, check, read_quantities
+from .files import ProblemError
 from .graph import QUANTITIES, Reference
 from .mistakes import CATALOGUE, Mistake
-from .problem import KLClip, Previous, Problem, ProblemError, Trajectory
+from .problem import KLClip, Previous, Problem, Trajectory
 from .published import Vector, vector
 
 __all__ = ["CATALOGUE", "QUANTITIES", "KLClip", "Mistake", "Previous", "Problem", "ProblemError", "Reference", "Report",

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from .diagnose import Diagnosis, Explanation, Scale, place, scale
+from .files import ProblemError, load
 from .graph import Reference, coerced
 from .mistakes import VISIBLE
-from .problem import Problem, ProblemError, load
+from .problem import Problem
 from .sampling import Judgement, judge
 
 #: More digits than this no number in double precision has.

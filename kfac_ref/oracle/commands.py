@@ -16,9 +16,10 @@ from typing import Any
 
 from . import published
 from .check import check, dumps, read_quantities
+from .files import ProblemError, load, plain
 from .graph import QUANTITIES, Reference, missing
 from .mistakes import CATALOGUE
-from .problem import Problem, ProblemError, load, plain
+from .problem import Problem
 
 
 def add(commands: Any) -> None:

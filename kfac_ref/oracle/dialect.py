@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array
-from .problem import Problem, ProblemError, read_array
+from .files import ProblemError, read_array
+from .problem import Problem
 
 #: What a quantity is made of: A, G, the weights (by shape), a dense block; else a number for a layer or for all.
 KINDS = {

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .problem import Problem, ProblemError, read_array
+from .files import ProblemError, read_array
+from .problem import Problem
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Mistake(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The name."""
 
     @property
     def changes(self) -> Mapping[str, Callable[[Reference, Callable[[], Any]], Any]]:

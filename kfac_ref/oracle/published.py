@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .files import ProblemError, load
 from .graph import Reference, coerced
-from .problem import Problem, ProblemError, load
+from .problem import Problem
 
 #: Where the files lie; any language reads them from there.
 FOLDER = Path(__file__).resolve().parent.parent / "vectors" / "v1"
