@@ -68,6 +68,10 @@ class Mistake:
     group: str = ""
     shows: Mapping[str, Callable[[Reference, Any], Any]] = field(default_factory=dict, repr=False)
 
+    def __str__(self) -> str:
+        """Return what was done, why it is wrong, and the remedy, a line each."""
+        return f"{self.name}: {self.what}\n  why it is wrong: {self.why}\n  remedy: {self.remedy}"
+
 
 CATALOGUE: dict[str, Mistake] = {}
 

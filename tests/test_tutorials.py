@@ -1,0 +1,32 @@
+"""Every tutorial runs, says what it must, and has the parts that a student expects."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+TUTORIALS = sorted((Path(__file__).parents[1] / "tutorials").glob("[0-9]*.py"))
+PARTS = ["**What you will do.**", "**What you will learn.**", "**What you need.**", "## In practice", "## Exercises",
+         "## Further reading"]
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
+def test_it_runs(path: Path) -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        runpy.run_path(str(path), run_name="__main__")
+    assert out.getvalue().count("\n") >= 5
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
+def test_it_has_the_parts_of_every_tutorial_in_their_order(path: Path) -> None:
+    text = path.read_text()
+    assert [text.index(part) for part in PARTS] == sorted(text.index(part) for part in PARTS)
+    assert re.search(rf"^# # {int(path.stem[:2])}\. ", text, re.MULTILINE)
+    assert 80 <= text.count("\n") <= 230
+    assert text.count("# %%") >= 10
+    assert text.count("assert ") >= 5                       # what it claims, it checks

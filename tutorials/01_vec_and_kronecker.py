@@ -1,0 +1,205 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+# ---
+
+# %% [markdown]
+# # 1. vec and Kronecker
+#
+# **What you will do.** Write a linear map on matrices as one big matrix, see that it is a Kronecker product, and solve
+# with it without ever forming it.
+#
+# **What you will learn.** The two vec conventions and why half of all K-FAC bugs live there; why `G^-1 V A^-1` is the
+# whole trick of K-FAC; what it costs; and how to find the Kronecker product nearest to any matrix.
+#
+# **What you need.** Matrix products, inverses, the singular value decomposition. No calculus.
+
+# %%
+import time
+
+import numpy as np
+
+import kfac_ref as kr
+from kfac_ref import kronecker, oracle
+
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## A Kronecker product by hand
+#
+# `A kron G` is a block matrix: block (i, j) is the number A[i, j] times the whole of G.
+
+# %%
+A = np.array([[1.0, 2.0], [3.0, 4.0]])
+G = np.array([[0.0, 1.0], [1.0, 0.0]])
+K = np.block([[A[0, 0] * G, A[0, 1] * G], [A[1, 0] * G, A[1, 1] * G]])
+print(K)
+assert np.array_equal(K, np.kron(A, G))
+
+# %% [markdown]
+# ## vec: a matrix as a vector
+#
+# A weight matrix has to become a vector before a Fisher matrix can act on it. There are two ways: stack the columns,
+# or stack the rows. This package stacks **columns**, as the paper does; NumPy's `ravel()` stacks rows unless it is
+# told.
+
+# %%
+V = np.array([[1, 3, 5], [2, 4, 6]])
+print("columns:", kronecker.vec(V), "   rows:", V.ravel())
+assert kronecker.vec(V).tolist() == [1, 2, 3, 4, 5, 6]
+assert V.ravel().tolist() == [1, 3, 5, 2, 4, 6]
+
+# %% [markdown]
+# ## The identity on which everything rests
+#
+# $$ (A \otimes G)\, \mathrm{vec}(V) = \mathrm{vec}(G\, V A^T) $$
+#
+# The left side multiplies with a matrix of (mn)^2 entries, the right side with two small ones. Here A belongs to the
+# columns of V (the *inputs* of a layer) and G to its rows (the *outputs*).
+
+# %%
+n, m = 3, 4
+A, G, V = rng.standard_normal((n, n)), rng.standard_normal((m, m)), rng.standard_normal((m, n))
+left = np.kron(A, G) @ kronecker.vec(V)
+right = kronecker.vec(G @ V @ A.T)
+print("largest difference:", np.abs(left - right).max())
+assert np.allclose(left, right, rtol=1e-12, atol=1e-12)
+
+# %% [markdown]
+# With rows stacked, the same map is the *other* Kronecker product: `(G kron A) ravel(V) = ravel(G V A^T)`. The order of
+# the factors belongs to the vec.
+
+# %%
+assert np.allclose(np.kron(G, A) @ V.ravel(), (G @ V @ A.T).ravel(), rtol=1e-12, atol=1e-12)
+
+# %% [markdown]
+# ### Confusion box: the factors in the wrong order
+#
+# The wrong code forms `kron(G, A)` and multiplies it with a vector of stacked columns. It runs, since the sizes fit.
+# The
+# number it gives:
+
+# %%
+wrong = np.kron(G, A) @ kronecker.vec(V)
+print(f"off by {np.linalg.norm(wrong - right) / np.linalg.norm(right):.2f} of the norm of the right answer")
+print(oracle.CATALOGUE["Kronecker factors in the wrong order"])
+assert np.linalg.norm(wrong - right) > 0.5 * np.linalg.norm(right)
+
+# %% [markdown]
+# ## Inverting: two small matrices in place of a large one
+#
+# `(A kron G)^-1 = A^-1 kron G^-1`, and so
+#
+# $$ (A \otimes G)^{-1}\, \mathrm{vec}(V) = \mathrm{vec}(G^{-1} V A^{-T}) $$
+#
+# For symmetric positive definite A and G, two Cholesky factorizations do it. No Kronecker product is formed.
+
+# %%
+def positive(d: int) -> np.ndarray:
+    """Return a random symmetric positive definite matrix."""
+    X = rng.standard_normal((2 * d, d))
+    return X.T @ X / (2 * d)
+
+
+A, G = positive(n), positive(m)
+X = kronecker.solve(kronecker.Cholesky.factor(A), kronecker.Cholesky.factor(G), V)
+assert np.allclose(np.kron(A, G) @ kronecker.vec(X), kronecker.vec(V), rtol=1e-10, atol=1e-10)
+assert np.allclose(X, np.linalg.solve(A, np.linalg.solve(G, V).T).T, rtol=1e-10, atol=1e-10)
+
+# %% [markdown]
+# ### What it costs
+#
+# A layer with n inputs and m outputs has mn weights. The dense solve takes (mn)^3 / 3 multiplications and (mn)^2
+# numbers
+# of memory; the factored one n^3/3 + m^3/3 + 2mn(m + n) and n^2 + m^2.
+
+# %%
+print("   n    m    dense mult.   factored mult.   times fewer   dense MB")
+for n, m in ((10, 10), (65, 32), (785, 1000)):
+    dense = (m * n)**3 / 3
+    factored = n**3 / 3 + m**3 / 3 + 2 * m * n * (m + n)
+    print(f"{n:4} {m:4} {dense:14.1e} {factored:16.1e} {dense / factored:13.0e} {8 * (m * n)**2 / 1e6:10.1f}")
+assert dense / factored > 1e7
+
+# %% [markdown]
+# The last line is the first layer of the paper's MNIST autoencoder: five terabytes, or two small matrices.
+# The same in time, on a layer that still fits:
+
+# %%
+n, m = 40, 30
+A, G, V = positive(n), positive(m), rng.standard_normal((m, n))
+start = time.perf_counter()
+x = np.linalg.solve(np.kron(A, G), kronecker.vec(V))
+dense_seconds = time.perf_counter() - start
+start = time.perf_counter()
+X = kronecker.solve(kronecker.Cholesky.factor(A), kronecker.Cholesky.factor(G), V)
+factored_seconds = time.perf_counter() - start
+assert np.allclose(x, kronecker.vec(X), rtol=1e-6, atol=1e-6 * np.abs(x).max())
+assert factored_seconds < dense_seconds
+
+# %% [markdown]
+# ## The rearrangement
+#
+# How far is a matrix from being a Kronecker product? Rearrange it: write every m x m block as a row-stacked table, so
+# that a Kronecker product becomes a matrix of **rank one**:
+#
+# $$ R(A \otimes G) = \mathrm{vec}(G)\, \mathrm{vec}(A)^T $$
+
+# %%
+n, m = 3, 4
+A, G = positive(n), positive(m)
+R = kronecker.rearrange(np.kron(A, G), (n, n), (m, m))
+print("shape of R:", R.shape, "  rank:", np.linalg.matrix_rank(R))
+assert np.allclose(R, np.outer(kronecker.vec(G), kronecker.vec(A)))
+assert np.linalg.matrix_rank(R) == 1
+
+# %% [markdown]
+# So the nearest Kronecker product of *any* matrix B is the leading singular triple of R(B), and the rest of the
+# spectrum
+# is the error that no Kronecker product can remove. This picture returns in tutorial 6, where B is a block of the
+# Fisher
+# and the error is a covariance.
+
+# %%
+B = np.kron(positive(n), positive(m)) + np.kron(positive(n), positive(m))       # a sum of two: rank two
+best_A, best_G, singular = kronecker.nearest_product(B, (n, n), (m, m))
+error = np.linalg.norm(B - np.kron(best_A, best_G))
+print("singular values of R(B):", np.round(singular[:4], 4))
+print(f"error of the best product {error:.4f}, second singular value {singular[1]:.4f}")
+assert np.isclose(error, np.sqrt(np.sum(singular[1:]**2)))
+assert singular[2] < 1e-12 * singular[0]
+
+# %% [markdown]
+# ## In practice
+#
+# `kr.curvature.BlockDiagonal(factors, damping).solve(gradient)` does this for every layer of a network. Where your own
+# K-FAC multiplies out a Kronecker product at all, `kfac-ref check` compares it: the quantity is called `kfac_block`.
+
+# %%
+v = oracle.vector("categorical-tanh")
+swapped = [np.kron(G, A) for A, G in zip(v.expected["A"], v.expected["G"], strict=True)]
+report = oracle.check(v.problem, {"kfac_block": swapped})
+print([e.names for e in report.explanations])
+assert not report.ok
+assert ("Kronecker factors in the wrong order",) in [e.names for e in report.explanations]
+factors = kr.exact_factors(v.problem.at())
+step = kr.curvature.BlockDiagonal(factors, v.problem.damping).solve(v.expected["gradient"])
+assert all(np.allclose(-s, d) for s, d in zip(step, v.expected["step"], strict=True))
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Show with three random matrices that `(A kron G)(C kron D) = AC kron GD`.
+# 2. Write `vec` and its inverse without `order="F"`.
+# 3. The trace of `A kron G` is the product of the traces. What is its determinant? Check your guess.
+# 4. The eigenvalues of `A kron G` are all products of an eigenvalue of A and one of G. Use this to solve with
+#    `A kron G + damping I` exactly, from two small eigendecompositions. (Tutorial 8 needs it.)
+#
+# ## Further reading
+#
+# - Van Loan, *The ubiquitous Kronecker product* (2000).
+# - Van Loan and Pitsianis, *Approximation with Kronecker products* (1993): the rearrangement.
+# - Martens and Grosse (2015), sections 3 and 4.2. The code: `kfac_ref/kronecker.py`.
