@@ -1,0 +1,212 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+# ---
+
+# %% [markdown]
+# # 2. A network by hand
+#
+# **What you will do.** Write the forward and the backward pass of a two-layer network in eight lines, check them in two
+# ways, and differentiate the output in a direction of the weights.
+#
+# **What you will learn.** That the gradient of one example is an outer product `g a^T`, which is where A and G come
+# from;
+# what `g` is, exactly; and that J V and J^T u cost no more than a backward pass.
+#
+# **What you need.** The chain rule, tutorial 1.
+
+# %%
+import numpy as np
+
+import kfac_ref as kr
+from kfac_ref import oracle
+
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## Forward
+#
+# Examples are **rows**. Each layer appends a one to its input, so that the bias is the last column of its weights:
+#
+# $$ \bar a_i = [a_i, 1], \qquad s_i = \bar a_i W_i^T, \qquad a_{i+1} = \phi(s_i) $$
+#
+# The last layer has no nonlinearity: its output z are the natural parameters of a likelihood (logits, means).
+
+# %%
+N, sizes = 7, (2, 3, 5)
+x = rng.standard_normal((N, 2))
+y = rng.integers(0, 5, N)
+W = [rng.standard_normal((3, 3)), rng.standard_normal((5, 4))]
+
+
+def ones(a):
+    return np.column_stack([a, np.ones(len(a))])
+
+
+def forward(W, x):
+    a_bar_0 = ones(x)
+    s_0 = a_bar_0 @ W[0].T
+    a_bar_1 = ones(np.tanh(s_0))
+    z = a_bar_1 @ W[1].T
+    return a_bar_0, s_0, a_bar_1, z
+
+
+a_bar_0, s_0, a_bar_1, z = forward(W, x)
+print("z:", z.shape)
+
+# %% [markdown]
+# ## Backward
+#
+# For one example, let `g_i` be the gradient of its own loss with respect to the pre-activation `s_i`. It comes from the
+# layer above, and the bias column carries nothing backwards:
+#
+# $$ g_1 = \partial L / \partial z, \qquad g_0 = (g_1 W_1[:, :-1]) \odot \phi'(s_0) $$
+#
+# For the softmax with cross-entropy, the gradient with respect to z is `p - onehot(y)`.
+
+# %%
+def softmax(z):
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def backward(W, s_0, dz):
+    g_1 = dz
+    g_0 = (g_1 @ W[1][:, :-1]) * (1 - np.tanh(s_0)**2)
+    return g_0, g_1
+
+
+dz = softmax(z)
+dz[np.arange(N), y] -= 1
+g_0, g_1 = backward(W, s_0, dz)
+
+# %% [markdown]
+# ## The gradient of one example is an outer product
+#
+# $$ \partial L_n / \partial W_i = g_i^{(n)}\, \bar a_i^{(n)\,T} $$
+#
+# The mean over the examples is therefore one matrix product. Remember this line: the Fisher matrix is made of
+# squares of
+# these outer products, and A and G are the two halves of them.
+
+# %%
+one = np.outer(g_0[2], a_bar_0[2])                              # of example 2, in layer 0
+grad = [g_0.T @ a_bar_0 / N, g_1.T @ a_bar_1 / N]               # the mean over all
+assert np.allclose(grad[0], np.mean([np.outer(g_0[n], a_bar_0[n]) for n in range(N)], axis=0))
+
+# %% [markdown]
+# ## Check 1: differences
+#
+# Move along a direction V and compare the slope. Central differences are good to about ten digits, not to sixteen: with
+# a step h the error is h^2 from the cubic term and 1e-16/h from rounding, so h = 1e-5 is near the best.
+
+# %%
+def loss(W):
+    z = forward(W, x)[-1]
+    return np.mean(np.log(np.exp(z).sum(axis=1)) - z[np.arange(N), y])
+
+
+V = [rng.standard_normal(w.shape) for w in W]
+slope = sum(np.vdot(g, v) for g, v in zip(grad, V, strict=True))
+print("   step     error of the difference")
+for h in (1e-2, 1e-5, 1e-9):
+    difference = (loss([w + h * v for w, v in zip(W, V, strict=True)]) -
+                  loss([w - h * v for w, v in zip(W, V, strict=True)])) / (2 * h)
+    print(f"{h:8.0e} {abs(difference - slope) / abs(slope):10.0e}")
+    assert h != 1e-5 or abs(difference - slope) < 1e-8 * abs(slope)
+
+# %% [markdown]
+# ## The R-operator: differentiating forwards
+#
+# The change of the output when the weights move along V, `J V`, is another forward pass, with the product rule in each
+# line. It costs as much as two forward passes, and needs no backward pass at all:
+
+# %%
+def tangent(W, V, a_bar_0, s_0, a_bar_1):
+    R_s_0 = a_bar_0 @ V[0].T
+    R_a_1 = (1 - np.tanh(s_0)**2) * R_s_0
+    return R_a_1 @ W[1][:, :-1].T + a_bar_1 @ V[1].T
+
+
+Jv = tangent(W, V, a_bar_0, s_0, a_bar_1)
+h = 1e-5
+numeric = (forward([w + h * v for w, v in zip(W, V, strict=True)], x)[-1] -
+           forward([w - h * v for w, v in zip(W, V, strict=True)], x)[-1]) / (2 * h)
+assert np.allclose(Jv, numeric, rtol=1e-7, atol=1e-7)
+
+# %% [markdown]
+# ## Check 2: adjoints
+#
+# `J V` (forwards) and `J^T u` (backwards) are made of different lines of code, and must satisfy
+#
+# $$ \langle u, J V \rangle = \langle J^T u, V \rangle $$
+#
+# for every u and V, to **all** digits. No step size, no doubt: the best test there is of a backward pass.
+
+# %%
+u = rng.standard_normal(z.shape)
+b_0, b_1 = backward(W, s_0, u)
+left, right = np.vdot(u, Jv), np.vdot(b_0.T @ a_bar_0, V[0]) + np.vdot(b_1.T @ a_bar_1, V[1])
+print(f"adjoint test: {left:.12f} and {right:.12f}")
+assert abs(left - right) < 1e-12 * abs(left)
+
+# %% [markdown]
+# ### Confusion box: the gradient after the nonlinearity
+#
+# `g` belongs to the pre-activation s. A hook on the nonlinearity's output gives the gradient *before* the slope
+# phi'(s) is multiplied in. The wrong code leaves the slope out; what comes out of it is too large wherever tanh is
+# flat:
+
+# %%
+after = g_1 @ W[1][:, :-1]                                      # no slope
+wrong = np.linalg.norm(after) / np.linalg.norm(g_0)
+print(f"{wrong:.1f} times too large in this layer")
+print(oracle.CATALOGUE["g after the nonlinearity"])
+assert wrong > 1
+
+# %% [markdown]
+# ### Confusion box: the gradient of the mean
+#
+# Frameworks differentiate the MEAN loss: each example's gradient then carries a factor 1/N. As long as they are only
+# added up that is right. When they are squared, as in G, the factor is squared too, and G is N^2 times too small:
+
+# %%
+G = g_1.T @ g_1 / N
+wrong_G = (g_1 / N).T @ (g_1 / N) / N
+print(f"right over wrong: {np.trace(G) / np.trace(wrong_G):.0f} = N^2 with N = {N}")
+print(oracle.CATALOGUE["G of mean-loss gradients, averaged"])
+assert np.isclose(np.trace(G) / np.trace(wrong_G), N**2)
+
+# %% [markdown]
+# ## In practice
+#
+# The same with the package, which does it for any depth, nonlinearity and likelihood:
+
+# %%
+model = kr.Model(kr.MLP(sizes, "tanh"), kr.Categorical())
+at = model.at(W, x)
+g = at.backward(model.likelihood.gradient(at.z, y))
+assert np.allclose(at.z, z)
+assert all(np.allclose(mine, theirs) for mine, theirs in zip((g_0, g_1), g, strict=True))
+assert all(np.allclose(mine, theirs) for mine, theirs in zip(grad, at.gradient(y), strict=True))
+assert np.allclose(at.tangent(V), Jv)
+assert np.isclose(at.loss(y), loss(W))
+print("the package agrees")
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Replace tanh by relu: which single expression changes in `forward`, which in `backward` and in `tangent`?
+# 2. Write the backward pass of the Gaussian likelihood, -log p = 1/2 ||z - y||^2, and run both checks on it.
+# 3. Send K vectors back at once: let `dz` have shape (K, N, C). Which lines need to change?
+# 4. Break the backward pass on purpose (use `W[1]` with its bias column, leave the slope out, transpose a product).
+# Which
+#    of the two checks notices, and how clearly?
+#
+# ## Further reading
+#
+# - Martens and Grosse (2015), section 2.1 and appendix C; the code: `kfac_ref/network.py`.
+# - Pearlmutter (1994), *Fast exact multiplication by the Hessian*: the R-operator.
