@@ -239,7 +239,7 @@ def _rounded(theirs: Mapping[str, Any]) -> float | None:
 def _digits(error: float) -> float:
     if not math.isfinite(error):
         return 0.0
-    return min(max(-math.log10(error), 0.0), MOST_DIGITS) if error > 0 else MOST_DIGITS
+    return min(max(0.0, -math.log10(error)), MOST_DIGITS) if error > 0 else MOST_DIGITS
 
 
 def _judged(problem: Problem, reference: Reference, G: Any, samples: int | None) -> tuple[Judgement, Row]:
@@ -321,7 +321,7 @@ def _explained(report: Report) -> list[str]:
                 where = next(row.where for row in report.rows if row.quantity == name)
                 lines.append(f"  {name}: not explained; the error sits in {where}")
     for name, s in (report.scales or {}).items():
-        as_powers = f" = {s.text}" if s.text else ", which is no product of small powers of N, C, 2 and M"
+        as_powers = "" if s.text == f"{s.value:g}" else f" = {s.text}" if s.text else ", which is no product of small powers of N, C, 2 and M"
         lines.append(f"{name} is {s.value:.6g} times the right value{as_powers}")
     return lines
 

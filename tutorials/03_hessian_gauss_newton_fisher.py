@@ -1,0 +1,179 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+# ---
+
+# %% [markdown]
+# # 3. Hessian, Gauss-Newton, Fisher
+#
+# **What you will do.** Build three curvature matrices of the same small network, entry by entry, and compare them.
+#
+# **What you will learn.** That the generalized Gauss-Newton matrix and the Fisher are the same matrix (for likelihoods
+# in natural parameters), that the Hessian is not, when the three agree, and where the 1/2 of the squared loss goes.
+#
+# **What you need.** Tutorial 2; what a second derivative and a covariance are.
+
+# %%
+import numpy as np
+
+import kfac_ref as kr
+
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## Three matrices
+#
+# With the loss of one example L(y, z), its output z(theta), J the derivative of z:
+#
+# - **Hessian** H = E[d^2 L / d theta^2], at the labels of the data;
+# - **Gauss-Newton** J^T H_L J, where H_L is the Hessian of L with respect to z alone: the network is linearized;
+# - **Fisher** F = E[(D theta)(D theta)^T], D theta the gradient at a target **drawn from the model itself**.
+#
+# The package has the Hessian and the Fisher. Gauss-Newton we write ourselves: J by columns, with the R-operator.
+
+# %%
+def jacobian(at):
+    """Return dz / dtheta of each example, (N, C, P): one R-pass for each parameter."""
+    shapes = [W.shape for W in at.weights]
+    P = sum(W.size for W in at.weights)
+    return np.stack([at.tangent(kr.params.unflatten(e, shapes)) for e in np.eye(P)], axis=-1)
+
+
+def gauss_newton(at):
+    J, H_L = jacobian(at), at.model.likelihood.fisher(at.z)
+    return np.einsum("nap,nab,nbq->pq", J, H_L, J) / len(at)
+
+
+model = kr.Model(kr.MLP((2, 3, 3), "tanh"), kr.Categorical())
+weights = [rng.standard_normal(s) for s in model.network.shapes]
+x, y = rng.standard_normal((11, 2)), rng.integers(0, 3, 11)
+at = model.at(weights, x)
+F, GN, H = kr.exact_fisher(at), gauss_newton(at), kr.hessian.hessian(at, y)
+print("parameters:", len(F))
+print(f"||F - GN|| / ||F|| = {np.linalg.norm(F - GN) / np.linalg.norm(F):.0e}")
+print(f"||H - F|| / ||F|| = {np.linalg.norm(H - F) / np.linalg.norm(F):.2f}")
+assert np.allclose(F, GN, rtol=1e-12, atol=1e-12 * np.abs(F).max())
+assert np.linalg.norm(H - F) > 0.1 * np.linalg.norm(F)
+
+# %% [markdown]
+# ## Why F is Gauss-Newton
+#
+# D theta = J^T D z, so F = E[J^T E_y[D z D z^T] J]. The inner expectation is F_R, the Fisher of the likelihood alone, and
+# for natural parameters (logits of a softmax, mean of a Gaussian, logit of a bit) it equals the Hessian of -log p in z:
+# the second derivative does not depend on y at all. Check it on one example by enumerating the classes:
+
+# %%
+z = at.z[:1]
+p = np.exp(z[0]) / np.exp(z[0]).sum()
+enumerated = sum(p[c] * np.outer(p - np.eye(3)[c], p - np.eye(3)[c]) for c in range(3))
+hessian_of_nll = np.diag(p) - np.outer(p, p)
+assert np.allclose(enumerated, hessian_of_nll)
+assert np.allclose(model.likelihood.fisher(z)[0], hessian_of_nll)
+
+# %% [markdown]
+# ## What the Hessian has more
+#
+# $$ H = F + \frac1N \sum_n \sum_c \frac{\partial L_n}{\partial z_c}\, \nabla^2 z_c $$
+#
+# The second term is the curvature of the network, weighted by how wrong it is. It has no sign: H can be indefinite,
+# while F never is. That is why one divides by F and not by H.
+
+# %%
+print("smallest eigenvalue of H:", np.linalg.eigvalsh(H)[0].round(3), "  of F:", np.linalg.eigvalsh(F)[0].round(12))
+assert np.linalg.eigvalsh(H)[0] < -1e-3
+assert np.linalg.eigvalsh(F)[0] > -1e-12
+
+# %% [markdown]
+# ## When they agree
+#
+# 1. Where every dL/dz is zero: a network that fits its targets. With a Gaussian and y = z:
+
+# %%
+squares = kr.Model(kr.MLP((2, 3, 2), "tanh"), kr.Gaussian())
+W = [rng.standard_normal(s) for s in squares.network.shapes]
+here = squares.at(W, x)
+assert np.allclose(kr.hessian.hessian(here, here.z), kr.exact_fisher(here), rtol=1e-10, atol=1e-12)
+
+# %% [markdown]
+# 2. With one layer: z is linear in theta, its second derivative is zero.
+
+# %%
+linear = kr.Model(kr.MLP((2, 3)), kr.Categorical())
+here = linear.at([rng.standard_normal((3, 3))], x)
+assert np.allclose(kr.hessian.hessian(here, y), kr.exact_fisher(here), rtol=1e-10, atol=1e-12)
+
+# %% [markdown]
+# 3. On the average over targets of the model itself, for **every** network: E over y of dL/dz is zero. Average the
+# Hessians over all three classes with their probabilities, example by example:
+
+# %%
+mean_H = np.zeros_like(F)
+for n in range(len(x)):
+    point = model.at(weights, x[n:n + 1])
+    p = np.exp(point.z[0]) / np.exp(point.z[0]).sum()
+    mean_H += sum(p[c] * kr.hessian.hessian(point, np.array([c])) for c in range(3)) / len(x)
+assert np.allclose(mean_H, F, rtol=1e-10, atol=1e-12)
+print(f"E over the model's targets of H equals F to {np.abs(mean_H - F).max():.0e}")
+
+# %% [markdown]
+# 4. A network of relus has no curvature of its own inside its linear pieces, so the *diagonal* blocks agree. The blocks
+# between layers do not: z is bilinear in two layers.
+
+# %%
+relu = kr.Model(kr.MLP((2, 4, 3), "relu"), kr.Categorical())
+W = [rng.standard_normal(s) for s in relu.network.shapes]
+here = relu.at(W, x)
+H, F = kr.hessian.hessian(here, y), kr.exact_fisher(here)
+first = slice(0, W[0].size)
+assert np.allclose(H[first, first], F[first, first], rtol=1e-10, atol=1e-12)
+assert np.abs(H[first, W[0].size:] - F[first, W[0].size:]).max() > 1e-3
+
+# %% [markdown]
+# ## Likelihood and loss: the 1/2
+#
+# "Squared error" is -log p of a Gaussian only with its variance: with unit variance, -log p = 1/2 ||z - y||^2 + const.
+# Leave the 1/2 out and the loss is that of variance 1/2: its curvature doubles. Whoever squares *gradients at labels*
+# gets a factor four, not two. Both are wrong in their own way.
+
+# %%
+g = here.z                                                       # any residuals serve
+half_loss_gradient, full_loss_gradient = g, 2 * g
+assert np.allclose(full_loss_gradient.T @ full_loss_gradient, 4 * half_loss_gradient.T @ half_loss_gradient)
+
+# %% [markdown]
+# ### Confusion box: the squared loss without its half
+
+# %%
+v = kr.oracle.vector("gaussian-tanh")
+wrong = [2 * G for G in v.expected["G"]]                         # the curvature of ||z - y||^2
+report = kr.oracle.check(v.problem, {"G": wrong})
+print(report)
+assert ("squared loss without its half",) in [e.names for e in report.explanations]
+
+# %% [markdown]
+# ## In practice
+#
+# Products with F need no matrix: `kr.fisher_product(at, V)` is one R-pass, a small multiplication by F_R, and one
+# backward pass. K-FAC uses them to choose the length of its step (tutorial 9).
+
+# %%
+at = model.at(weights, x)
+V = [rng.standard_normal(W.shape) for W in weights]
+FV = kr.fisher_product(at, V)
+assert np.allclose(kr.params.flatten(FV), kr.exact_fisher(at) @ kr.params.flatten(V), rtol=1e-10, atol=1e-12)
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Show that F_R of the Bernoulli likelihood is diag(p (1 - p)), by enumerating the bits of two outputs.
+# 2. Find weights at which the Hessian of this network is positive definite. How large are the residuals there?
+# 3. Replace the Gaussian's variance by sigma^2. How do the gradient, F, and the natural gradient F^-1 grad change?
+# 4. Write `gauss_newton` without the einsum, as a loop over the examples.
+#
+# ## Further reading
+#
+# - Martens (2020), *New insights and perspectives on the natural gradient method*, sections 8 and 9.
+# - Martens and Grosse (2015), section 2.2. The code: `kfac_ref/fisher.py`, `kfac_ref/hessian.py`.
