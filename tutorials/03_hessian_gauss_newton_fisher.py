@@ -61,7 +61,8 @@ assert np.linalg.norm(H - F) > 0.1 * np.linalg.norm(F)
 # %% [markdown]
 # ## Why F is Gauss-Newton
 #
-# D theta = J^T D z, so F = E[J^T E_y[D z D z^T] J]. The inner expectation is F_R, the Fisher of the likelihood alone, and
+# D theta = J^T D z, so F = E[J^T E_y[D z D z^T] J]. The inner expectation is F_R, the Fisher of the likelihood
+# alone, and
 # for natural parameters (logits of a softmax, mean of a Gaussian, logit of a bit) it equals the Hessian of -log p in z:
 # the second derivative does not depend on y at all. Check it on one example by enumerating the classes:
 

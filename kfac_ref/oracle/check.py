@@ -321,7 +321,9 @@ def _explained(report: Report) -> list[str]:
                 where = next(row.where for row in report.rows if row.quantity == name)
                 lines.append(f"  {name}: not explained; the error sits in {where}")
     for name, s in (report.scales or {}).items():
-        as_powers = "" if s.text == f"{s.value:g}" else f" = {s.text}" if s.text else ", which is no product of small powers of N, C, 2 and M"
+        as_powers = f" = {s.text}" if s.text else ", which is no product of small powers of N, C, 2 and M"
+        if s.text == f"{s.value:g}":                        # a power of 2 alone says nothing new
+            as_powers = ""
         lines.append(f"{name} is {s.value:.6g} times the right value{as_powers}")
     return lines
 
