@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -163,7 +164,7 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
     """
     if dialect is not None:
         theirs = _in_our_words(problem, theirs, dialect)
-    reference = Reference(problem)
+    reference = _reference_of(problem)
     single = problem.dtype == "float32" or _is_single(theirs)
     given = coerced(reference, theirs)
     judgement, rows = None, []
@@ -209,6 +210,12 @@ def read_quantities(path: Any) -> dict[str, Any]:
     if isinstance(content.get("quantities"), Mapping):
         content = content["quantities"]
     return dict(content)
+
+
+@functools.lru_cache(maxsize=8)
+def _reference_of(problem: Problem) -> Reference:
+    """Return the reference of a problem, with all that earlier checks of the same one have computed."""
+    return Reference(problem)
 
 
 def _is_single(theirs: Mapping[str, Any]) -> bool:
