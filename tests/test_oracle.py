@@ -1,6 +1,6 @@
 """The oracle: its values are right, it reads what it should, and its diagnosis is identified, not guessed.
 
-The values are compared with the published vectors, which were computed at fifty digits without the package.
+The values are compared with the published vectors, which were computed at a hundred digits without the package.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def test_a_malformed_trajectory_is_refused_with_its_place(path: str, value: Any,
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    (b"", "is no JSON"), (b'{"a": NaN}', "NaN is no number of JSON"), (b'{"a": 1, "a": 2}', "'a' occurs twice"),
+    (b"", "is empty"), (b'{"a": NaN}', "NaN is no number of JSON"), (b'{"a": 1, "a": 2}', "'a' occurs twice"),
     (b"[" * 10**5, "is no JSON"), (b"\xff\xfe", "is no JSON"), (b"3", "the file must be an object"),
     (b"PK\x03\x04 torn", "is no npz file"), (b'{"format": 1', "is no JSON"),
 ])
@@ -365,21 +365,22 @@ def test_what_follows_from_wrong_factors_is_not_accused_again() -> None:
     r = reference("categorical-tanh")
     A = tuple(1.234 * X for X in r["A"])
     report = check(p, {"A": A, "G": r["G"], "step": r.taking(A=A)["step"]})
-    assert "step: follows from the given quantities before it" in str(report)
+    assert "step: right, given your values of what it is made from" in str(report)
 
 
 def test_a_trajectory_is_followed_to_its_first_difference() -> None:
     name = "trajectory-categorical"
     p, r = vector(name).problem, reference(name)
-    wrong = r.having(CATALOGUE["rho without the weight decay"])
-    theirs = {f"trajectory_{q}": wrong[f"trajectory_{q}"] for q in ("lambda", "rho", "alpha")}
-    report = check(p, theirs)
-    assert report.first_step is not None
     assert p.trajectory is not None
-    assert report.first_step[:2] == (p.trajectory.T1, "rho")
-    assert ("rho without the weight decay",) in [e.names for e in report.explanations]
+    mistake = CATALOGUE["rho without the weight decay"]
+    wrong = r.having(mistake)
+    given = ("trajectory_lambda", "trajectory_rho", "trajectory_alpha")
+    diagnosis = Diagnosis(r, {quantity: wrong[quantity] for quantity in given})
+    assert diagnosis.first_difference()[:2] == (p.trajectory.T1, "rho")         # type: ignore[index]
+    assert diagnosis.fits((mistake,))
+    assert not diagnosis.fits(())
     late = {"trajectory_weights": tuple(np.concatenate([W[:7], 1.01 * W[7:]]) for W in r["trajectory_weights"])}
-    assert check(p, late).first_step[:2] == (8, "weights")      # type: ignore[index]
+    assert Diagnosis(r, late).first_difference()[:2] == (8, "weights")          # type: ignore[index]
 
 
 def test_numbers_written_with_few_digits_are_right_to_those() -> None:
@@ -387,6 +388,30 @@ def test_numbers_written_with_few_digits_are_right_to_those() -> None:
     assert check(p, {"G": [[[float(f"{x:.8g}") for x in row] for row in X] for X in G]}).ok
     assert check(p, {"G": [X.astype(np.float32) for X in G]}).ok
     assert not check(p, {"G": [(1 + 1e-3) * X.astype(np.float32) for X in G]}).ok
+
+
+def test_what_the_problem_cannot_give_leaves_the_rest_judged() -> None:
+    p = vector("categorical-tanh").problem.replace(damping=0.0)
+    r = Reference(p)
+    report = check(p, {"A": r["A"], "step": r["A"]})
+    assert [row.verdict for row in report.rows] == ["cannot be computed", "right"]
+    assert not report.ok
+    assert "singular" in str(report)
+
+
+def test_single_precision_printed_as_double_is_held_to_what_it_has() -> None:
+    p, G = vector("categorical-tanh").problem, reference("categorical-tanh")["G"]
+    single = [X.astype(np.float32).astype(float).tolist() for X in G]
+    assert check(p, {"G": single}).ok
+    assert not check(p, {"G": [(X * (1 + 1e-6)).tolist() for X in G]}).ok
+
+
+def test_a_matrix_that_lost_its_symmetry_is_told_so() -> None:
+    p, A = vector("categorical-tanh").problem, reference("categorical-tanh")["A"]
+    for bend, text in ((np.tril, "zero above the diagonal"), (np.triu, "zero below the diagonal"),
+                       (lambda X: np.tile(X[:1], (len(X), 1)), "all rows are the same")):
+        report = check(p, {"A": [bend(X) for X in A]})
+        assert text in report.rows[0].where
 
 
 @pytest.mark.parametrize(("theirs", "message"), [

@@ -41,10 +41,11 @@ def test_a_right_value_is_as_sampled_and_its_samples_are_inferred(name: str, M: 
     inferred = []
     for seed in range(8):
         at = p.at()
-        report = check(p, {"G_sampled": kr.sampled_factors(at, at.sample(np.random.default_rng(seed), M)).G})
+        G = kr.sampled_factors(at, at.sample(np.random.default_rng(seed), M)).G
+        report = check(p, {"G_sampled": G}, samples=M)
         assert report.ok
         assert report.rows[0].verdict == "as sampled"
-        inferred.append(report.judgement.samples)           # type: ignore[union-attr]
+        inferred.append(judge(p, G).samples)
     assert M / 3 < np.median(inferred) < 3 * M
 
 
@@ -85,9 +86,28 @@ def test_a_larger_network_is_judged_in_bounded_memory() -> None:
     x, y = rng.standard_normal((100, 64)), rng.integers(0, 10, 100)
     p = Problem((64, 40, 10), ("tanh",), "categorical", weights, x, y)
     G = kr.sampled_factors(p.at(), p.at().sample(rng)).G
-    report = check(p, {"G_sampled": G})
+    report = check(p, {"G_sampled": G}, samples=1)
     assert report.ok
     assert not check(p, {"G_sampled": [1.5 * S for S in G]}, samples=1).ok
+
+
+def test_what_is_far_from_the_exact_g_is_not_taken_for_one_sample() -> None:
+    p = problem("categorical-tanh")
+    rng = np.random.default_rng(4)
+    G = kr.sampled_factors(p.at(), rng.integers(0, p.sizes[-1], (20, len(p.x)))).G       # drawn without the model
+    report = check(p, {"G_sampled": G})
+    assert not report.ok
+    assert report.rows[0].verdict in ("cannot tell", "not as sampled")
+    assert not check(p, {"G_sampled": G}, samples=20).ok
+
+
+def test_draws_of_one_s_own_are_recognized_beside_stored_targets() -> None:
+    p = oracle.vector("categorical-tanh").problem
+    own = kr.sampled_factors(p.at(), p.at().sample(np.random.default_rng(9), 30)).G
+    report = check(p, {"G_sampled": own}, samples=30)
+    assert not report.ok                                        # these are not the means over the stored targets
+    assert report.judgement is not None
+    assert report.judgement.right
 
 
 def test_what_is_no_such_g_is_refused() -> None:

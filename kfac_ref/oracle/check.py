@@ -13,7 +13,7 @@ import numpy as np
 
 from .diagnose import Diagnosis, Explanation, Scale, place, scale
 from .files import ProblemError, load
-from .graph import Reference, coerced
+from .graph import QUANTITIES, Reference, coerced, missing
 from .mistakes import VISIBLE
 from .problem import Problem
 from .sampling import Judgement, judge
@@ -22,6 +22,8 @@ from .sampling import Judgement, judge
 MOST_DIGITS = 15.95
 #: So many explanations are written out; `Report.plain` has all.
 SHOWN = 6
+#: Numbers written with so many digits are held to those; with fewer, to none.
+FEWEST, MOST = 4, 12
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,11 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
         theirs = _in_our_words(problem, theirs, dialect)
     reference = _reference_of(problem)
     single = problem.dtype == "float32" or _is_single(theirs)
-    given = coerced(reference, theirs)
-    judgement, rows = None, []
+    rows = [Row(name, "cannot be computed", math.inf, 0.0, why) for name, why in _lost(reference, theirs).items()]
+    lost = {row.quantity for row in rows}
+    given = coerced(reference, {name: value for name, value in theirs.items() if name not in lost}) if lost else \
+        coerced(reference, theirs)
+    judgement = None
     if problem.targets is None and "G_sampled" in given:
         judgement, row = _judged(problem, reference, given.pop("G_sampled"), samples)
         rows.append(row)
@@ -181,6 +186,8 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
     if not differing:
         return Report(tuple(rows), judgement=judgement, dialect=dialect)
     explanations = diagnosis.explanations()
+    if "G_sampled" in differing and not explanations:       # perhaps of draws of their own
+        judgement, _ = _judged(problem, reference, given["G_sampled"], samples)
     counts = {"N": len(problem.x), "C": problem.sizes[-1]} | (
         {"M": len(problem.targets)} if problem.targets is not None else {})
     scales = {name: s for name in diagnosis.names if name in differing
@@ -220,6 +227,10 @@ def _reference_of(problem: Problem) -> Reference:
 
 def _is_single(theirs: Mapping[str, Any]) -> bool:
     """Return whether all arrays came in single precision."""
+    numbers = _numbers(theirs)
+    if numbers is not None and len(numbers) and max(map(_significant, numbers)) > 10:
+        with np.errstate(over="ignore"):                    # single precision, printed as doubles
+            return bool((np.array(numbers, dtype=np.float32) == np.array(numbers)).all())
     kinds = {str(getattr(a, "dtype", "")) for value in theirs.values()
              for a in (value if isinstance(value, (list, tuple)) else [value])}
     return kinds <= {"float32", "torch.float32"}
@@ -227,26 +238,49 @@ def _is_single(theirs: Mapping[str, Any]) -> bool:
 
 def _rounded(theirs: Mapping[str, Any]) -> float | None:
     """Return the error that numbers carry which were written with few digits, None where they were not."""
-    digits = 0
+    numbers = _numbers(theirs)
+    digits = max(map(_significant, numbers), default=0) if numbers is not None else 0
+    return max(10.0**(1 - digits), 1e-10) if FEWEST <= digits < MOST else None
+
+
+def _numbers(theirs: Mapping[str, Any]) -> list[float] | None:
+    """Return all numbers that came as text does, in lists; None where there are arrays, which have all their digits."""
+    found: list[float] = []
     todo: list[Any] = list(theirs.values())
-    while todo and digits < 12:
+    while todo:
         value = todo.pop()
         if isinstance(value, Mapping):
             todo += value.values()
         elif isinstance(value, (list, tuple)):
             todo += value
-        elif isinstance(value, float) and value:
-            mantissa = repr(value).lower().split("e")[0].replace(".", "").replace("-", "").strip("0")
-            digits = max(digits, len(mantissa))
-        elif not isinstance(value, (int, float)):
-            return None                                     # arrays carry all their digits
-    return max(10.0**(2 - digits), 1e-10) if 6 <= digits < 12 else None
+        elif isinstance(value, float):
+            found.append(value)
+        elif not isinstance(value, (int, str)) and value is not None:
+            return None
+    return found
+
+
+def _significant(value: float) -> int:
+    """Return the number of digits that a number is written with."""
+    return len(repr(value).lower().split("e")[0].replace(".", "").replace("-", "").strip("0"))
 
 
 def _digits(error: float) -> float:
     if not math.isfinite(error):
         return 0.0
     return min(max(0.0, -math.log10(error)), MOST_DIGITS) if error > 0 else MOST_DIGITS
+
+
+def _lost(reference: Reference, theirs: Mapping[str, Any]) -> dict[str, str]:
+    """Return why given quantities have no right value here, such as a step whose factors are singular undamped."""
+    found = {}
+    for name in theirs if isinstance(theirs, Mapping) else ():
+        if name in QUANTITIES and missing(QUANTITIES[name], reference.problem) is None:
+            try:
+                reference[name]
+            except ValueError as error:
+                found[name] = str(error)
+    return found
 
 
 def _judged(problem: Problem, reference: Reference, G: Any, samples: int | None) -> tuple[Judgement, Row]:
@@ -259,8 +293,16 @@ def _judged(problem: Problem, reference: Reference, G: Any, samples: int | None)
             raise ProblemError(f"G_sampled[{i}] must be symmetric")
     judgement = judge(problem, G, samples)
     off = max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-300)) for a, b in zip(G, right, strict=True))
-    return judgement, Row("G_sampled", "as sampled" if judgement.right else "not as sampled", off, _digits(off),
-                          f"as of {judgement.samples:,} samples" if judgement.right else "")
+    # Whatever is far from the exact G looks like one sample: that is no evidence of anything.
+    verdict = "as sampled" if judgement.right else "not as sampled"
+    if judgement.right and judgement.samples == 1 and samples is None:
+        verdict = "cannot tell"
+    return judgement, Row("G_sampled", verdict, off, _digits(off),
+                          f"as of {_samples(judgement.samples)}" if judgement.right else "")
+
+
+def _samples(M: int) -> str:
+    return f"{M:,} sample{'s' * (M != 1)}"
 
 
 def _in_our_words(problem: Problem, theirs: Mapping[str, Any], dialect: str) -> dict[str, Any]:
@@ -316,10 +358,10 @@ def _explained(report: Report) -> list[str]:
         if report.tells_apart:
             lines.append(f"give {report.tells_apart} too: it would tell some of them apart")
     else:
-        lines.append("no mistake of the catalogue, alone or in pairs, explains all of these numbers at once")
+        lines.append("no one or two mistakes of the catalogue explain all of these numbers at once; one by one:")
         for name, found in (report.one_by_one or {}).items():
             if found and not found[0].mistakes:
-                lines.append(f"  {name}: follows from the given quantities before it; what differs is those")
+                lines.append(f"  {name}: right, given your values of what it is made from")
             elif found:
                 lines.append(f"  {name}, with the given quantities before it taken as they are:")
                 for e in _simplest(found)[:SHOWN]:
@@ -345,9 +387,11 @@ def _entry(e: Explanation) -> list[str]:
 
 def _judgement_words(j: Judgement) -> list[str]:
     source = "as stated" if j.stated else "inferred from the spread"
-    lines = [f"G_sampled, by simulation: {'such as' if j.right else 'NOT such as'} {j.samples:,} sample"
-             f"{'s' * (j.samples != 1)} for each example give ({source}; statistic {j.statistic:.2f}, largest of the "
+    lines = [f"G_sampled, by simulation: {'such as' if j.right else 'NOT such as'} "
+             f"{_samples(j.samples)} for each example give ({source}; statistic {j.statistic:.2f}, largest of the "
              f"simulated {j.limit:.2f})"]
+    if not j.stated and j.samples == 1:
+        lines.append("  anything far from the exact G looks like one sample: say how many there were (--samples M)")
     for m in j.explanations:
         lines += _entry(Explanation((m,)))
     if not j.right and not j.explanations:

@@ -71,6 +71,8 @@ class Diagnosis:
         self.errors = {name: error(reference[name], theirs[name]) for name in self.names}
         self._limits = {name: self.tolerance(name) for name in self.names}
         self._order = sorted(self.names, key=lambda name: self.errors[name] <= ROUNDING["float32"])
+        plain = [name for name in self.differing() if not name.startswith("trajectory_")]
+        self._rarest = min(plain, key=lambda n: len(self.reference.kept(("alone", n), _alone)), default=None)
         self._same: dict[tuple[str, tuple[str, ...]], bool] = {}
         self._first_step: dict[Any, Any] = {}
 
@@ -100,9 +102,18 @@ class Diagnosis:
         """Return every explanation: single mistakes first, then pairs in which both have a part."""
         singles = [Explanation((m,)) for m in CATALOGUE.values() if self.fits((m,))]
         alone = {e.mistakes[0].name for e in singles}
-        pairs = [Explanation(pair) for pair in itertools.combinations(CATALOGUE.values(), 2)
-                 if not alone & {m.name for m in pair} and self._both_act(pair) and self.fits(pair)]
+        others = [m for m in CATALOGUE.values() if m.name not in alone]
+        pairs = [Explanation(pair) for pair in itertools.combinations(others, 2)
+                 if self._may_fit(pair) and self._both_act(pair) and self.fits(pair)]
         return singles + pairs
+
+    def _may_fit(self, pair: tuple[Mistake, ...]) -> bool:
+        """Return whether a pair can explain the differing quantity in which fewest mistakes have a part."""
+        if self._rarest is None:
+            return True
+        acting = self._acting(self._rarest, pair)
+        return len(acting) == len(pair) or (bool(acting) and self._is(
+            tuple(m for m in pair if m.name in acting), self._rarest))
 
     def _acting(self, name: str, mistakes: tuple[Mistake, ...]) -> tuple[str, ...]:
         """Return the names of those of the mistakes that have a part in a quantity: `Reference.part_of`, by table."""
@@ -300,7 +311,7 @@ def scale(right: Any, theirs: Any, counts: Mapping[str, int], tolerance: float) 
     if not a.any() or not b.any():
         return None
     c = float(a @ b / (a @ a))
-    if error(c * a, b) > tolerance or abs(c - 1) <= tolerance:
+    if error(c * a, b) > tolerance or abs(c - 1) <= max(tolerance, 1e-3):
         return None
     return Scale(c, _as_powers(c, counts, max(tolerance, 1e-12)))
 
@@ -356,6 +367,13 @@ def _place(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], tolerance: float) -
         return ""
     if a.ndim == 0:
         return "the number"
+    if a.ndim == 2 and a.shape[0] == a.shape[1] and np.abs(a - a.T).max() <= tolerance * np.abs(a).max():
+        if np.ptp(b, axis=0).max() == 0 and len(b) > 1:
+            return "all rows are the same"
+        if np.abs(b - b.T).max() > 100 * tolerance * max(float(np.abs(b).max()), 1e-300):
+            half = "zero above the diagonal" if not np.triu(b, 1).any() else \
+                "zero below the diagonal" if not np.tril(b, -1).any() else "not symmetric"
+            return f"{half}, in {int(wrong.sum())} of {wrong.size} entries wrong"
     if wrong.all():
         return "all entries"
     if a.ndim == 1:

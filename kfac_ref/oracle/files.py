@@ -86,6 +86,8 @@ def load(path: Path | str) -> Any:
         data = path.read_bytes()
     except OSError as error:
         raise ProblemError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if not data.strip():
+        raise ProblemError(f"{path}: is empty")
     try:
         return _of_npz(data) if data[:2] == b"PK" else parse(data)
     except ProblemError as error:

@@ -189,6 +189,11 @@ for _name, _what, _remedy, _factor in (
     _add("scale", _name, _what, "A is the mean of a_bar a_bar^T over the examples", _remedy,
          _scaled(FACTORS_A, _factor))
 
+_MOMENT = "this is a second moment, not an estimate of a covariance with its mean taken out"
+_add("scale", "A divided by N - 1", "A was divided by N - 1 in place of N", _MOMENT, "divide by N",
+     _scaled(FACTORS_A, lambda r: _N(r) / max(_N(r) - 1, 1.0)))
+_add("scale", "G divided by N - 1", "G was divided by N - 1 in place of N", _MOMENT, "divide by N",
+     _scaled(FACTORS_G, lambda r: _N(r) / max(_N(r) - 1, 1.0)))
 _UNEVEN = "the product is right, but pi and the damping of each factor see the split"
 _add("scale", "scale split by root C between A and G", "A is sqrt(C) times too large and G sqrt(C) times too small",
      _UNEVEN, "keep both factors means over the examples",
@@ -280,6 +285,17 @@ _add("expectation", "targets from a uniform distribution", "the targets were dra
 _add("expectation", "output curvature left out", "the columns sent back were those of the identity, not of a root of "
      "F_R", "F = E[J^T F_R J]; F_R is the identity for the Gaussian alone", "send back the columns of a root of F_R",
      _other_columns(lambda r: np.repeat(np.eye(r["z"].shape[1])[:, None, :], len(r["z"]), axis=1)), ("at", "z"))
+_add("expectation", "curvature of the softmax without its outer product", "F_R was taken to be diag(p), without p p^T",
+     "the classes share one probability: F_R = diag(p) - p p^T", "subtract p p^T", _other_columns(
+         lambda r: np.sqrt(_probabilities(r)).T[:, :, None] * np.eye(r["z"].shape[1])[:, None, :]
+         if _is_softmax(r) else NODES["dz_exact"].compute(r)), ("at", "z"))
+_add("expectation", "curvature of the softmax by its diagonal", "F_R was taken to be diag(p (1 - p)), that of "
+     "independent bits", "the classes share one probability: F_R = diag(p) - p p^T has more than a diagonal",
+     "use all of F_R",
+     _other_columns(lambda r: np.sqrt(_probabilities(r) * (1 - _probabilities(r))).T[:, :, None]
+                    * np.eye(r["z"].shape[1])[:, None, :]
+                    if _is_softmax(r) else NODES["dz_exact"].compute(r)),
+     ("at", "z"))
 _add("expectation", "root applied from the wrong side", "root^T root was used in place of root root^T",
      "with columns b_k of the root, F_R = sum_k b_k b_k^T = root root^T", "send back the columns of the root, not its "
      "rows", _other_columns(lambda r: r.problem.model.likelihood.fisher_root(r["z"]).transpose(1, 0, 2)), ("at", "z"))
@@ -331,6 +347,10 @@ _add("expectation", "Fisher of weight-decayed gradients", "the weight decay was 
      "squared", "the Fisher is of -log p alone; weight decay enters as eta I, exactly",
      "take the gradients of the loss without weight decay",
      {"fisher_empirical": lambda r, right: _decayed_rows(r).T @ _decayed_rows(r) / r["N"]}, ("g", "a_bar", "decay"))
+
+
+def _is_softmax(r: Reference) -> bool:
+    return isinstance(r.problem.model.likelihood, Categorical)
 
 
 def _through_softmax(r: Reference) -> Callable[[Array], Array]:
@@ -406,6 +426,19 @@ _add("layer", "g after the nonlinearity", "the gradients were those with respect
      {G: _moments(functools.partial(_after_nonlinearity, g)) for G, g in (
          ("G", "g_exact"), ("G_sampled", "g_sampled"), ("G_empirical", "g"))},
      ("g", "g_exact", "g_sampled", "N"))
+def _without_slope(columns: str) -> Change:
+    def change(r: Reference, right: Right) -> tuple[Array, ...]:
+        g = [r[columns]]
+        for W in r.problem.weights[:0:-1]:
+            g.append(g[-1] @ W[:, :-1])
+        return tuple(g[::-1])
+    return change
+
+
+_add("layer", "slope left out of the backward pass", "the backward pass does not multiply by phi'(s)",
+     "the chain rule goes through the nonlinearity", "multiply by phi'(s) at every hidden layer",
+     {g: _without_slope(dz) for g, dz in (("g", "dz"), ("g_exact", "dz_exact"), ("g_sampled", "dz_sampled"))},
+     ("dz", "dz_exact", "dz_sampled"))
 _add("layer", "layers in the order of the backward pass", "the matrices G were listed from the last layer to the first",
      "hooks of the backward pass fire in that order", "reverse the list", {},
      shows={name: lambda r, G: G[::-1] for name in ("G", "G_sampled", "G_empirical")})
@@ -502,6 +535,9 @@ _add("order", "transposed weights", "gradients, steps and weights are laid out (
 _add("order", "ascent in place of descent", "the step has the sign of the gradient", "Delta = -C^-1 grad h: the minus "
      "sign is part of the step", "put in the minus sign", {name: lambda r, right: times(-1.0, right())
                                                            for name in STEPS})
+_add("order", "gradient with its sign turned", "the gradient of the loss has the other sign (y - p in place of p - y)",
+     "h falls along minus its gradient", "turn the sign of what is sent back (the weight decay has its own)",
+     {"dz": lambda r, right: -right()})
 _add("order", "multiplied in place of solved", "the gradient was multiplied by the damped factors, not by their "
      "inverses", "the natural gradient is F^-1 grad", "solve with A and G",
      {"step": lambda r, right: tuple(-G @ V @ A for A, G, V in zip(r["A_damped"], r["G_damped"], r["gradient"],
@@ -521,6 +557,9 @@ _add("order", "cross factors ignored", "the tridiagonal step is the block-diagon
 _add("damping", "weight decay left out of the gradient", "the gradient is that of the loss alone",
      "h = loss + (eta/2) ||theta||^2, so its gradient has eta W", "add eta W", {"decay": lambda r, right: times(
          0.0, right())})
+_add("damping", "weight decay twice in the gradient", "the gradient has 2 eta W",
+     "the derivative of (eta/2) ||theta||^2 is eta W", "add eta W once",
+     {"decay": lambda r, right: times(2.0, right())})
 _add("damping", "weight decay left out of the objective", "h is the loss alone", "h = loss + (eta/2) ||theta||^2",
      "add (eta/2) ||theta||^2", {"objective": lambda r, right: r["loss"]}, ("loss",))
 _add("damping", "weight decay added to the damping again", "eta was added to a damping that is lambda + eta already",
@@ -580,6 +619,13 @@ for _name, _what, _remedy, _change in (
      "for", "use the traces", _pi(damping.frobenius_pi)),
 ):
     _add("damping", _name, _what, _PI, _remedy, {"pi": _change}, ("A_solve", "G_solve"))
+_add("damping", "pi in place of 1/pi in G", "both factors were damped with pi sqrt(damping)", _FACTORED,
+     "divide by pi in G", {"G_damped": lambda r, right: tuple(
+         damping.add_to_diagonal(G, float(pi) * math.sqrt(r["damping"]))
+         for G, pi in zip(r["G_solve"], r["pi"], strict=True))}, ("G_solve", "pi", "damping"))
+_add("damping", "exact Fisher in place of the factors", "the step is the natural gradient with the exact F",
+     "K-FAC solves with A kron G; the two differ by the error of the approximation", "compare natural_gradient",
+     {"step": lambda r, right: NODES["natural_gradient"].compute(r)}, NODES["natural_gradient"].needs)
 _add("damping", "exact damping in place of factored", "the step solves with A kron G + damping I",
      "the paper damps the factors; both are sound, and their steps differ", "damp the factors, or compare with "
      "step_exact_damping", {"step": lambda r, right: NODES["step_exact_damping"].compute(r)},
