@@ -312,7 +312,9 @@ def test_ctrl_c_anywhere_else_ends_the_demo(quickened, monkeypatch, tmp_path, ca
 def test_a_real_ctrl_c_on_a_terminal(tmp_path):
     ours, theirs = terminal()
     command = [sys.executable, "-m", "kfac_ref", "demo", "--out", tmp_path]
-    with subprocess.Popen(command, env=COMPLETE, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs) as process:
+    # A shell's background job, and what it starts, ignores Ctrl-C; a terminal's does not.
+    with subprocess.Popen(command, env=COMPLETE, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)) as process:
         os.close(theirs)
         written = b""
         # The bar of the first run with a loss in it: while tqdm still makes a bar, it cannot be interrupted cleanly.

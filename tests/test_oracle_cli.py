@@ -191,7 +191,7 @@ def answered(capsys: pytest.CaptureFixture[str], problem: Any, theirs: Any) -> N
         assert err == ""
 
 
-FUZZ = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @FUZZ
