@@ -260,7 +260,10 @@ def test_every_flagged_mistake_is_among_the_explanations(name: str) -> None:
     v = vector(name)
     for flag in v.flags:                                     # what fits is what is reported; the page has the rest
         mistake = CATALOGUE[flag]
-        theirs = oracle_report.quantities(reference(name), (mistake,), v.expected)
+        single = [quantity for quantity in v.expected if not quantity.startswith("trajectory_")]
+        theirs = oracle_report.quantities(reference(name), (mistake,), single)
+        if not oracle_report.visible(reference(name), theirs):               # ten steps take longer than all the rest
+            theirs = oracle_report.quantities(reference(name), (mistake,), v.expected)
         assert Diagnosis(reference(name), theirs).fits((mistake,)), flag
 
 

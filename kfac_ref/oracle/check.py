@@ -127,6 +127,7 @@ class Report:
         }
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")      # wrong numbers may be of any size
 def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = None, rtol: float | None = None,
           samples: int | None = None) -> Report:
     """Compare numbers with those that a problem defines, and explain what differs.

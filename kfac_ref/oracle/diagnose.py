@@ -311,7 +311,7 @@ def scale(right: Any, theirs: Any, counts: Mapping[str, int], tolerance: float) 
     if not a.any() or not b.any():
         return None
     c = float(a @ b / (a @ a))
-    if error(c * a, b) > tolerance or abs(c - 1) <= max(tolerance, 1e-3):
+    if not math.isfinite(c) or error(c * a, b) > tolerance or abs(c - 1) <= max(tolerance, 1e-3):
         return None
     return Scale(c, _as_powers(c, counts, max(tolerance, 1e-12)))
 
