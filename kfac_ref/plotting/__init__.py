@@ -7,13 +7,14 @@ its own as well. Matrices that are compared share one colour scale, and layer bl
 from .bars import error_budget, grouped_bars
 from .covariance import error_as_covariance
 from .curves import Curve, batch_sizes, convergence, convergence_rows, cost, decreases, lines
+from .frames import Picture, Player
 from .matrices import block_structure, fisher_rows, matrix_rows, pooled
 from .panels import Panel, side_by_side, with_one_legend
 from .ranges import Rows, ranges
 from .style import COLOURS, DASHES, LOOKS, MARKERS, STYLE, caption, style
 from .training import run
 
-__all__ = ["COLOURS", "DASHES", "LOOKS", "MARKERS", "STYLE", "Curve", "Panel", "Rows", "batch_sizes", "block_structure",
-           "caption", "convergence", "convergence_rows", "cost", "decreases", "error_as_covariance", "error_budget",
-           "fisher_rows", "grouped_bars", "lines", "matrix_rows", "pooled", "ranges", "run", "side_by_side", "style",
-           "with_one_legend"]
+__all__ = ["COLOURS", "DASHES", "LOOKS", "MARKERS", "STYLE", "Curve", "Panel", "Picture", "Player", "Rows",
+           "batch_sizes", "block_structure", "caption", "convergence", "convergence_rows", "cost", "decreases",
+           "error_as_covariance", "error_budget", "fisher_rows", "grouped_bars", "lines", "matrix_rows", "pooled",
+           "ranges", "run", "side_by_side", "style", "with_one_legend"]
