@@ -7,6 +7,7 @@ computes: they must survive, or the tests assert more than they should.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -399,13 +401,35 @@ MUTANTS = (
 )
 
 
+def pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest on a copy of the package."""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "KFAC_REF_HYPOTHESIS": "mutants", "COLUMNS": "200",
+                                "PYTHONDONTWRITEBYTECODE": ""}
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments], cwd=folder,
+                          env=environment, capture_output=True, text=True, check=False)
+
+
+@cache
+def compiled() -> Path:
+    """Return a copy of the package and its tests with their bytecode, from which each mutant is copied.
+
+    A mutant's file is newer than its bytecode, so that Python compiles that one alone.
+    """
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    copy = Path(folder)
+    for name in ("kfac_ref", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "setup.cfg", copy)
+    pytest(copy, "--collect-only", *(f"tests/test_{name}.py" for name in IDENTITIES))
+    return copy
+
+
 def run(mutant: Mutant, identities: tuple[str, ...] = IDENTITIES, *options: str) -> Counter[str]:
     """Run identity tests on a copy of the package with this mutant, and return the failures by test file."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for name in ("kfac_ref", "tests"):
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "setup.cfg", copy)
+        shutil.copytree(compiled(), copy, dirs_exist_ok=True)
         path = copy / "kfac_ref" / mutant.file
         text = path.read_text()
         if text.count(mutant.right) != 1:
@@ -413,11 +437,7 @@ def run(mutant: Mutant, identities: tuple[str, ...] = IDENTITIES, *options: str)
                              f"{mutant.file}: {mutant.right!r}")
         path.write_text(text.replace(mutant.right, mutant.wrong))
         tests = [f"tests/test_{name}.py" for name in identities]
-        command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-m", "not slow",
-                   *options, *tests]
-        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "KFAC_REF_HYPOTHESIS": "mutants", "COLUMNS": "200",
-                                    "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+        done = pytest(copy, "--tb=no", "-rfE", "-m", "not slow", *options, *tests)
         failed = re.findall(r"^(?:FAILED|ERROR) tests/test_(\w+)\.py", done.stdout, re.MULTILINE)
         if done.returncode not in (0, 1, 2) or (done.returncode and not failed):
             raise RuntimeError(f"mutant {mutant.name!r}: pytest ended with {done.returncode}\n"
@@ -427,6 +447,7 @@ def run(mutant: Mutant, identities: tuple[str, ...] = IDENTITIES, *options: str)
 
 def matrix(mutants: tuple[Mutant, ...] = MUTANTS) -> dict[Mutant, Counter[str]]:
     """Run mutants, two at a time, and return who failed."""
+    compiled()
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(mutants, pool.map(run, mutants), strict=True))
 

@@ -14,6 +14,8 @@ from tests import mutants
 
 @pytest.fixture(scope="module")
 def kills() -> dict[mutants.Mutant, int]:
+    mutants.compiled()                                      # before two threads ask for it
+
     def failures(mutant: mutants.Mutant) -> int:
         identities = mutants.QUICK.get(mutant.file, mutants.CORE) if mutant.survives else (mutant.killer,)
         return mutants.run(mutant, identities, "-x").total()
