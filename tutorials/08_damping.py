@@ -42,8 +42,7 @@ F, grad, h = kr.exact_fisher(at), flatten(at.gradient(y)), at.loss(y)
 
 def look(lambda_):
     """Return the step, its length, its degrees from -grad, and by how much it changes h and the damped M."""
-    damped = F + lambda_ * np.eye(2)
-    delta = -np.linalg.solve(damped, grad)
+    delta = -np.linalg.solve(damped := F + lambda_ * np.eye(2), grad)
     length = float(np.linalg.norm(delta))
     degrees = np.degrees(np.arccos(-delta @ grad / length / np.linalg.norm(grad)))
     change = model.at([(here + delta)[None]], x).loss(y) - h
