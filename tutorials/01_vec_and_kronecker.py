@@ -9,8 +9,8 @@
 # %% [markdown]
 # # 1. vec and Kronecker
 #
-# **What you will do.** Write a linear map on matrices as one big matrix, see that it is a Kronecker product, and solve
-# with it without ever forming it.
+# **What you will do.** Write a linear map on matrices as one big matrix, see that it is a Kronecker product, and
+# solve with it without ever forming it.
 #
 # **What you will learn.** The two vec conventions and why half of all K-FAC bugs live there; why `G^-1 V A^-1` is the
 # whole trick of K-FAC; what it costs; and how to find the Kronecker product nearest to any matrix.
@@ -69,8 +69,8 @@ print("largest difference:", np.abs(left - right).max())
 assert np.allclose(left, right, rtol=1e-12, atol=1e-12)
 
 # %% [markdown]
-# With rows stacked, the same map is the *other* Kronecker product: `(G kron A) ravel(V) = ravel(G V A^T)`. The order of
-# the factors belongs to the vec.
+# With rows stacked, the same map is the *other* Kronecker product: `(G kron A) ravel(V) = ravel(G V A^T)`. The order
+# of the factors belongs to the vec.
 
 # %%
 assert np.allclose(np.kron(G, A) @ V.ravel(), (G @ V @ A.T).ravel(), rtol=1e-12, atol=1e-12)
@@ -79,8 +79,7 @@ assert np.allclose(np.kron(G, A) @ V.ravel(), (G @ V @ A.T).ravel(), rtol=1e-12,
 # ### Confusion box: the factors in the wrong order
 #
 # The wrong code forms `kron(G, A)` and multiplies it with a vector of stacked columns. It runs, since the sizes fit.
-# The
-# number it gives:
+# The number it gives:
 
 # %%
 wrong = np.kron(G, A) @ kronecker.vec(V)
@@ -113,8 +112,7 @@ assert np.allclose(X, np.linalg.solve(A, np.linalg.solve(G, V).T).T, rtol=1e-10,
 # ### What it costs
 #
 # A layer with n inputs and m outputs has mn weights. The dense solve takes (mn)^3 / 3 multiplications and (mn)^2
-# numbers
-# of memory; the factored one n^3/3 + m^3/3 + 2mn(m + n) and n^2 + m^2.
+# numbers of memory; the factored one n^3/3 + m^3/3 + 2mn(m + n) and n^2 + m^2.
 
 # %%
 print("   n    m    dense mult.   factored mult.   times fewer   dense MB")
@@ -125,8 +123,8 @@ for n, m in ((10, 10), (65, 32), (785, 1000)):
 assert dense / factored > 1e7
 
 # %% [markdown]
-# The last line is the first layer of the paper's MNIST autoencoder: five terabytes, or two small matrices.
-# The same in time, on a layer that still fits:
+# The last line is the first layer of the paper's MNIST autoencoder: five terabytes, or two small matrices. The same
+# in time, on a layer that still fits:
 
 # %%
 n, m = 40, 30
@@ -158,10 +156,8 @@ assert np.linalg.matrix_rank(R) == 1
 
 # %% [markdown]
 # So the nearest Kronecker product of *any* matrix B is the leading singular triple of R(B), and the rest of the
-# spectrum
-# is the error that no Kronecker product can remove. This picture returns in tutorial 6, where B is a block of the
-# Fisher
-# and the error is a covariance.
+# spectrum is the error that no Kronecker product can remove. This picture returns in tutorial 6, where B is a block
+# of the Fisher and the error is a covariance.
 
 # %%
 B = np.kron(positive(n), positive(m)) + np.kron(positive(n), positive(m))       # a sum of two: rank two
@@ -175,8 +171,9 @@ assert singular[2] < 1e-12 * singular[0]
 # %% [markdown]
 # ## In practice
 #
-# `kr.curvature.BlockDiagonal(factors, damping).solve(gradient)` does this for every layer of a network. Where your own
-# K-FAC multiplies out a Kronecker product at all, `kfac-ref check` compares it: the quantity is called `kfac_block`.
+# `kr.curvature.BlockDiagonal(factors, damping).solve(gradient)` does this for every layer of a network. Where your
+# own K-FAC multiplies out a Kronecker product at all, `kfac-ref check` compares it: the quantity is called
+# `kfac_block`.
 
 # %%
 v = oracle.vector("categorical-tanh")
@@ -195,8 +192,8 @@ assert all(np.allclose(-s, d) for s, d in zip(step, v.expected["step"], strict=T
 # 1. Show with three random matrices that `(A kron G)(C kron D) = AC kron GD`.
 # 2. Write `vec` and its inverse without `order="F"`.
 # 3. The trace of `A kron G` is the product of the traces. What is its determinant? Check your guess.
-# 4. The eigenvalues of `A kron G` are all products of an eigenvalue of A and one of G. Use this to solve with
-#    `A kron G + damping I` exactly, from two small eigendecompositions. (Tutorial 8 needs it.)
+# 4. The eigenvalues of `A kron G` are all products of an eigenvalue of A and one of G. Use this to solve with `A kron
+#    G + damping I` exactly, from two small eigendecompositions. (Tutorial 8 needs it.)
 #
 # ## Further reading
 #

@@ -9,12 +9,11 @@
 # %% [markdown]
 # # 2. A network by hand
 #
-# **What you will do.** Write the forward and the backward pass of a two-layer network in eight lines, check them in two
-# ways, and differentiate the output in a direction of the weights.
+# **What you will do.** Write the forward and the backward pass of a two-layer network in eight lines, check them in
+# two ways, and differentiate the output in a direction of the weights.
 #
 # **What you will learn.** That the gradient of one example is an outer product `g a^T`, which is where A and G come
-# from;
-# what `g` is, exactly; and that J V and J^T u cost no more than a backward pass.
+# from; what `g` is, exactly; and that J V and J^T u cost no more than a backward pass.
 #
 # **What you need.** The chain rule, tutorial 1.
 
@@ -60,8 +59,8 @@ print("z:", z.shape)
 # %% [markdown]
 # ## Backward
 #
-# For one example, let `g_i` be the gradient of its own loss with respect to the pre-activation `s_i`. It comes from the
-# layer above, and the bias column carries nothing backwards:
+# For one example, let `g_i` be the gradient of its own loss with respect to the pre-activation `s_i`. It comes from
+# the layer above, and the bias column carries nothing backwards:
 #
 # $$ g_1 = \partial L / \partial z, \qquad g_0 = (g_1 W_1[:, :-1]) \odot \phi'(s_0) $$
 #
@@ -88,9 +87,8 @@ g_0, g_1 = backward(W, s_0, dz)
 #
 # $$ \partial L_n / \partial W_i = g_i^{(n)}\, \bar a_i^{(n)\,T} $$
 #
-# The mean over the examples is therefore one matrix product. Remember this line: the Fisher matrix is made of
-# squares of
-# these outer products, and A and G are the two halves of them.
+# The mean over the examples is therefore one matrix product. Remember this line: the Fisher matrix is made of squares
+# of these outer products, and A and G are the two halves of them.
 
 # %%
 one = np.outer(g_0[2], a_bar_0[2])                              # of example 2, in layer 0
@@ -100,8 +98,8 @@ assert np.allclose(grad[0], np.mean([np.outer(g_0[n], a_bar_0[n]) for n in range
 # %% [markdown]
 # ## Check 1: differences
 #
-# Move along a direction V and compare the slope. Central differences are good to about ten digits, not to sixteen: with
-# a step h the error is h^2 from the cubic term and 1e-16/h from rounding, so h = 1e-5 is near the best.
+# Move along a direction V and compare the slope. Central differences are good to about ten digits, not to sixteen:
+# with a step h the error is h^2 from the cubic term and 1e-16/h from rounding, so h = 1e-5 is near the best.
 
 # %%
 def loss(W):
@@ -121,8 +119,8 @@ for h in (1e-2, 1e-5, 1e-9):
 # %% [markdown]
 # ## The R-operator: differentiating forwards
 #
-# The change of the output when the weights move along V, `J V`, is another forward pass, with the product rule in each
-# line. It costs as much as two forward passes, and needs no backward pass at all:
+# The change of the output when the weights move along V, `J V`, is another forward pass, with the product rule in
+# each line. It costs as much as two forward passes, and needs no backward pass at all:
 
 # %%
 def tangent(W, V, a_bar_0, s_0, a_bar_1):
@@ -203,8 +201,7 @@ print("the package agrees")
 # 2. Write the backward pass of the Gaussian likelihood, -log p = 1/2 ||z - y||^2, and run both checks on it.
 # 3. Send K vectors back at once: let `dz` have shape (K, N, C). Which lines need to change?
 # 4. Break the backward pass on purpose (use `W[1]` with its bias column, leave the slope out, transpose a product).
-# Which
-#    of the two checks notices, and how clearly?
+#    Which of the two checks notices, and how clearly?
 #
 # ## Further reading
 #

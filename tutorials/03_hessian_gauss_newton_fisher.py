@@ -11,8 +11,9 @@
 #
 # **What you will do.** Build three curvature matrices of the same small network, entry by entry, and compare them.
 #
-# **What you will learn.** That the generalized Gauss-Newton matrix and the Fisher are the same matrix (for likelihoods
-# in natural parameters), that the Hessian is not, when the three agree, and where the 1/2 of the squared loss goes.
+# **What you will learn.** That the generalized Gauss-Newton matrix and the Fisher are the same matrix (for
+# likelihoods in natural parameters), that the Hessian is not, when the three agree, and where the 1/2 of the squared
+# loss goes.
 #
 # **What you need.** Tutorial 2; what a second derivative and a covariance are.
 
@@ -61,10 +62,9 @@ assert np.linalg.norm(H - F) > 0.1 * np.linalg.norm(F)
 # %% [markdown]
 # ## Why F is Gauss-Newton
 #
-# D theta = J^T D z, so F = E[J^T E_y[D z D z^T] J]. The inner expectation is F_R, the Fisher of the likelihood
-# alone, and
-# for natural parameters (logits of a softmax, mean of a Gaussian, logit of a bit) it equals the Hessian of -log p in z:
-# the second derivative does not depend on y at all. Check it on one example by enumerating the classes:
+# D theta = J^T D z, so F = E[J^T E_y[D z D z^T] J]. The inner expectation is F_R, the Fisher of the likelihood alone,
+# and for natural parameters (logits of a softmax, mean of a Gaussian, logit of a bit) it equals the Hessian of -log p
+# in z: the second derivative does not depend on y at all. Check it on one example by enumerating the classes:
 
 # %%
 z = at.z[:1]
@@ -108,7 +108,7 @@ assert np.allclose(kr.hessian.hessian(here, y), kr.exact_fisher(here), rtol=1e-1
 
 # %% [markdown]
 # 3. On the average over targets of the model itself, for **every** network: E over y of dL/dz is zero. Average the
-# Hessians over all three classes with their probabilities, example by example:
+#    Hessians over all three classes with their probabilities, example by example:
 
 # %%
 mean_H = np.zeros_like(F)
@@ -120,8 +120,8 @@ assert np.allclose(mean_H, F, rtol=1e-10, atol=1e-12)
 print(f"E over the model's targets of H equals F to {np.abs(mean_H - F).max():.0e}")
 
 # %% [markdown]
-# 4. A network of relus has no curvature of its own inside its linear pieces, so the *diagonal* blocks agree. The blocks
-# between layers do not: z is bilinear in two layers.
+# 4. A network of relus has no curvature of its own inside its linear pieces, so the *diagonal* blocks agree. The
+#    blocks between layers do not: z is bilinear in two layers.
 
 # %%
 relu = kr.Model(kr.MLP((2, 4, 3), "relu"), kr.Categorical())
@@ -135,9 +135,9 @@ assert np.abs(H[first, W[0].size:] - F[first, W[0].size:]).max() > 1e-3
 # %% [markdown]
 # ## Likelihood and loss: the 1/2
 #
-# "Squared error" is -log p of a Gaussian only with its variance: with unit variance, -log p = 1/2 ||z - y||^2 + const.
-# Leave the 1/2 out and the loss is that of variance 1/2: its curvature doubles. Whoever squares *gradients at labels*
-# gets a factor four, not two. Both are wrong in their own way.
+# "Squared error" is -log p of a Gaussian only with its variance: with unit variance, -log p = 1/2 ||z - y||^2 +
+# const. Leave the 1/2 out and the loss is that of variance 1/2: its curvature doubles. Whoever squares *gradients at
+# labels* gets a factor four, not two. Both are wrong in their own way.
 
 # %%
 g = here.z                                                       # any residuals serve

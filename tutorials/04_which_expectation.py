@@ -9,14 +9,12 @@
 # %% [markdown]
 # # 4. Which expectation?
 #
-# **What you will do.** Send four different targets through one backward pass, and compare the matrices G (and Fishers)
-# that come out.
+# **What you will do.** Send four different targets through one backward pass, and compare the matrices G (and
+# Fishers) that come out.
 #
 # **What you will learn.** Exact, sampled, empirical, likeliest label: four things that are all called "Fisher"
-# somewhere.
-# Why labels must be *sampled from the model*, how fast the sampling error falls, and what the empirical Fisher does
-# to a
-# step near the optimum.
+# somewhere. Why labels must be *sampled from the model*, how fast the sampling error falls, and what the empirical
+# Fisher does to a step near the optimum.
 #
 # **What you need.** Tutorials 2 and 3.
 
@@ -36,8 +34,8 @@ p = np.exp(at.z) / np.exp(at.z).sum(axis=1, keepdims=True)
 # %% [markdown]
 # ## One backward pass, four targets
 #
-# The Fisher is an expectation over the model's own prediction, F = E_x E_{y ~ p(.|x)}[D theta D theta^T]. The backward
-# pass is the same for all targets; only what is sent back differs:
+# The Fisher is an expectation over the model's own prediction, F = E_x E_{y ~ p(.|x)}[D theta D theta^T]. The
+# backward pass is the same for all targets; only what is sent back differs:
 #
 # | name | what is sent back |
 # |---|---|
@@ -71,9 +69,8 @@ assert np.allclose(empirical, kr.empirical_factors(at, y).G[-1])
 # ## The exact one without enumeration
 #
 # Enumerating the classes costs C backward passes, and is impossible for a Gaussian. A root of F_R does it in closed
-# form:
-# with columns b_k such that sum_k b_k b_k^T = F_R, send the b_k back. For the softmax, the root is
-# diag(sqrt p) - p sqrt(p)^T.
+# form: with columns b_k such that sum_k b_k b_k^T = F_R, send the b_k back. For the softmax, the root is diag(sqrt
+# p) - p sqrt(p)^T.
 
 # %%
 root = np.einsum("nc,cd->ncd", np.sqrt(p), np.eye(3)) - p[:, :, None] * np.sqrt(p)[:, None, :]
@@ -97,8 +94,7 @@ assert np.linalg.norm(wrong - exact) > 0.01 * np.linalg.norm(exact)
 # ## Sampling: how many targets?
 #
 # The error falls with the root of the number of samples. One target for each case is what the paper uses: there are
-# many
-# cases, and the running average sees many batches.
+# many cases, and the running average sees many batches.
 
 # %%
 print("samples   error of G (mean of 40 tries)")
@@ -115,9 +111,8 @@ assert -0.6 < slope < -0.4
 # ## Why not the labels?
 #
 # The gradients at the labels are small where the model fits and large where it does not. Their squares measure the
-# *noise of the gradient*, not the curvature. On linear regression everything can be seen: F = mean of x x^T,
-# whatever the
-# labels; the empirical matrix is the mean of r^2 x x^T, with the residuals r.
+# *noise of the gradient*, not the curvature. On linear regression everything can be seen: F = mean of x x^T, whatever
+# the labels; the empirical matrix is the mean of r^2 x x^T, with the residuals r.
 
 # %%
 regression = kr.Model(kr.MLP((2, 1)), kr.Gaussian())
@@ -137,10 +132,9 @@ for distance in (3.0, 1.0, 0.3):
 assert ratios[1] > 3                                             # far too long, the nearer the longer
 
 # %% [markdown]
-# The natural gradient arrives in one step from anywhere. The empirical one is too short far away, where the
-# residuals are
-# large, and too long nearby, where they are small. Multiply the residuals by c and it changes by 1/c^2; F does not
-# change.
+# The natural gradient arrives in one step from anywhere. The empirical one is too short far away, where the residuals
+# are large, and too long nearby, where they are small. Multiply the residuals by c and it changes by 1/c^2; F does
+# not change.
 
 # %%
 here = regression.at([truth[0] + 1.0], X)
@@ -159,10 +153,9 @@ assert ("labels in place of the model's targets",) in [e.names for e in report.e
 # %% [markdown]
 # ## In practice
 #
-# `kr.exact_factors(at)`, `kr.sampled_factors(at, at.sample(rng))`, `kr.empirical_factors(at, y)`: the name says which.
-# The optimizer samples, as the paper does. If your own code samples and does not keep its targets, the oracle judges
-# the
-# result by simulation:
+# `kr.exact_factors(at)`, `kr.sampled_factors(at, at.sample(rng))`, `kr.empirical_factors(at, y)`: the name says
+# which. The optimizer samples, as the paper does. If your own code samples and does not keep its targets, the oracle
+# judges the result by simulation:
 
 # %%
 problem = v.problem.replace(targets=None)
@@ -178,10 +171,11 @@ assert report.ok
 # 2. For a Gaussian, show that y = z + sqrt(C) e_c and y = z - sqrt(C) e_c, each with probability 1/(2C), enumerate F
 #    exactly.
 # 3. Why is the sampled G of the likeliest target always too small for a confident model?
-# 4. Train a classifier to zero error. What happens to the trace of the empirical G, and what to that of the exact one?
+# 4. Train a classifier to zero error. What happens to the trace of the empirical G, and what to that of the exact
+#    one?
 #
 # ## Further reading
 #
 # - Kunstner, Balles and Hennig (2019), *Limitations of the empirical Fisher approximation for natural gradient
-# descent*.
+#   descent*.
 # - Martens and Grosse (2015), section 5. The code: `kfac_ref/factors/expectations.py`.
