@@ -16,14 +16,20 @@
 # whole trick of K-FAC; what it costs; and how to find the Kronecker product nearest to any matrix.
 #
 # **What you need.** Matrix products, inverses, the singular value decomposition. No calculus.
+#
+# K-FAC divides a gradient by a large matrix, the Fisher matrix, which tutorial 3 defines. For now it is any
+# large matrix that has one row for each weight of a layer. K-FAC takes a Kronecker product of two small
+# matrices, A and G, for it.
 
 # %%
 import time
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 import kfac_ref as kr
-from kfac_ref import kronecker, oracle
+from kfac_ref import kronecker, oracle, plotting
 
 rng = np.random.default_rng(0)
 
@@ -42,9 +48,9 @@ assert np.array_equal(K, np.kron(A, G))
 # %% [markdown]
 # ## vec: a matrix as a vector
 #
-# A weight matrix has to become a vector before a Fisher matrix can act on it. There are two ways: stack the columns,
-# or stack the rows. This package stacks **columns**, as the paper does; NumPy's `ravel()` stacks rows unless it is
-# told.
+# A matrix of weights has to become a vector before a matrix with a row for each weight can act on it. There are two
+# ways: stack its columns, or stack its rows. This package stacks **columns**, as the paper does, and calls it vec;
+# NumPy's `ravel()` stacks rows unless it is told.
 
 # %%
 V = np.array([[1, 3, 5], [2, 4, 6]])
@@ -79,7 +85,7 @@ assert np.allclose(np.kron(G, A) @ V.ravel(), (G @ V @ A.T).ravel(), rtol=1e-12,
 # ### Confusion box: the factors in the wrong order
 #
 # The wrong code forms `kron(G, A)` and multiplies it with a vector of stacked columns. It runs, since the sizes fit.
-# The number it gives:
+# The number it gives, and the entry for it in the catalogue of mistakes that the package keeps:
 
 # %%
 wrong = np.kron(G, A) @ kronecker.vec(V)
@@ -141,23 +147,54 @@ assert factored_seconds < dense_seconds
 # %% [markdown]
 # ## The rearrangement
 #
-# How far is a matrix from being a Kronecker product? Rearrange it: write every m x m block as a row-stacked table, so
-# that a Kronecker product becomes a matrix of **rank one**:
+# How far is a matrix from being a Kronecker product? Move its entries about: take its m x m blocks one after the
+# other, down the first column of blocks, then down the second, and stack the columns of each into one column of a new
+# matrix. This is the rearrangement R. In a Kronecker product every block is a multiple of G, so all columns of R are
+# multiples of vec(G), and R is a matrix of **rank one**:
 #
 # $$ R(A \otimes G) = \mathrm{vec}(G)\, \mathrm{vec}(A)^T $$
 
 # %%
 n, m = 3, 4
-A, G = positive(n), positive(m)
+A, G = rng.standard_normal((n, n)), rng.standard_normal((m, m))
 R = kronecker.rearrange(np.kron(A, G), (n, n), (m, m))
 print("shape of R:", R.shape, "  rank:", np.linalg.matrix_rank(R))
 assert np.allclose(R, np.outer(kronecker.vec(G), kronecker.vec(A)))
 assert np.linalg.matrix_rank(R) == 1
 
 # %% [markdown]
-# So the nearest Kronecker product of *any* matrix B is the leading singular triple of R(B), and the rest of the
-# spectrum is the error that no Kronecker product can remove. This picture returns in tutorial 6, where B is a block
-# of the Fisher and the error is a covariance.
+# Step through it, block by block. Both matrices hold the same numbers, on one scale of colours:
+
+# %%
+K = np.kron(A, G)
+top = np.abs(K).max()
+frames, captions = [], []
+for k in range(n * n):
+    i, j = k % n, k // n                                        # down the columns of blocks
+    shown = np.where(np.arange(n * n) <= k, R, np.nan)          # the columns of R filled so far
+    assert np.array_equal(shown[:, k], kronecker.vec(K[i * m:(i + 1) * m, j * m:(j + 1) * m]))
+    with plotting.style():
+        figure = Figure(figsize=(7.6, 4.4), layout="constrained", dpi=80)
+        left, right = figure.subplots(1, 2, width_ratios=(4, 3))
+        for axes, M in ((left, K), (right, shown)):
+            image = axes.imshow(M, cmap="RdBu_r", vmin=-top, vmax=top)
+            axes.grid(False)
+        left.set(title="A kron G, 12 x 12", xticks=np.arange(-0.5, 12, m), yticks=np.arange(-0.5, 12, m))
+        left.tick_params(labelbottom=False, labelleft=False, length=0)
+        left.grid(True, color="black", alpha=1)
+        left.add_patch(Rectangle((j * m - 0.5, i * m - 0.5), m, m, fill=False, linewidth=4))
+        right.set(title="R, 16 x 9", xlabel="column", xticks=range(n * n), yticks=[])
+        right.add_patch(Rectangle((k - 0.5, -0.5), 1, m * m, fill=False, linewidth=4))
+        figure.colorbar(image, ax=right, label="entry")
+    frames.append(figure)
+    captions.append(f"Block ({i}, {j}) of A kron G is {A[i, j]:.2f} G. Its columns, stacked, are column {k} of R.")
+plotting.Player(frames, captions, "The rearrangement of a Kronecker product, block by block")
+
+# %% [markdown]
+# So the Kronecker product nearest to *any* matrix B (in the sum of squared differences, the Frobenius norm) is the
+# nearest matrix of rank one to R(B): the largest singular value with its two singular vectors. The other singular
+# values are the error that no Kronecker product can remove. This returns in tutorial 6, where B is a block of the
+# Fisher and the error is a covariance.
 
 # %%
 B = np.kron(positive(n), positive(m)) + np.kron(positive(n), positive(m))       # a sum of two: rank two
@@ -171,9 +208,10 @@ assert singular[2] < 1e-12 * singular[0]
 # %% [markdown]
 # ## In practice
 #
-# `kr.curvature.BlockDiagonal(factors, damping).solve(gradient)` does this for every layer of a network. Where your
-# own K-FAC multiplies out a Kronecker product at all, `kfac-ref check` compares it: the quantity is called
-# `kfac_block`.
+# `kr.curvature.BlockDiagonal(factors, damping).solve(gradient)` does this for every layer of a network; what factors
+# and damping are, tutorials 6 and 8 say. Where your own K-FAC multiplies out a Kronecker product at all, `kfac-ref
+# check` compares it: the quantity is called `kfac_block`. Here on `v`, a published test vector: a small network, its
+# data, and all right values for it.
 
 # %%
 v = oracle.vector("categorical-tanh")

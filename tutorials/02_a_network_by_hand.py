@@ -12,8 +12,9 @@
 # **What you will do.** Write the forward and the backward pass of a two-layer network in eight lines, check them in
 # two ways, and differentiate the output in a direction of the weights.
 #
-# **What you will learn.** That the gradient of one example is an outer product `g a^T`, which is where A and G come
-# from; what `g` is, exactly; and that J V and J^T u cost no more than a backward pass.
+# **What you will learn.** That the gradient of one example is an outer product `g a^T`, which is where K-FAC's A and
+# G come from; what `g` is, exactly; and that multiplying with the Jacobian of the network, from either side, costs no
+# more than a pass or two through it.
 #
 # **What you need.** The chain rule, tutorial 1.
 
@@ -21,18 +22,22 @@
 import numpy as np
 
 import kfac_ref as kr
-from kfac_ref import oracle
+from kfac_ref import oracle, plotting
 
 rng = np.random.default_rng(0)
 
 # %% [markdown]
 # ## Forward
 #
-# Examples are **rows**. Each layer appends a one to its input, so that the bias is the last column of its weights:
+# Examples are **rows**: x is (N, 2), N examples of two inputs. Each layer appends a one to its input `a`, so that
+# the bias is the last column of its weights W; phi is the nonlinearity, here tanh, and `s` the *pre-activation*,
+# what goes into it:
 #
 # $$ \bar a_i = [a_i, 1], \qquad s_i = \bar a_i W_i^T, \qquad a_{i+1} = \phi(s_i) $$
 #
-# The last layer has no nonlinearity: its output z are the natural parameters of a likelihood (logits, means).
+# The last layer has no nonlinearity. Its output z holds the *natural parameters* of a likelihood, that is,
+# the numbers that the probability of a target is made from: the logits of the five classes here, or the
+# mean of a Gaussian.
 
 # %%
 N, sizes = 7, (2, 3, 5)
@@ -64,7 +69,8 @@ print("z:", z.shape)
 #
 # $$ g_1 = \partial L / \partial z, \qquad g_0 = (g_1 W_1[:, :-1]) \odot \phi'(s_0) $$
 #
-# For the softmax with cross-entropy, the gradient with respect to z is `p - onehot(y)`.
+# (The circled dot multiplies entry by entry; `[:, :-1]` leaves the bias column out.) For the softmax with
+# cross-entropy, the gradient with respect to z is `p - onehot(y)`: the predicted probabilities, less 1 at the label.
 
 # %%
 def softmax(z):
@@ -88,7 +94,7 @@ g_0, g_1 = backward(W, s_0, dz)
 # $$ \partial L_n / \partial W_i = g_i^{(n)}\, \bar a_i^{(n)\,T} $$
 #
 # The mean over the examples is therefore one matrix product. Remember this line: the Fisher matrix is made of squares
-# of these outer products, and A and G are the two halves of them.
+# of these outer products, and K-FAC's A and G are the two halves of them, A of a_bar and G of g.
 
 # %%
 one = np.outer(g_0[2], a_bar_0[2])                              # of example 2, in layer 0
@@ -98,8 +104,9 @@ assert np.allclose(grad[0], np.mean([np.outer(g_0[n], a_bar_0[n]) for n in range
 # %% [markdown]
 # ## Check 1: differences
 #
-# Move along a direction V and compare the slope. Central differences are good to about ten digits, not to sixteen:
-# with a step h the error is h^2 from the cubic term and 1e-16/h from rounding, so h = 1e-5 is near the best.
+# Move the weights a little along a direction V and compare the slope. *Central differences* take the difference of
+# the loss on both sides over 2h, h being the step. They are good to about ten digits, not to sixteen: the error is
+# about h^2 from the cubic term, and about 1e-16 / h from rounding, so that h between 1e-5 and 1e-6 is best.
 
 # %%
 def loss(W):
@@ -109,18 +116,31 @@ def loss(W):
 
 V = [rng.standard_normal(w.shape) for w in W]
 slope = sum(np.vdot(g, v) for g, v in zip(grad, V, strict=True))
-print("   step     error of the difference")
-for h in (1e-2, 1e-5, 1e-9):
+steps, errors = 10.0 ** np.arange(-1, -13, -1), []
+for h in steps:
     difference = (loss([w + h * v for w, v in zip(W, V, strict=True)]) -
                   loss([w - h * v for w, v in zip(W, V, strict=True)])) / (2 * h)
-    print(f"{h:8.0e} {abs(difference - slope) / abs(slope):10.0e}")
-    assert h != 1e-5 or abs(difference - slope) < 1e-8 * abs(slope)
+    errors.append(abs(difference - slope) / abs(slope))
+best = steps[np.argmin(errors)]
+print(f"best step {best:.0e}: relative error {min(errors):.0e}")
+assert min(errors) < 1e-8
+assert 1e-7 < best < 1e-3
+assert np.isclose(errors[0] / errors[2], 1e4, rtol=0.2)         # a step 100 times smaller: h^2 says 10^4
+
+# %%
+figure = plotting.lines(steps, {"central difference": errors, "a multiple of h^2": errors[1] * (steps / steps[1])**2,
+                                "1e-16 / h": 1e-16 / steps}, "step h", "relative error of the slope", "")
+figure.axes[0].set(ylim=(1e-13, 1))
+plotting.Picture(figure, "Error of the central difference against its step, both logarithmic: it falls like h^2 to "
+                 f"{min(errors):.0e} at h = {best:.0e}, then rises like 1e-16 / h to {errors[-1]:.0e} at h = 1e-12.")
 
 # %% [markdown]
 # ## The R-operator: differentiating forwards
 #
-# The change of the output when the weights move along V, `J V`, is another forward pass, with the product rule in
-# each line. It costs as much as two forward passes, and needs no backward pass at all:
+# Let J be the Jacobian of the network, the derivative of the outputs z with respect to all weights. It is never
+# formed: the change of the output when the weights move along V, `J V`, is another forward pass, with the product
+# rule in each line (Pearlmutter calls it the R-operator). It costs as much as two forward passes, and needs no
+# backward pass at all:
 
 # %%
 def tangent(W, V, a_bar_0, s_0, a_bar_1):
@@ -138,11 +158,13 @@ assert np.allclose(Jv, numeric, rtol=1e-7, atol=1e-7)
 # %% [markdown]
 # ## Check 2: adjoints
 #
-# `J V` (forwards) and `J^T u` (backwards) are made of different lines of code, and must satisfy
+# The backward pass multiplies with the other side, `J^T u`: the gradient when u is sent back from the output. J V and
+# J^T u are made of different lines of code, and must satisfy
 #
 # $$ \langle u, J V \rangle = \langle J^T u, V \rangle $$
 #
-# for every u and V, to **all** digits. No step size, no doubt: the best test there is of a backward pass.
+# for every u and V, to **all** digits. (Two maps with this property are called adjoint.) No step size, no doubt: it
+# is the best test there is of a backward pass, given a right forward one.
 
 # %%
 u = rng.standard_normal(z.shape)
@@ -154,9 +176,9 @@ assert abs(left - right) < 1e-12 * abs(left)
 # %% [markdown]
 # ### Confusion box: the gradient after the nonlinearity
 #
-# `g` belongs to the pre-activation s. A hook on the nonlinearity's output gives the gradient *before* the slope
-# phi'(s) is multiplied in. The wrong code leaves the slope out; what comes out of it is too large wherever tanh is
-# flat:
+# `g` belongs to the pre-activation s. Frameworks let you read the gradient of any tensor (by a "hook"); read at the
+# *output* of the nonlinearity, the slope phi'(s) is not yet multiplied in. The wrong code leaves it out; what comes
+# out is too large wherever tanh is flat:
 
 # %%
 after = g_1 @ W[1][:, :-1]                                      # no slope

@@ -12,8 +12,8 @@
 # **What you will do.** Build three curvature matrices of the same small network, entry by entry, and compare them.
 #
 # **What you will learn.** That the generalized Gauss-Newton matrix and the Fisher are the same matrix (for
-# likelihoods in natural parameters), that the Hessian is not, when the three agree, and where the 1/2 of the squared
-# loss goes.
+# likelihoods in natural parameters), that the Hessian is not, when the three agree, and where the 1/2 of the
+# squared loss goes.
 #
 # **What you need.** Tutorial 2; what a second derivative and a covariance are.
 

@@ -132,9 +132,9 @@ for distance in (3.0, 1.0, 0.3):
 assert ratios[1] > 3                                             # far too long, the nearer the longer
 
 # %% [markdown]
-# The natural gradient arrives in one step from anywhere. The empirical one is too short far away, where the residuals
-# are large, and too long nearby, where they are small. Multiply the residuals by c and it changes by 1/c^2; F does
-# not change.
+# The natural gradient arrives in one step from anywhere. The empirical one is too short far away, where the
+# residuals are large, and too long nearby, where they are small. Multiply the residuals by c and it changes by
+# 1/c^2; F does not change.
 
 # %%
 here = regression.at([truth[0] + 1.0], X)
@@ -168,14 +168,14 @@ assert report.ok
 # ## Exercises
 #
 # 1. Write the exact G of a Bernoulli output by enumerating bits, and by the root diag(sqrt(p (1 - p))).
-# 2. For a Gaussian, show that y = z + sqrt(C) e_c and y = z - sqrt(C) e_c, each with probability 1/(2C), enumerate F
-#    exactly.
+# 2. For a Gaussian, show that y = z + sqrt(C) e_c and y = z - sqrt(C) e_c, each with probability 1/(2C),
+#    enumerate F exactly.
 # 3. Why is the sampled G of the likeliest target always too small for a confident model?
-# 4. Train a classifier to zero error. What happens to the trace of the empirical G, and what to that of the exact
-#    one?
+# 4. Train a classifier to zero error. What happens to the trace of the empirical G, and what to that
+#    of the exact one?
 #
 # ## Further reading
 #
-# - Kunstner, Balles and Hennig (2019), *Limitations of the empirical Fisher approximation for natural gradient
-#   descent*.
+# - Kunstner, Balles and Hennig (2019), *Limitations of the empirical Fisher approximation for natural
+#   gradient descent*.
 # - Martens and Grosse (2015), section 5. The code: `kfac_ref/factors/expectations.py`.

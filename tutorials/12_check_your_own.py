@@ -47,9 +47,9 @@ problem = oracle.Problem((2, 2, 3), ("tanh",), "categorical", W, X, Y, damping=d
 # %% [markdown]
 # ## K-FAC in lists and loops
 #
-# First the network, for one example. `forward` returns a_bar and s of each layer, `backward` takes dz, the gradient
-# at the output, and returns g of each layer. The word `mistake` is there to break the code later; leave it out of
-# mind.
+# First the network, for one example. `forward` returns a_bar and s of each layer, `backward` takes dz, the
+# gradient at the output, and returns g of each layer. The word `mistake` is there to break the code later;
+# leave it out of mind.
 
 # %%
 def forward(x):
@@ -282,9 +282,9 @@ for dialect in (None, "nngeometry"):
 # %% [markdown]
 # ## In practice
 #
-# Without Python: two JSON files written by hand, and a command. `cli.main` is what `kfac-ref` runs; it returns the
-# exit status, 1 for a difference. These are the files of `docs/check_your_own.md`; its example forgot to divide A by
-# N = 3.
+# Without Python: two JSON files written by hand, and a command. `cli.main` is what `kfac-ref` runs; it returns
+# the exit status, 1 for a difference. These are the files of `docs/check_your_own.md`; its example forgot to
+# divide A by N = 3.
 
 # %%
 arrays = {"weights": [[[1, -1]]], "biases": [[0.5]], "x": [[1, 0], [0, 2], [2, 1]], "y": [[1], [0], [2]]}
@@ -312,8 +312,8 @@ assert "labels in place of the model's targets" in message
 # %% [markdown]
 # ## Exercises
 #
-# 1. Take your own implementation, in any language, and check A, G, gradient and step of this network of five
-#    examples.
+# 1. Take your own implementation, in any language, and check A, G, gradient and step of this network
+#    of five examples.
 # 2. Put two mistakes into `kfac` at once. Does the oracle name the pair? Can one hide the other?
 # 3. Why can the oracle not tell "labels" from right numbers if every p is 1 at its label?
 # 4. Sample the targets instead of summing over the classes, and give `G_sampled`: what does the report say?
