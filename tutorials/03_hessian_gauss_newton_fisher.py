@@ -19,21 +19,29 @@
 
 # %%
 import numpy as np
+from matplotlib.figure import Figure
 
 import kfac_ref as kr
+from kfac_ref import plotting
 
 rng = np.random.default_rng(0)
 
 # %% [markdown]
 # ## Three matrices
 #
-# With the loss of one example L(y, z), its output z(theta), J the derivative of z:
+# theta is the vector of all P weights: vec of each layer's, one after the other. L(y, z) is the loss of one example
+# with target y, -log p(y | z); z(theta) is the output for it, and J = dz/dtheta its Jacobian, (C, P). E is the mean
+# over the N examples, and where targets are drawn the expectation over them too. Then
 #
 # - **Hessian** H = E[d^2 L / d theta^2], at the labels of the data;
-# - **Gauss-Newton** J^T H_L J, where H_L is the Hessian of L with respect to z alone: the network is linearized;
-# - **Fisher** F = E[(D theta)(D theta)^T], D theta the gradient at a target **drawn from the model itself**.
+# - **Gauss-Newton** GN = E[J^T H_L J], where H_L is the Hessian of L with respect to z alone: the
+#   network is linearized;
+# - **Fisher** F = E[(D theta)(D theta)^T], at targets **drawn from the model itself**. D v is short for dL/dv, the
+#   gradient with respect to v of one example's loss.
 #
-# The package has the Hessian and the Fisher. Gauss-Newton we write ourselves: J by columns, with the R-operator.
+# The package has the Hessian and the Fisher. Gauss-Newton we write ourselves, column by column of J: column p
+# is J e_p, one R-pass (the `tangent` of tutorial 2) along the p-th axis of theta. `model.at(weights, x)`
+# holds a forward pass.
 
 # %%
 def jacobian(at):
@@ -45,7 +53,7 @@ def jacobian(at):
 
 def gauss_newton(at):
     J, H_L = jacobian(at), at.model.likelihood.fisher(at.z)
-    return np.einsum("nap,nab,nbq->pq", J, H_L, J) / len(at)
+    return np.einsum("nap,nab,nbq->pq", J, H_L, J) / len(at)    # sum over n of J^T H_L J
 
 
 model = kr.Model(kr.MLP((2, 3, 3), "tanh"), kr.Categorical())
@@ -59,12 +67,24 @@ print(f"||H - F|| / ||F|| = {np.linalg.norm(H - F) / np.linalg.norm(F):.2f}")
 assert np.allclose(F, GN, rtol=1e-12, atol=1e-12 * np.abs(F).max())
 assert np.linalg.norm(H - F) > 0.1 * np.linalg.norm(F)
 
+# %%
+sizes = [W.size for W in weights]
+figure = plotting.matrix_rows({"21 weights": {"|Hessian|": H, "|Gauss-Newton|": GN, "|Fisher|": F, "|H - F|": H - F}},
+                              sizes, "Absolute values on one scale, the two layers marked.", decades=3)
+last = slice(sizes[0], None)
+assert np.allclose(H[last, last], F[last, last], rtol=1e-12, atol=1e-12)    # z is linear in its weights
+plotting.Picture(figure, "Absolute entries of the Hessian, Gauss-Newton, the Fisher, and Hessian minus Fisher. The "
+                 "second and the third look the same. The first differs from them by "
+                 f"{100 * np.linalg.norm(H - F) / np.linalg.norm(F):.0f}% of the Fisher in norm, in all blocks but "
+                 "that of the last layer with itself.")
+
 # %% [markdown]
 # ## Why F is Gauss-Newton
 #
-# D theta = J^T D z, so F = E[J^T E_y[D z D z^T] J]. The inner expectation is F_R, the Fisher of the likelihood alone,
-# and for natural parameters (logits of a softmax, mean of a Gaussian, logit of a bit) it equals the Hessian of -log p
-# in z: the second derivative does not depend on y at all. Check it on one example by enumerating the classes:
+# By the chain rule D theta = J^T D z, so F = E[J^T E_y[D z D z^T] J]. The inner expectation, over y alone, is F_R,
+# the Fisher of the likelihood by itself. For natural parameters (logits of a softmax, mean of a Gaussian, logit of a
+# bit) it equals H_L, the Hessian of -log p in z: that does not depend on y at all. Check it on one example by
+# enumerating the classes:
 
 # %%
 z = at.z[:1]
@@ -79,13 +99,28 @@ assert np.allclose(model.likelihood.fisher(z)[0], hessian_of_nll)
 #
 # $$ H = F + \frac1N \sum_n \sum_c \frac{\partial L_n}{\partial z_c}\, \nabla^2 z_c $$
 #
-# The second term is the curvature of the network, weighted by how wrong it is. It has no sign: H can be indefinite,
-# while F never is. That is why one divides by F and not by H.
+# The second term is the curvature of the network, weighted by how wrong it is: dL/dz_c is the residual of output c.
+# It has no sign: H can be indefinite (have negative eigenvalues, along which the quadratic model has no minimum),
+# while F, a mean of squares, never is. That is why one divides by F and not by H.
 
 # %%
-print("smallest eigenvalue of H:", np.linalg.eigvalsh(H)[0].round(3), "  of F:", np.linalg.eigvalsh(F)[0].round(12))
+print("smallest eigenvalue of H:", np.linalg.eigvalsh(H)[0].round(3), "  of F:", np.linalg.eigvalsh(F)[0].round(12) + 0)
 assert np.linalg.eigvalsh(H)[0] < -1e-3
 assert np.linalg.eigvalsh(F)[0] > -1e-12
+
+# %%
+with plotting.style():
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, M, k in (("Hessian", H, 0), ("Fisher", F, 1)):
+        axes.plot(range(1, len(M) + 1), np.linalg.eigvalsh(M)[::-1], plotting.MARKERS[k], color=plotting.COLOURS[k],
+                  label=name)
+    axes.axhline(0, color="black", linewidth=1)
+    axes.set(xlabel="eigenvalues, the largest first", ylabel="eigenvalue", xticks=[1, 5, 10, 15, 21])
+    axes.legend()
+below = int((np.linalg.eigvalsh(H) < -1e-12).sum())
+plotting.Picture(figure, f"The eigenvalues of the Hessian and of the Fisher. {below} of the Hessian's {len(H)} are "
+                 f"below zero, down to {np.linalg.eigvalsh(H)[0]:.2f}; none of the Fisher's is.")
 
 # %% [markdown]
 # ## When they agree
@@ -107,8 +142,9 @@ here = linear.at([rng.standard_normal((3, 3))], x)
 assert np.allclose(kr.hessian.hessian(here, y), kr.exact_fisher(here), rtol=1e-10, atol=1e-12)
 
 # %% [markdown]
-# 3. On the average over targets of the model itself, for **every** network: E over y of dL/dz is zero. Average the
-#    Hessians over all three classes with their probabilities, example by example:
+# 3. On the average over targets of the model itself, for **every** network, since there the mean of dL/dz is zero:
+#    sum_c p_c (p - e_c) = p - p, with e_c the one-hot vector of class c. Average the Hessians over all three classes
+#    with their probabilities, example by example:
 
 # %%
 mean_H = np.zeros_like(F)
@@ -120,8 +156,8 @@ assert np.allclose(mean_H, F, rtol=1e-10, atol=1e-12)
 print(f"E over the model's targets of H equals F to {np.abs(mean_H - F).max():.0e}")
 
 # %% [markdown]
-# 4. A network of relus has no curvature of its own inside its linear pieces, so the *diagonal* blocks agree. The
-#    blocks between layers do not: z is bilinear in two layers.
+# 4. A network of relus is piecewise linear in the weights of any one layer, so the *diagonal* blocks (one layer with
+#    itself) agree. The blocks between layers do not: z holds products of weights of two layers.
 
 # %%
 relu = kr.Model(kr.MLP((2, 4, 3), "relu"), kr.Categorical())

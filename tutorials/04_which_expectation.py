@@ -20,9 +20,10 @@
 
 # %%
 import numpy as np
+from matplotlib.figure import Figure
 
 import kfac_ref as kr
-from kfac_ref import oracle
+from kfac_ref import oracle, plotting
 
 rng = np.random.default_rng(0)
 model = kr.Model(kr.MLP((2, 4, 3), "tanh"), kr.Categorical())
@@ -34,8 +35,9 @@ p = np.exp(at.z) / np.exp(at.z).sum(axis=1, keepdims=True)
 # %% [markdown]
 # ## One backward pass, four targets
 #
-# The Fisher is an expectation over the model's own prediction, F = E_x E_{y ~ p(.|x)}[D theta D theta^T]. The
-# backward pass is the same for all targets; only what is sent back differs:
+# The Fisher is an expectation over the model's own prediction p, F = E_x E_{y ~ p(.|x)}[D theta D theta^T]: the mean
+# over the inputs of the data, and for each of them over targets y that the model itself finds likely. G is the same
+# expectation of g g^T alone. The backward pass is the same for all targets; only what is sent back differs:
 #
 # | name | what is sent back |
 # |---|---|
@@ -68,9 +70,12 @@ assert np.allclose(empirical, kr.empirical_factors(at, y).G[-1])
 # %% [markdown]
 # ## The exact one without enumeration
 #
-# Enumerating the classes costs C backward passes, and is impossible for a Gaussian. A root of F_R does it in closed
-# form: with columns b_k such that sum_k b_k b_k^T = F_R, send the b_k back. For the softmax, the root is diag(sqrt
-# p) - p sqrt(p)^T.
+# Enumerating the classes costs C backward passes, and is impossible for a Gaussian, which has a continuum of targets.
+# A root of F_R does it in closed form: find columns b_k with sum_k b_k b_k^T = F_R, the Fisher of the likelihood of
+# tutorial 3, and send the b_k back one by one. For the softmax, column k of such a root is sqrt(p_k) (e_k - p), e_k
+# being the one-hot vector of class k. Written as a matrix:
+#
+# $$ \mathrm{diag}(\sqrt p) - p \sqrt p^{\,T} $$
 
 # %%
 root = np.einsum("nc,cd->ncd", np.sqrt(p), np.eye(3)) - p[:, :, None] * np.sqrt(p)[:, None, :]
@@ -94,50 +99,98 @@ assert np.linalg.norm(wrong - exact) > 0.01 * np.linalg.norm(exact)
 # ## Sampling: how many targets?
 #
 # The error falls with the root of the number of samples. One target for each case is what the paper uses: there are
-# many cases, and the running average sees many batches.
+# many cases, and a running average over the steps of the training (tutorial 9) sees many batches.
 
 # %%
-print("samples   error of G (mean of 40 tries)")
-errors = []
-for M in (1, 4, 16, 64):
-    tries = [kr.sampled_factors(at, at.sample(rng, M)).G[-1] for _ in range(40)]
-    errors.append(np.mean([np.linalg.norm(G - exact) for G in tries]) / np.linalg.norm(exact))
-    print(f"{M:7} {errors[-1]:10.3f}")
-slope = np.polyfit(np.log([1, 4, 16, 64]), np.log(errors), 1)[0]
+counts = np.array([1, 4, 16, 64])
+tries = np.array([[np.linalg.norm(kr.sampled_factors(at, at.sample(rng, M)).G[-1] - exact) for _ in range(40)]
+                  for M in counts]) / np.linalg.norm(exact)
+errors = tries.mean(axis=1)
+for M, error in zip(counts, errors, strict=True):
+    print(f"{M:3} samples: G is off by {error:.3f} (mean of 40 tries)")
+slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
 print(f"slope {slope:.2f}; the law says -1/2")
 assert -0.6 < slope < -0.4
+
+# %%
+figure = plotting.side_by_side([plotting.Panel(
+    "40 tries: median and range", "targets drawn for each case", "relative error of the last G",
+    {"sampled": (counts, tries.T), "slope -1/2": (counts, errors[0] / np.sqrt(counts))})], "")
+figure.axes[0].set_xticks(counts, counts)
+figure.axes[0].minorticks_off()
+plotting.Picture(figure, "Error of the sampled G of the last layer against the number of targets for each case, both "
+                 f"logarithmic: from {errors[0]:.2f} with one target to {errors[-1]:.3f} with 64 in the mean, along a "
+                 f"line of slope {slope:.2f}.")
 
 # %% [markdown]
 # ## Why not the labels?
 #
 # The gradients at the labels are small where the model fits and large where it does not. Their squares measure the
 # *noise of the gradient*, not the curvature. On linear regression everything can be seen: F = mean of x x^T, whatever
-# the labels; the empirical matrix is the mean of r^2 x x^T, with the residuals r.
+# the labels; the empirical matrix is the mean of r^2 x x^T, with the residuals r = z - y. Fit a line to noisy points;
+# its two parameters are its slope and its bias:
 
 # %%
-regression = kr.Model(kr.MLP((2, 1)), kr.Gaussian())
-X = rng.standard_normal((200, 2)) * [1.0, 0.2]
-truth = [np.array([[1.0, -2.0, 0.5]])]
-Y = regression.at(truth, X).z + 0.1 * rng.standard_normal((200, 1))
-print("distance from the minimum   |step of F|/|ideal|   |step of empirical F|/|ideal|")
-for distance in (3.0, 1.0, 0.3):
-    W = [truth[0] + distance * np.array([[0.5, 0.5, 0.5]])]
-    here = regression.at(W, X)
+regression = kr.Model(kr.MLP((1, 1)), kr.Gaussian())
+X = 1 + rng.standard_normal((200, 1))
+Y = 2 * X - 1 + 0.2 * rng.standard_normal((200, 1))
+optimum = np.linalg.lstsq(np.column_stack([X, np.ones(200)]), Y, rcond=None)[0].ravel()
+
+
+def steps(theta):
+    """Return the gradient's step and those of F and of the empirical Fisher, and the way to the optimum."""
+    here = regression.at([theta[None]], X)
     gradient = kr.params.flatten(here.gradient(Y))
-    best = np.linalg.lstsq(here.a_bar[0], Y, rcond=None)[0].ravel() - kr.params.flatten(W)
-    F, E = kr.exact_fisher(here), kr.empirical_fisher(here, Y)
-    ratios = [np.linalg.norm(np.linalg.solve(C, gradient)) / np.linalg.norm(best) for C in (F, E)]
-    print(f"{distance:24} {ratios[0]:22.2f} {ratios[1]:26.2f}")
-    assert np.isclose(ratios[0], 1)                              # Newton's step: there in one
+    natural, empirical = (-np.linalg.solve(M, gradient) for M in (kr.exact_fisher(here), kr.empirical_fisher(here, Y)))
+    return -gradient, natural, empirical, optimum - theta
+
+
+print("distance   |natural step| / |ideal|   |empirical step| / |ideal|")
+for distance in (3.0, 1.0, 0.3, 0.1):
+    _, natural, empirical, ideal = steps(optimum + distance * np.array([0.6, 0.8]))
+    ratios = [np.linalg.norm(step) / np.linalg.norm(ideal) for step in (natural, empirical)]
+    print(f"{distance:8} {ratios[0]:26.2f} {ratios[1]:28.2f}")
+    assert np.allclose(natural, ideal)                           # Newton's step: there in one
 assert ratios[1] > 3                                             # far too long, the nearer the longer
 
 # %% [markdown]
-# The natural gradient arrives in one step from anywhere. The empirical one is too short far away, where the
-# residuals are large, and too long nearby, where they are small. Multiply the residuals by c and it changes by
-# 1/c^2; F does not change.
+# Where do the steps point? Here from 48 points around the optimum, over the contours of the loss, all
+# arrows of one length:
 
 # %%
-here = regression.at([truth[0] + 1.0], X)
+axis = np.linspace(-1.5, 1.5, 7)
+grid = np.array([optimum + np.array((u, v)) for u in axis for v in axis if (u, v) != (0, 0)])
+ways = np.array([steps(theta) for theta in grid])                # (48, 4, 2)
+ways /= np.linalg.norm(ways, axis=2, keepdims=True)
+degrees = np.degrees(np.arccos(np.clip(np.einsum("pkd,pd->kp", ways[:, :3], ways[:, 3]), -1, 1))).mean(axis=1)
+fine = np.linspace(-1.9, 1.9, 60)
+U = np.column_stack([X, np.ones(200)])
+H = U.T @ U / 200                                                # F, for any labels
+height = [[np.array([u, v]) @ H @ np.array([u, v]) / 2 for u in fine] for v in fine]
+titles = ("gradient", "natural gradient", "by the empirical Fisher")
+with plotting.style():
+    figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=110)
+    for k, axes in enumerate(figure.subplots(1, 3, sharey=True)):
+        axes.contour(optimum[0] + fine, optimum[1] + fine, height, levels=8, colors="gray", linewidths=0.6)
+        axes.quiver(*grid.T, *ways[:, k].T, color=plotting.COLOURS[k], scale=14, width=0.008)
+        axes.plot(*optimum, "k*", markersize=11)
+        axes.set(title=f"{titles[k]}: {degrees[k]:.0f} degrees off", xlabel="slope", aspect="equal")
+        axes.grid(False)
+    figure.axes[0].set_ylabel("bias")
+assert degrees[1] < 1e-3
+assert degrees[2] > degrees[0]
+plotting.Picture(figure, "Directions of three steps from 48 points around the optimum of a line fit, over the loss's "
+                 f"contours. Mean angle to the straight way there: gradient {degrees[0]:.0f} degrees, natural gradient "
+                 f"{degrees[1]:.0f}, empirical Fisher {degrees[2]:.0f}.")
+
+# %% [markdown]
+# The natural gradient arrives in one step from anywhere. The empirical one is too short far away, where the residuals
+# are large, and too long nearby, where they are small; and it is turned, here further off the way than the plain
+# gradient. Multiply the residuals by c and the empirical matrix is c^2 times as large, so that its step (whose
+# gradient has c in it) changes by 1/c; F does not change at all.
+
+# %%
+here = regression.at([optimum[None] + 1.0], X)
 targets = here.z + 3 * (Y - here.z)                              # residuals three times as large
 assert np.allclose(kr.empirical_fisher(here, targets), 9 * kr.empirical_fisher(here, Y))
 
