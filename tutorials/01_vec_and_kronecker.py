@@ -12,14 +12,14 @@
 # **What you will do.** Write a linear map on matrices as one big matrix, see that it is a Kronecker product, and
 # solve with it without ever forming it.
 #
-# **What you will learn.** The two vec conventions and why half of all K-FAC bugs live there; why `G^-1 V A^-1` is the
-# whole trick of K-FAC; what it costs; and how to find the Kronecker product nearest to any matrix.
+# **What you will learn.** The two vec conventions and how one mixes them up; why `G^-1 V A^-1` is the whole trick of
+# K-FAC; what it costs; and how to find the Kronecker product nearest to any matrix.
 #
 # **What you need.** Matrix products, inverses, the singular value decomposition. No calculus.
 #
-# K-FAC divides a gradient by a large matrix, the Fisher matrix, which tutorial 3 defines. For now it is any
-# large matrix that has one row for each weight of a layer. K-FAC takes a Kronecker product of two small
-# matrices, A and G, for it.
+# K-FAC divides a gradient by a large matrix, the Fisher matrix, which tutorial 3 defines. For now it is any large
+# matrix that has one row for each weight of a layer. K-FAC takes a Kronecker product of two small matrices, A and
+# G, for it.
 
 # %%
 import time

@@ -29,15 +29,15 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## Forward
 #
-# Examples are **rows**: x is (N, 2), N examples of two inputs. Each layer appends a one to its input `a`, so that
-# the bias is the last column of its weights W; phi is the nonlinearity, here tanh, and `s` the *pre-activation*,
-# what goes into it:
+# Examples are **rows**: x is (N, 2), N examples of two inputs. Each layer appends a one to its input `a`, so that the
+# bias is the last column of its weights W; phi is the nonlinearity, here tanh, and `s` the *pre-activation*, what
+# goes into it:
 #
 # $$ \bar a_i = [a_i, 1], \qquad s_i = \bar a_i W_i^T, \qquad a_{i+1} = \phi(s_i) $$
 #
 # The last layer has no nonlinearity. Its output z holds the *natural parameters* of a likelihood, that is,
-# the numbers that the probability of a target is made from: the logits of the five classes here, or the
-# mean of a Gaussian.
+# the numbers that the probability of a target is made from: the logits of the five classes here, or the mean
+# of a Gaussian.
 
 # %%
 N, sizes = 7, (2, 3, 5)

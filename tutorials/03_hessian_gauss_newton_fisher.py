@@ -12,8 +12,8 @@
 # **What you will do.** Build three curvature matrices of the same small network, entry by entry, and compare them.
 #
 # **What you will learn.** That the generalized Gauss-Newton matrix and the Fisher are the same matrix (for
-# likelihoods in natural parameters), that the Hessian is not, when the three agree, and where the 1/2 of the
-# squared loss goes.
+# likelihoods in natural parameters), that the Hessian is not, when the three agree, and where the 1/2 of the squared
+# loss goes.
 #
 # **What you need.** Tutorial 2; what a second derivative and a covariance are.
 
@@ -34,14 +34,14 @@ rng = np.random.default_rng(0)
 # over the N examples, and where targets are drawn the expectation over them too. Then
 #
 # - **Hessian** H = E[d^2 L / d theta^2], at the labels of the data;
-# - **Gauss-Newton** GN = E[J^T H_L J], where H_L is the Hessian of L with respect to z alone: the
-#   network is linearized;
+# - **Gauss-Newton** GN = E[J^T H_L J], where H_L is the Hessian of L with respect to z alone: the network is
+#   linearized;
 # - **Fisher** F = E[(D theta)(D theta)^T], at targets **drawn from the model itself**. D v is short for dL/dv, the
 #   gradient with respect to v of one example's loss.
 #
-# The package has the Hessian and the Fisher. Gauss-Newton we write ourselves, column by column of J: column p
-# is J e_p, one R-pass (the `tangent` of tutorial 2) along the p-th axis of theta. `model.at(weights, x)`
-# holds a forward pass.
+# The package has the Hessian and the Fisher. Gauss-Newton we write ourselves, column by column of J: column p is
+# J e_p, one R-pass (the `tangent` of tutorial 2) along the p-th axis of theta. `model.at(weights, x)` holds a
+# forward pass.
 
 # %%
 def jacobian(at):

@@ -154,8 +154,8 @@ for distance in (3.0, 1.0, 0.3, 0.1):
 assert ratios[1] > 3                                             # far too long, the nearer the longer
 
 # %% [markdown]
-# Where do the steps point? Here from 48 points around the optimum, over the contours of the loss, all
-# arrows of one length:
+# Where do the steps point? Here from 48 points around the optimum, over the contours of the loss, all arrows of
+# one length:
 
 # %%
 axis = np.linspace(-1.5, 1.5, 7)
@@ -221,11 +221,11 @@ assert report.ok
 # ## Exercises
 #
 # 1. Write the exact G of a Bernoulli output by enumerating bits, and by the root diag(sqrt(p (1 - p))).
-# 2. For a Gaussian, show that y = z + sqrt(C) e_c and y = z - sqrt(C) e_c, each with probability 1/(2C),
-#    enumerate F exactly.
+# 2. For a Gaussian, show that y = z + sqrt(C) e_c and y = z - sqrt(C) e_c, each with probability 1/(2C), enumerate
+#    F exactly.
 # 3. Why is the sampled G of the likeliest target always too small for a confident model?
-# 4. Train a classifier to zero error. What happens to the trace of the empirical G, and what to that
-#    of the exact one?
+# 4. Train a classifier to zero error. What happens to the trace of the empirical G, and what to that of the
+#    exact one?
 #
 # ## Further reading
 #

@@ -16,8 +16,8 @@
 # nearer to the Fisher than A kron G; that a small error of the matrix does not make a good step; and where K-FAC's
 # own error comes from, part by part.
 #
-# **What you need.** Tutorials 1 (rearrangement), 4 (root of F_R), 5 (natural gradient), 6 (A kron G), 7
-# and 8 (damping).
+# **What you need.** Tutorials 1 (rearrangement), 4 (root of F_R), 5 (natural gradient), 6 (A kron G), 7 and 8
+# (damping).
 
 # %%
 import json
@@ -92,8 +92,8 @@ assert np.allclose(S, kr.curvature.EKFAC(at).scales[1], atol=1e-12)
 # %% [markdown]
 # ### Confusion box: products of eigenvalues
 #
-# The wrong code takes EKFAC's scales to be the products of the eigenvalues. That is A kron G again,
-# whatever its name:
+# The wrong code takes EKFAC's scales to be the products of the eigenvalues. That is A kron G again, whatever its
+# name:
 
 # %%
 wrong = Q @ np.diag(np.kron(np.linalg.eigvalsh(A), np.linalg.eigvalsh(G))) @ Q.T
@@ -114,6 +114,8 @@ G_2 = model.likelihood.fisher(at.z).mean(axis=0)                # of the last la
 slopes, W_2 = (at.s[1] > 0).astype(float), state.weights[2][:, :-1]
 G_kfra = (W_2.T @ G_2 @ W_2) * (slopes.T @ slopes / N)
 found["KFRA"] = np.kron(A, G_kfra)
+foof = kr.curvature.InputOnly(kr.exact_factors(at)).dense()[layer_1, layer_1]
+assert np.allclose(found["FOOF"], foof, atol=1e-12)
 assert np.allclose(G_kfra, kr.factors.kfra_factors(at).G[1], atol=1e-12)
 
 # %% [markdown]
@@ -124,8 +126,8 @@ assert np.allclose(G_kfra, kr.factors.kfra_factors(at).G[1], atol=1e-12)
 # both.* (Shampoo itself sums over steps, and D is a batch's mean gradient; we compare the structure.) Without the
 # roots, and divided by the trace, it is TKFAC once more.
 #
-# **Nearest.** *The best Kronecker product there is*: the leading singular triple of the rearranged
-# block (tutorial 1).
+# **Nearest.** *The best Kronecker product there is*: the leading singular triple of the rearranged block
+# (tutorial 1).
 
 # %%
 a_squared, g_squared = np.square(a).sum(axis=1), np.square(g).sum(axis=(0, 2))          # (N,): squared lengths
@@ -143,9 +145,9 @@ assert np.allclose(found["TKFAC"], np.kron(R, L) / np.trace(L), atol=1e-12)
 assert np.allclose(found["Shampoo"], np.kron(shampoo.A[1], shampoo.G[1]), atol=1e-9)
 
 # %% [markdown]
-# Two orders are theorems: no Kronecker product beats the nearest, and EKFAC is at least as near as A kron G.
-# And three of them have the trace of the exact block: the diagonal, EKFAC and TKFAC. All else could be
-# otherwise elsewhere.
+# Two orders are theorems: no Kronecker product beats the nearest, and EKFAC is at least as near as A kron G. And
+# three of them have the trace of the exact block: the diagonal, EKFAC and TKFAC. All else could be otherwise
+# elsewhere.
 
 # %%
 print("block of layer 1    off by   trace over the exact one")
@@ -163,9 +165,9 @@ assert all(np.isclose(np.trace(found[name]), np.trace(block)) for name in ("diag
 #
 # $$ M(\delta) = h + \nabla h^T \delta + \tfrac12\, \delta^T (F + d\, I)\, \delta $$
 #
-# What counts is the decrease of M by the best multiple of the step (K-FAC's rescaling, tutorials 8 and 9),
-# in per cent of what the natural gradient gives, and the angle to the latter. Each approximation chooses its
-# own best damping.
+# What counts is the decrease of M by the best multiple of the step (K-FAC's rescaling, tutorials 8 and 9), in
+# per cent of what the natural gradient gives, and the angle to the latter. Each approximation chooses its own
+# best damping.
 
 # %%
 entries = {e.name: e for e in family.compare(at, y, 1e-3, at.sample(np.random.default_rng(1)))}
@@ -255,8 +257,8 @@ plotting.Picture(figure, "Six matrices, one change a row; relative error, angle 
 #
 # ## In practice
 #
-# The optimizer takes any of them by `structure`. `docs/which_approximation.md` has the whole
-# comparison, and the costs.
+# The optimizer takes any of them by `structure`. `docs/which_approximation.md` has the whole comparison, and
+# the costs.
 
 # %%
 ekfac = kr.optimizers.KFAC(model, structure=kr.curvature.EKFAC)

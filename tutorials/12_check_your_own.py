@@ -12,8 +12,9 @@
 # **What you will do.** Write K-FAC once more, in plain Python with lists and loops, break it in five ways that occur
 # in real code, and let the oracle name what you did.
 #
-# **What you will learn.** That the whole of K-FAC's step fits on a screen; which quantities a mistake shows in; how
-# numbers of another language or framework are checked; what a dialect is; and what to do when nothing explains yours.
+# **What you will learn.** That all of K-FAC's step is about a hundred short lines; which quantities a mistake shows
+# in; how numbers of another language or framework are checked; what a dialect is; and what to do when nothing
+# explains yours.
 #
 # **What you need.** Tutorials 2 (g and a_bar), 4 (which expectation), 6 (A and G) and 8 (damping, pi).
 
@@ -34,8 +35,8 @@ from kfac_ref.testing import assert_kfac_factors
 # %% [markdown]
 # ## A problem of five examples
 #
-# Two inputs, two tanh units, three classes. The bias is the last number of each row of the weights. Take N = 5 and C
-# = 3 on purpose: with N = 4 = 2^2 a factor N and two factors 2 could not be told apart.
+# Two inputs, two tanh units, three classes. The bias is the last number of each row of the weights. N = 5 and C = 3
+# are chosen with care: with N = 4 a factor N and two factors of 2 could not be told apart.
 
 # %%
 W = [[[0.5, -0.3, 0.1], [0.2, 0.8, -0.4]], [[1.0, -0.5, 0.2], [-0.6, 0.9, 0.0], [0.3, 0.4, -0.1]]]
@@ -48,8 +49,8 @@ problem = oracle.Problem((2, 2, 3), ("tanh",), "categorical", W, X, Y, damping=d
 # ## K-FAC in lists and loops
 #
 # First the network, for one example. `forward` returns a_bar and s of each layer, `backward` takes dz, the
-# gradient at the output, and returns g of each layer. The word `mistake` is there to break the code later;
-# leave it out of mind.
+# gradient at the output, and returns g of each layer. Where `mistake` occurs the code will be broken later; for
+# now it is empty.
 
 # %%
 def forward(x):
@@ -114,8 +115,9 @@ def solve(M, B):
 
 
 # %% [markdown]
-# And K-FAC itself. G is an expectation over the model's own prediction, so that each class c is sent back once, with
-# its probability p_c as its weight. The step is -G^-1 V A^-1 with the damped factors and the gradient V.
+# And K-FAC itself, still without NumPy, which is here for the picture and for tensors alone. G is an expectation over
+# the model's own prediction, so that each class c is sent back once, with its probability p_c as its weight. The step
+# is -G^-1 V A^-1 with the damped factors and the gradient V.
 
 # %%
 def kfac(mistake=""):
@@ -152,7 +154,8 @@ assert min(row.digits for row in report.rows) > 13
 # %% [markdown]
 # ## Five mistakes
 #
-# Each of these stands in code that somebody uses. For each one the oracle gets the same seven quantities:
+# All are easily made, and the first two are in libraries that people use (`kfac-ref dialects`). For each one the
+# oracle gets the same seven quantities:
 #
 # | mistake | what the code does |
 # |---|---|
@@ -202,8 +205,8 @@ plotting.Picture(figure, "Right digits of seven quantities for each mistake; all
 # %% [markdown]
 # ### Confusion box: only one number was compared
 #
-# From G alone, N^2 times too small, it cannot be seen what was done: one mistake or two of them may come to the same
-# numbers, and all that do are counted. Give what it is made with, too: A, G, gradient and step together say most.
+# The wrong way is to give G alone. One mistake, or two of them that work together, may come to the same numbers, and
+# all that do are reported. Give what goes with it, too: A, G, gradient and step together say most.
 
 # %%
 few = oracle.check(problem, {"G": kfac("mean loss")["G"]})
@@ -252,8 +255,11 @@ same = oracle.Problem.from_arrays(kernels, X, Y, biases=biases, hidden=["tanh"],
 assert all(np.array_equal(ours, theirs) for ours, theirs in zip(problem.weights, same.weights, strict=True))
 try:
     oracle.Problem.from_arrays(kernels, X, Y, biases=biases, hidden=["tanh"], layout="out,in", bias="separate")
+    message = ""
 except oracle.ProblemError as error:
-    print("with the wrong layout:", error)
+    message = str(error)
+print("with the wrong layout:", message)
+assert "shape" in message
 
 # %% [markdown]
 # A network whose layers are all square would be read without a word: check `z` first. Sums in the place of means are
@@ -312,8 +318,8 @@ assert "labels in place of the model's targets" in message
 # %% [markdown]
 # ## Exercises
 #
-# 1. Take your own implementation, in any language, and check A, G, gradient and step of this network
-#    of five examples.
+# 1. Take your own implementation, in any language, and check A, G, gradient and step of this network of five
+#    examples.
 # 2. Put two mistakes into `kfac` at once. Does the oracle name the pair? Can one hide the other?
 # 3. Why can the oracle not tell "labels" from right numbers if every p is 1 at its label?
 # 4. Sample the targets instead of summing over the classes, and give `G_sampled`: what does the report say?
