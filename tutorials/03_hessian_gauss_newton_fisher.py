@@ -52,7 +52,8 @@ def jacobian(at):
 
 
 def gauss_newton(at):
-    J, H_L = jacobian(at), at.model.likelihood.fisher(at.z)
+    J, p = jacobian(at), np.exp(at.z) / np.exp(at.z).sum(axis=1, keepdims=True)
+    H_L = p[:, :, None] * np.eye(p.shape[1]) - p[:, :, None] * p[:, None, :]    # of the cross-entropy: diag(p) - p p^T
     return np.einsum("nap,nab,nbq->pq", J, H_L, J) / len(at)    # sum over n of J^T H_L J
 
 

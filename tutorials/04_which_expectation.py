@@ -151,6 +151,7 @@ for distance in (3.0, 1.0, 0.3, 0.1):
     ratios = [np.linalg.norm(step) / np.linalg.norm(ideal) for step in (natural, empirical)]
     print(f"{distance:8} {ratios[0]:26.2f} {ratios[1]:28.2f}")
     assert np.allclose(natural, ideal)                           # Newton's step: there in one
+    assert distance < 3 or ratios[1] < 0.5                       # too short
 assert ratios[1] > 3                                             # far too long, the nearer the longer
 
 # %% [markdown]

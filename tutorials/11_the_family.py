@@ -201,7 +201,7 @@ with plotting.style():
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots()
     for k, e in enumerate(e for e in entries.values() if e.name != "exact F"):
-        axes.plot(e.error, 100 * e.judgement.decrease, plotting.MARKERS[k % 12], color=plotting.COLOURS[k % 7],
+        axes.plot(e.error, 100 * e.judgement.decrease, (*plotting.MARKERS, "|")[k], color=plotting.COLOURS[k % 7],
                   label=e.name, markersize=9, markerfacecolor="none", linestyle="none")
     axes.set(xscale="log", xlabel="relative Frobenius error of the matrix", ylim=(0, 100),
              ylabel="decrease of M by the step (% of the natural gradient's)")
