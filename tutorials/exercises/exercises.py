@@ -42,8 +42,8 @@ def kron_times(A, G, V):
     """Multiply (A kron G) with vec(V), without forming the Kronecker product. (1 point)
 
     A : (n, n) array, G : (m, m) array, neither symmetric; V : (m, n) array
-    Return the product as a matrix: the (m, n) array X with vec(X) = (A kron G) vec(V). One of the tests is so large that
-    the Kronecker product does not fit into memory.
+    Return the product as a matrix: the (m, n) array X with vec(X) = (A kron G) vec(V). One of the tests is so large
+    that the Kronecker product does not fit into memory.
 
     Hints:
     1. A belongs to the columns of V, G to its rows.
@@ -80,7 +80,7 @@ def backward(weights, a_bar, dz):
     s_i = a_bar[i] W_i^T and a_bar[i+1] = [tanh(s_i), 1].
 
     Hints:
-    1. g[L-1] is dz. From g[i] to g[i-1]: through the weights of layer i, then through the tanh of layer i - 1.
+    1. g[L-1] is dz. From g[i] to g[i-1]: through the weights of layer i, then through the tanh before it.
     2. tanh' = 1 - tanh^2, and tanh(s_{i-1}) is in a_bar[i] already.
     3. The bias carries nothing back: leave its column out.
     """
@@ -117,7 +117,7 @@ def tangent(weights, a_bar, V):
     3. Rs = a_bar[i] V_i^T + (something with Ra and W_i), then Ra = tanh'(s) Rs.
     """
     Ra = np.zeros_like(a_bar[0][:, :-1])
-    for i, (W, v, a) in enumerate(zip(weights, V, a_bar)):
+    for i, (W, v, a) in enumerate(zip(weights, V, a_bar, strict=True)):
         Rs = a @ v.T + Ra @ W[:, :-1].T
         if i + 1 < len(weights):
             Ra = (1 - a_bar[i + 1][:, :-1]**2) * Rs
@@ -154,8 +154,8 @@ def fisher_product(g, a_bar, V):
     2. In one layer it is g^T V a_bar. np.einsum("knm,mj,nj->kn", ...) gives it for all k and n.
     3. Then each layer gets the mean of its gradients g a_bar^T weighted with these numbers.
     """
-    slopes = sum(np.einsum("knm,mj,nj->kn", gi, v, a) for gi, v, a in zip(g, V, a_bar))
-    return [np.einsum("kn,knm,nj->mj", slopes, gi, a) / len(a) for gi, a in zip(g, a_bar)]
+    slopes = sum(np.einsum("knm,mj,nj->kn", gi, v, a) for gi, v, a in zip(g, V, a_bar, strict=True))
+    return [np.einsum("kn,knm,nj->mj", slopes, gi, a) / len(a) for gi, a in zip(g, a_bar, strict=True)]
 
 
 # %% 4. Which expectation?
@@ -201,7 +201,7 @@ def exact_G(g):
     1. The squares of the columns of a root ADD UP to F_R.
     2. reshape(-1, m) makes one tall matrix of the stack.
     """
-    K, N, m = g.shape
+    _, N, m = g.shape
     return g.reshape(-1, m).T @ g.reshape(-1, m) / N
 
 
@@ -246,7 +246,7 @@ def empirical_fisher(g, a_bar):
     1. In one layer d_n is vec(g_n a_bar_n^T) = a_bar_n kron g_n: the index of a_bar is the slow one.
     2. Build the (N, P) matrix of all d_n. The rest is one product.
     """
-    rows = np.hstack([(a[:, :, None] * gi[:, None, :]).reshape(len(a), -1) for gi, a in zip(g, a_bar)])
+    rows = np.hstack([(a[:, :, None] * gi[:, None, :]).reshape(len(a), -1) for gi, a in zip(g, a_bar, strict=True)])
     return rows.T @ rows / len(rows)
 
 
@@ -267,7 +267,7 @@ def natural_gradient(F, grad, damping):
     v = np.concatenate([V.T.ravel() for V in grad])
     x = -np.linalg.solve(F + damping * np.eye(len(F)), v)
     ends = np.cumsum([V.size for V in grad])
-    return [part.reshape(V.T.shape).T for part, V in zip(np.split(x, ends[:-1]), grad)]
+    return [part.reshape(V.T.shape).T for part, V in zip(np.split(x, ends[:-1]), grad, strict=True)]
 
 
 def transformed_gradient(grad, Phi, Omega):
@@ -296,7 +296,7 @@ def kl_clip(step, grad, learning_rate, kappa):
     1. v^T F v = |v^T grad|.
     2. The learning rate and nu are in the change, so both occur squared in its square length.
     """
-    s = abs(sum(np.sum(v * g) for v, g in zip(step, grad)))
+    s = abs(sum(np.sum(v * g) for v, g in zip(step, grad, strict=True)))
     return min(1.0, np.sqrt(kappa / (learning_rate**2 * s)))
 
 
@@ -396,9 +396,9 @@ def tridiagonal_solve(V, Psi_A, Psi_G, Sigma):
     2. (Psi_A kron Psi_G) vec(V) = vec(Psi_G V Psi_A^T). The first sweep takes V_{i+1} as it came.
     3. In Xi^T the block -Psi_i^T stands at (i + 1, i): layer i + 1 takes from what the second sweep made of layer i.
     """
-    pairs = list(zip(Psi_A, Psi_G))
+    pairs = list(zip(Psi_A, Psi_G, strict=True))
     U = [V[i] - pairs[i][1] @ V[i + 1] @ pairs[i][0].T for i in range(len(pairs))] + [V[-1]]
-    U = [np.linalg.solve(S, u.T.ravel()).reshape(u.T.shape).T for S, u in zip(Sigma, U)]
+    U = [np.linalg.solve(S, u.T.ravel()).reshape(u.T.shape).T for S, u in zip(Sigma, U, strict=True)]
     return [U[0]] + [U[i + 1] - pairs[i][1].T @ U[i] @ pairs[i][0] for i in range(len(pairs))]
 
 
@@ -571,8 +571,8 @@ def nearest_product(B, n, m):
     """Find the Kronecker product nearest to a matrix. (3 points)
 
     B : (n m, n m) array; n, m : int
-    Return the pair (A, G), (n, n) and (m, m) arrays, for which ||B - A kron G|| (Frobenius) is smallest. Only A kron G is
-    compared: how a factor is shared between A and G is up to you.
+    Return the pair (A, G), (n, n) and (m, m) arrays, for which ||B - A kron G|| (Frobenius) is smallest. Only A kron G
+    is compared: how a factor is shared between A and G is up to you.
 
     Hints:
     1. Rearrange B so that every m x m block becomes a row: then A kron G becomes the outer product of vec A and vec G.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import source  # noqa: E402
+import source
 
 
 def main(argv: Sequence[str] | None = None) -> int:
