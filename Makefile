@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench figures figures-paper findings vectors oracle-report mutants peers clean
+.PHONY: help demo test lint bench figures figures-paper findings vectors oracle-report mutants peers handout clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ peers: $(PEERS)/peers  ## run other implementations against this one, in a venv 
 
 oracle-report: $(VENV)/test  ## put every known mistake into every vector and write what the diagnosis finds
 	$(BIN)/python -m tests.oracle_report
+
+handout: $(VENV)/run  ## pack the exercises without their solutions, for students: kfac-exercises.zip
+	$(BIN)/python tutorials/exercises/handout.py kfac-exercises.zip
 
 mutants: $(VENV)/test  ## break the package on purpose and print which tests notice
 	$(BIN)/python -m tests.mutants
