@@ -70,7 +70,7 @@ def test_each_has_a_question_with_shapes_points_hints_and_a_short_solution(name:
     assert 1 <= e.points <= 3
     assert e.hints
     assert re.search(r"array|float", e.question)
-    assert "Return" in e.question
+    assert "eturn" in e.question
     assert "Hint" not in e.question
     assert 1 <= len(e.body.splitlines()) <= 10
     assert "kfac_ref" not in e.body
@@ -147,8 +147,7 @@ def test_rounding_is_no_mistake_and_half_the_digits_are_told(name: str) -> None:
     assert grading.judge(asked.PARTS[name], off(answers(name), 1e-12)).right
     verdict = grading.judge(asked.PARTS[name], off(answers(name), 1e-7))
     assert not verdict.right
-    if name != "kl_clip" or verdict.words:
-        assert "7 digits only" in verdict.words
+    assert "7 digits only" in verdict.words
 
 
 def test_two_mistakes_at_once_are_named_both() -> None:
@@ -328,8 +327,9 @@ def test_from_blank_to_graded_by_the_commands(tmp_path: Path) -> None:
     assert again.stderr.count("\n") == 1
     assert "is there already" in again.stderr
     text = path.read_text()
-    assert text == source.blank_file(path.as_posix(), (FOLDER / "check.py").relative_to(Path.cwd()).as_posix()
-                                     if Path.cwd() == ROOT else re.search(r"python (\S+)", text)[1])
+    grader = re.search(r"python (\S+)", text)[1]
+    assert Path(grader).resolve() == FOLDER / "check.py"
+    assert text == source.blank_file(path.as_posix(), grader)
     wrong = text.replace("def vec(V):", "def vec(V):\n    return V.ravel()\ndef _():")
     path.write_text(wrong)
     shown = program(FOLDER / "check.py", path, "--only", "vec", "unvec")
@@ -349,7 +349,7 @@ def test_from_blank_to_graded_by_the_commands(tmp_path: Path) -> None:
     assert vec["explanations"][0]["mistakes"][0]["name"] == "row-major vec"
 
 
-def test_no_solution_is_ever_printed(capsys: pytest.CaptureFixture[str], hostile: SimpleNamespace) -> None:
+def test_no_solution_is_ever_printed(hostile: SimpleNamespace) -> None:
     report = "\n".join(check._report(list(hostile.rows.values()), hostile.outcome, 9))
     for e in EXERCISES.values():
         for line in secret(e):
@@ -415,10 +415,9 @@ def test_the_handout_holds_no_solution(packed: Path) -> None:
     for name, text in texts.items():
         for line in lines:
             assert line not in text, (name, line)
-    assert [e.body.strip() for e in source.read(packed / "exercises.py")] == ["..."] * len(EXERCISES) or all(
-        not secret(e) for e in source.read(packed / "exercises.py"))
-    assert [(e.question, e.hints) for e in source.read(packed / "exercises.py")] == [
-        (e.question, e.hints) for e in EXERCISES.values()]
+    stripped = source.read(packed / "exercises.py")
+    assert {e.body.strip() for e in stripped} == {"..."}
+    assert [(e.question, e.hints) for e in stripped] == [(e.question, e.hints) for e in EXERCISES.values()]
 
 
 def test_the_handout_grades(packed: Path) -> None:

@@ -10,6 +10,7 @@ import ast
 import base64
 import json
 import os
+import re
 import sys
 import traceback
 from typing import Any
@@ -56,13 +57,13 @@ def decode(value: Any) -> Any:
 
 
 def pieces(text: str) -> list[tuple[int, str]]:
-    """Cut a file into top-level pieces (line, text): whole statements, or where it does not parse, from def to def."""
+    """Cut a file into top-level pieces (line, text): whole statements, or where it does not parse, what looks so."""
     lines = text.splitlines(keepends=True)
     try:
         starts = [min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
                   for node in ast.parse(text).body]
     except (SyntaxError, ValueError):
-        starts = [n for n, line in enumerate(lines, 1) if line.startswith(("def ", "import ", "from ", "class ", "@"))]
+        starts = [n for n, line in enumerate(lines, 1) if re.match(r"(?!else|elif|except|finally)[^\s#)\]}]", line)]
     starts = sorted({1, *starts})
     ends = [*starts[1:], len(lines) + 1]
     return [(a, "".join(lines[a - 1:b - 1])) for a, b in zip(starts, ends, strict=True)]
@@ -111,7 +112,12 @@ def main() -> None:
         channel.flush()
 
     path, module = order["path"], {"__name__": "answers", "__file__": order["path"]}
-    broken, blank, bound = {}, set(), {}
+    broken, blank, whole = {}, set(), True
+    try:
+        ast.parse(order["text"])
+    except (SyntaxError, ValueError) as error:
+        whole = False
+        say(outside=f"{type(error).__name__}: {error}")
     for line, piece in pieces(order["text"]):
         name = name_of(piece)
         if line in order["skip"]:
@@ -120,13 +126,12 @@ def main() -> None:
         try:
             exec(compile("\n" * (line - 1) + piece, path, "exec", dont_inherit=True), module)
             if name is not None:
-                bound[name] = module.get(name)
                 broken.pop(name, None)
                 (blank.add if is_blank(piece) else blank.discard)(name)
         except BaseException as error:
             if name is not None:
                 broken[name] = what_was_raised(error, path)
-            else:
+            elif whole or not isinstance(error, SyntaxError):       # else the pieces may be cut in the wrong place
                 say(outside=what_was_raised(error, path))
     for name, calls in order["run"]:
         say(start=name)

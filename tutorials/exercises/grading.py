@@ -239,14 +239,21 @@ class ByOracle:
         return Verdict(False, f"{self.made}{words}")
 
     def _explanations(self, diagnoses: Sequence[Diagnosis]) -> list[Explanation]:
-        """Return the entries of the catalogue that give all numbers; where there is none, pairs of the nearest."""
+        """Return the entries of the catalogue that give all numbers; where none does, pairs of the exercise's own."""
         near = [m for m in CATALOGUE.values() if any(not {*m.changes, *m.shows}.isdisjoint(d.names) for d in diagnoses)]
         found = [m for m in CATALOGUE.values() if all(d.fits((m,)) for d in diagnoses)]
         if found:
             each = [Explanation((m,), self._changes_arguments(m)) for m in found]
             return sorted(each, key=lambda e: (e.as_if, e.mistakes[0] not in near))
-        own = [m for m in near if not self._changes_arguments(m)]
+        own = [m for m in CATALOGUE.values() if not self._changes_arguments(m) and self._shows(m)]
         return [Explanation(pair) for pair in itertools.combinations(own, 2) if all(d.fits(pair) for d in diagnoses)]
+
+    def _shows(self, mistake: Any) -> bool:
+        """Return whether a mistake changes the answer."""
+        try:
+            return not _equal(self.right(), self.mistaken(mistake))
+        except ValueError:
+            return False
 
     def _changes_arguments(self, mistake: Any) -> bool:
         """Return whether a mistake shows in the arguments already: then it is not one of this exercise."""
@@ -365,7 +372,7 @@ class ByFunction:
             return Verdict(False, words)
         i = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if not _equal_one(a, b))
         case = self.cases()[i]
-        plain = all(np.ndim(argument) == 0 for argument in case)
+        plain = all(isinstance(argument, (int, float)) for argument in case)
         of = f" in the case ({', '.join(f'{argument:g}' for argument in case)})" if plain else ""
         return Verdict(False, _number_words(ours[i], theirs[i], {}) + of)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -116,14 +117,13 @@ class _Child:
             env={**os.environ, **one, "PYTHONIOENCODING": "utf-8:replace"}, start_new_session=os.name == "posix")
         self.lines: queue.Queue[bytes | None] = queue.Queue(maxsize=1000)
         self.printed = b""
-        for target in (self._listen, self._drain):
-            threading.Thread(target=target, daemon=True).start()
-        try:
-            assert self.process.stdin is not None
+        self.threads = [threading.Thread(target=target, daemon=True) for target in (self._listen, self._drain)]
+        for thread in self.threads:
+            thread.start()
+        with contextlib.suppress(OSError):                  # it ended before it had read: `lines` says so
             self.process.stdin.write(json.dumps(order).encode())
+        with contextlib.suppress(OSError):
             self.process.stdin.close()
-        except OSError:                                     # it ended before it had read: `lines` says so
-            pass
 
     def _listen(self) -> None:
         for line in iter(lambda: self.process.stdout.readline(2**26), b""):
@@ -154,3 +154,10 @@ class _Child:
         except (ProcessLookupError, PermissionError):
             pass
         self.process.wait()
+        deadline = time.monotonic() + 1
+        while any(thread.is_alive() for thread in self.threads) and time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                self.lines.get(timeout=0.01)
+        for thread, pipe in zip(self.threads, (self.process.stdout, self.process.stderr), strict=True):
+            if not thread.is_alive():                       # what left the process group may still hold the other end
+                pipe.close()
