@@ -272,7 +272,7 @@ SAYS = {
 
 @pytest.fixture(scope="module")
 def hostile() -> SimpleNamespace:
-    rows, outcome = check.grade(Path("answers.py"), HOSTILE, (), 0.5)
+    rows, outcome = check.grade(Path("answers.py"), HOSTILE, (), 1.0)
     return SimpleNamespace(rows={row.exercise.name: row for row in rows}, outcome=outcome)
 
 
