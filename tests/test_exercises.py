@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,6 +159,33 @@ def test_two_mistakes_at_once_are_named_both() -> None:
     assert {m.name for e in verdict.explanations for m in e.mistakes} >= {m.name for m in both}
 
 
+def test_a_mistake_that_is_in_one_of_two_problems_is_not_named() -> None:
+    part, = asked.PARTS["trace_pi"]
+    count = len(part.answer(grading.reference(part.vectors[0])))
+    results = part.mistaken(CATALOGUE["pi left out"])[:count] + part.right()[count:]
+    verdict = grading.judge([part], listed(results))
+    assert not verdict.right
+    assert not verdict.explanations
+
+
+def test_a_factor_is_told_as_it_is_and_two_factors_at_once_are_no_explanation() -> None:
+    part, = asked.PARTS["kfac_step"]
+    assert grading.judge([part], [step / 7 for step in part.right()]).words == "0.1429 times the right value = N^-1"
+    part, = asked.PARTS["exact_G"]
+    verdict = grading.judge([part], [G * 7 / 3 for G in part.right()])              # 2 times 7/6
+    assert verdict.words.startswith("2.333 times")
+    assert not verdict.explanations
+
+
+def test_a_number_that_nothing_explains_is_the_students_own() -> None:
+    for name in ("kl_clip", "alpha_mu", "reduction_ratio", "model_change"):
+        right = answers(name)
+        for found in (np.ravel(r) for r in right):
+            odd = [[r[0] * 1.1, r[1] * 1.3] if isinstance(r, list) else r * 1.1 + 0.01 for r in right]
+            words = grading.judge(asked.PARTS[name], odd).words
+            assert not any(f"{number:.6g}" in words for number in found), name
+
+
 def test_a_mistake_in_the_arguments_is_told_as_such() -> None:
     part, = asked.PARTS["kfac_step"]
     verdict = grading.judge([part], listed(part.mistaken(CATALOGUE["G twice too large"])))
@@ -293,6 +321,15 @@ def test_of_a_hostile_file_all_is_told_and_its_output_is_cut(hostile: SimpleName
     assert len(report) < 20_000
 
 
+def test_endless_output_is_not_kept() -> None:
+    text = "while True:\n    print('again' * 1000)\n"
+    child = runner._Child({"path": "a.py", "text": text, "skip": [], "bytes": runner.MEMORY, "run": []})
+    assert child.lines.get(timeout=60)
+    time.sleep(0.3)
+    child.kill()
+    assert 0 < len(child.printed) <= runner.PRINTED
+
+
 def test_what_stands_outside_of_functions_costs_nothing_but_itself(tmp_path: Path) -> None:
     text = ("import no_such_module\nimport os\n1 / 0\nwhile True:\n    pass\nos._exit(7)\nimport numpy as np\n"
             "def vec(V):\n    return V.T.ravel()\n")
@@ -301,6 +338,12 @@ def test_what_stands_outside_of_functions_costs_nothing_but_itself(tmp_path: Pat
     notes = " ".join(outcome.notes)
     for words in ("no_such_module", "ZeroDivisionError", "line 4 does not end", "line 6 ended the whole process"):
         assert words in notes
+
+
+def test_a_file_that_ends_the_process_again_and_again_is_given_up(tmp_path: Path) -> None:
+    text = "import os\n" + "os._exit(0)\n" * (runner.STATEMENTS + 1)
+    with pytest.raises(runner.CannotRun, match="ended the whole process"):
+        graded(tmp_path, text, "vec")
 
 
 @pytest.mark.parametrize("text", ["", "def vec(V):", "\x00", "def vec(V:\n  pass\n(", "'''", "return 3", "\tx\n y"])

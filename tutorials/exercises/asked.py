@@ -137,6 +137,13 @@ def _uncentred(g: Any, a_bar: Any) -> Any:
     return kronecker.rearrange(kr.fisher_block(at, i, i), (n, n), (m, m))
 
 
+def _by_rows(r: Reference) -> list[Any]:
+    shapes = [V.T.shape for V in r["gradient"]]
+    S = rules.add_to_diagonal(r["fisher"], r["damping"])
+    found = Cholesky.factor(S).solve(-params.flatten([V.T for V in r["gradient"]]))
+    return [tuple(V.T for V in params.unflatten(found, shapes))]
+
+
 def _transform_cases() -> list[tuple[Any, ...]]:
     return [_draw(8, (3, 4), (3, 3), (4, 4)), _draw(9, (3, 3), (3, 3), (3, 3))]
 
@@ -312,7 +319,9 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "empirical_fisher": (ByOracle(("categorical-tanh", "gaussian-tanh"), _all("g", "a_bar"),
                                   **at_once("fisher_empirical")),),
     "natural_gradient": (ByOracle(("categorical-tanh", "gaussian-tanh"), _all(
-        "fisher", "gradient", more=lambda r: (r["damping"],)), **at_once("natural_gradient")),),
+        "fisher", "gradient", more=lambda r: (r["damping"],)), slips=(
+            known("row-major vec", _by_rows, what="rows were stacked, not columns, while F is for stacked columns"),),
+        **at_once("natural_gradient")),),
     "transformed_gradient": (ByFunction(
         _transform_cases, lambda grad, Phi, Omega: kronecker.product(Omega, Phi.T, grad), (
             Slip("transformed like the weights", "the gradient was taken through the map of the weights itself, or not "

@@ -152,7 +152,7 @@ def details(row: Row, hints: int) -> list[str]:
             lines += _wrapped(f"{m.name}: {m.what}.", "  "), _wrapped(f"why it is wrong: {m.why}.", "    ")
             lines += [_wrapped(f"remedy: {m.remedy}.", "    ")] if hints > 1 else []
     if found and found[0].as_if:
-        lines.append("  (Your arguments have no such mistake, but your result is as if they had.)")
+        lines.append("  (The arguments that you get are right: it is what you made of them that has this mistake.)")
     given = hints_of(row, hints)
     lines += [_wrapped(f"hint {i}: {hint}", "  ") for i, hint in enumerate(given, 1)]
     more = len(row.exercise.hints) - len(given)
@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(rows: Sequence[Row], outcome: runner.Outcome, hints: int) -> list[str]:
     lines = table(rows)
-    for note in outcome.notes:
+    for note in outcome.notes[:10]:
         lines.append(f"outside of the functions: {note}")
     for row in rows:
         more = details(row, hints) if row.verdict != RIGHT else []

@@ -131,7 +131,7 @@ def _shape_words(value: Any, right: Any) -> str:
     return f"returns {_form(value)}{turned}; expected shape {np.shape(right)}"
 
 
-def _number_words(value: Any, right: Any, counts: Mapping[str, int]) -> str:
+def _number_words(right: Any, value: Any, counts: Mapping[str, int]) -> str:
     """Say in what way the numbers differ: by one factor, or where."""
     off = error(right, value)
     if off < SINGLE:
@@ -245,8 +245,12 @@ class ByOracle:
         if found:
             each = [Explanation((m,), self._changes_arguments(m)) for m in found]
             return sorted(each, key=lambda e: (e.as_if, e.mistakes[0] not in near))
-        own = [m for m in CATALOGUE.values() if not self._changes_arguments(m) and self._shows(m)]
-        return [Explanation(pair) for pair in itertools.combinations(own, 2) if all(d.fits(pair) for d in diagnoses)]
+        own = [m for m in CATALOGUE.values() if not self._changes_arguments(m)]
+        shown = [m for m in own if self._shows(m)]
+        pairs = (pair for pair in itertools.combinations(own, 2) if pair[0] in shown or pair[1] in shown)
+        # Two factors at once make almost any number: that is no evidence.
+        return [Explanation(pair) for pair in pairs if {m.group for m in pair} != {"scale"}
+                and all(d.fits(pair) for d in diagnoses)]
 
     def _shows(self, mistake: Any) -> bool:
         """Return whether a mistake changes the answer."""

@@ -23,6 +23,8 @@ CHILD = Path(__file__).resolve().parent / "child.py"
 START = 60.0
 #: Memory of a child, in bytes, where the system can limit it.
 MEMORY = 2 * 2**30
+#: Of so many statements outside of functions it is put up with that they hang or end the process.
+STATEMENTS = 10
 #: So much of what a file prints is kept.
 PRINTED = 2000
 
@@ -70,11 +72,12 @@ def run(path: Path, text: str, asked: dict[str, Sequence[Any]], seconds: float) 
         kind, what = at
         if kind == "start":
             outcome.reports[what] = {"raised": why}
-        elif kind == "loading" and what not in skip:
+        elif kind == "loading" and what not in skip and len(skip) < STATEMENTS:
             skip.add(what)
             outcome.notes.append(f"line {what} {why}")
         else:
-            raise CannotRun(child.printed.decode("utf-8", "replace").strip()[-300:] or why)
+            words = child.printed.decode("utf-8", "replace").split()
+            raise CannotRun(f"{path.name} cannot be run: it {why}. {' '.join(words)[-300:]}".strip())
     return outcome
 
 
@@ -115,7 +118,7 @@ class _Child:
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, **one, "PYTHONIOENCODING": "utf-8:replace"}, start_new_session=os.name == "posix")
-        self.lines: queue.Queue[bytes | None] = queue.Queue(maxsize=1000)
+        self.lines: queue.Queue[bytes | None] = queue.Queue(maxsize=16)
         self.printed = b""
         self.threads = [threading.Thread(target=target, daemon=True) for target in (self._listen, self._drain)]
         for thread in self.threads:
