@@ -15,9 +15,11 @@ from grading import ByFunction, ByOracle, Part, Slip, at_once, by_layer, known, 
 import kfac_ref as kr
 from kfac_ref import damping as rules
 from kfac_ref import kronecker, params
+from kfac_ref.curvature.base import block_diagonal
 from kfac_ref.factors import Factors
 from kfac_ref.kronecker import Cholesky, unvec, vec
 from kfac_ref.oracle import CATALOGUE, Reference
+from kfac_ref.oracle.reference import rows_of
 from kfac_ref.quadratic_model import SmallModel
 from kfac_ref.quadratic_model import reduction_ratio as ratio
 
@@ -95,15 +97,13 @@ def _tangent_without_slope(weights: Any, a_bar: Any, V: Any) -> Any:
 
 
 def _jacobian(r: Reference) -> Any:
-    g = r["at"].backward(_unit_columns(r))
-    rows = [(a[None, :, :, None] * gi[:, :, None, :]).reshape(*gi.shape[:2], -1)
-            for gi, a in zip(g, r["a_bar"], strict=True)]
-    return np.concatenate(rows, axis=2).transpose(1, 0, 2)
+    N, C = r["z"].shape
+    return rows_of(r["at"].backward(_unit_columns(r)), r["a_bar"]).reshape(C, N, -1).transpose(1, 0, 2)
 
 
 def _root_left_out(r: Reference) -> list[Any]:
-    p = 1 / r.problem.model.likelihood.outcomes(r["z"])[1]      # (C, N); column k has sqrt(p_k)
-    return [r["dz_exact"] / np.sqrt(p)[:, :, None]]
+    p = r.problem.model.likelihood.outcomes(r["z"])[1]          # (C, N)
+    return [np.sqrt(p)[:, :, None] * r["dz_exact"]]
 
 
 def _mean_sample(r: Reference) -> list[Any]:
@@ -179,19 +179,17 @@ def _tridiagonal_call(r: Reference) -> list[tuple[Any, ...]]:
     return [(V, Psi_A, Psi_G, Sigma)]
 
 
-def _sweeps_missing(which: str) -> Callable[[Reference], list[Any]]:
-    """Return the tridiagonal step without its first sweep, its third, or both."""
+def _sweeps_missing(*missing: str) -> Callable[[Reference], list[Any]]:
+    """Return the tridiagonal step without its first sweep, its third, or both: by the dense Xi."""
     def wrong(r: Reference) -> list[Any]:
         (V, Psi_A, Psi_G, Sigma), = _tridiagonal_call(r)
-        step = [params.unflatten(Cholesky.factor(S).solve(vec(v)), [v.shape])[0] for S, v in zip(Sigma, V, strict=True)]
-        if which == "both":
-            return [tuple(step)]
-        if which == "first":                                # then the third sweep of the block-wise solve is left
-            down = [step[i] - kronecker.product(Psi_A[i - 1].T, Psi_G[i - 1].T, step[i - 1]) for i in range(1, len(V))]
-            return [(step[0], *down)]
-        first = [V[i] - kronecker.product(Psi_A[i], Psi_G[i], V[i + 1]) for i in range(len(V) - 1)]
-        return [(*(unvec(Cholesky.factor(S).solve(vec(v)), *v.shape) for S, v in zip(Sigma, first, strict=False)),
-                 step[-1])]
+        ends = np.cumsum([0, *(v.size for v in V)])
+        Xi = np.eye(ends[-1])
+        for i, pair in enumerate(zip(Psi_A, Psi_G, strict=True)):
+            Xi[ends[i]:ends[i + 1], ends[i + 1]:ends[i + 2]] = -np.kron(*pair)
+        x = params.flatten(V) if "first" in missing else Xi @ params.flatten(V)
+        x = Cholesky.factor(block_diagonal(Sigma)).solve(x)
+        return [tuple(params.unflatten(x if "third" in missing else Xi.T @ x, [v.shape for v in V]))]
     return wrong
 
 
@@ -263,11 +261,6 @@ def _first_batch() -> list[tuple[Any, ...]]:
     return [(None, _positive(50, 3), 1)]
 
 
-def _times(c: float) -> Callable[..., Any]:
-    return lambda right: c * right
-
-
-_MINUS = "ascent in place of descent"
 PARTS: dict[str, tuple[Part, ...]] = {
     "vec": (ByFunction(
         lambda: [_draw(0, (3, 4)), _draw(1, (2, 2))], vec,
@@ -372,7 +365,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
         Slip("third sweep left out", "the result was not multiplied by Xi^T", "F-hat^-1 = Xi^T Lambda Xi",
              "end with the third sweep", _sweeps_missing("third")),
         Slip("first and third sweep left out", "each layer was solved with Sigma by itself", "F-hat^-1 = Xi^T Lambda "
-             "Xi", "put in the sweeps before and after the solves", _sweeps_missing("both"))),
+             "Xi", "put in the sweeps before and after the solves", _sweeps_missing("first", "third"))),
         **at_once("step_tridiagonal")),),
     "trace_pi": (ByOracle(("categorical-tanh", "gaussian-relu"), _zip("A", "G"), slips=(
         Slip("ratio of the traces", "neither the root was taken nor the dimensions divided out", "pi^2 is the ratio of "
@@ -430,7 +423,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "ekfac_scales": (ByOracle(("categorical-tanh", "bernoulli-tanh"), _zip("g_exact", "a_bar", "A", "G"),
                               **by_layer("ekfac_scales")),),
     "foof_step": (ByFunction(_foof_cases, _foof, (
-        known(_MINUS, lambda A, V, d: -_foof(A, V, d)),
+        known("ascent in place of descent", lambda A, V, d: -_foof(A, V, d)),
         known("no damping", lambda A, V, d: _foof(A, V, 0.0)),
         known("multiplied in place of solved", lambda A, V, d: -kr.curvature.InputOnly(
             _factors(A, np.eye(len(V))), d).product([V])[0]),
