@@ -1,0 +1,280 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+# ---
+
+# %% [markdown]
+# # 9. The optimizer, one line of Algorithm 2 at a time
+#
+# **What you will do.** Take one step of K-FAC by hand, line by line, and compare each with `opt.explain`. Then put the
+# lines together: a K-FAC of forty lines that takes the same steps as the package.
+#
+# **What you will learn.** What alpha, mu, rho, lambda and gamma are for; that momentum here is the method of conjugate
+# gradients; and why a few products with the exact F make a crude approximation of it safe.
+#
+# **What you need.** Tutorials 2 (a network by hand), 3 (products with F), 4 (sampled targets) and 8 (damping).
+
+# %%
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.sparse.linalg import cg
+
+import kfac_ref as kr
+from kfac_ref import oracle, params, plotting, training
+
+data, eta = kr.datasets.digits(), 1e-5                          # eta: the weight decay
+model = kr.Model(kr.MLP((64, 20, 10), "tanh"), kr.Categorical(), weight_decay=eta)
+start = model.init(np.random.default_rng(0))
+rows = training.batches(1500, training.fixed(300), seed=0)
+batches = [(data.x[r], data.labels[r]) for _, r in zip(range(40), rows, strict=False)]       # forty, of 300 cases
+opt = kr.optimizers.KFAC(model, lambda_0=0.001)
+
+# %% [markdown]
+# ## The lines of a step
+#
+# 1. A and G are estimated on a part of the batch and go into running averages.
+# 2. Delta = -(damped A kron G)^-1 grad h for each gamma that is tried; h is the loss with weight decay.
+# 3. The step is delta = alpha Delta + mu delta_0, with delta_0 the step before. Alpha and mu minimize M, a quadratic
+#    model of h. Of the gammas, the one with the lowest M is kept.
+# 4. rho, the actual over the predicted change of h, tells lambda where to go.
+#
+# Step 20 has them all. The package takes 19 steps, and then one of which it tells every intermediate:
+
+# %%
+state = opt.init(start, seed=0)
+for x, y in batches[:19]:
+    state, _ = opt.step(state, x, y)
+x, y = batches[19]
+told = opt.explain(state, x, y)                                 # what we compare with
+at = model.at(state.weights, x)                                 # a forward pass, tutorial 2
+grad = at.gradient(y)
+
+# %% [markdown]
+# ## Line 1: running averages
+#
+# An eighth of the batch (tau1 = 1/8) is enough. All randomness of step k comes from a generator seeded with (seed, k),
+# so that anybody can draw the same. The new average is epsilon times the old one plus 1 - epsilon times what the batch
+# gives, with epsilon = min(1 - 1/k, 0.95): the first 20 batches count alike, later on the old ones fade.
+
+# %%
+def close(ours, theirs):
+    return np.allclose(params.flatten(ours), params.flatten(theirs), rtol=1e-9, atol=1e-11)
+
+
+def probabilities(at):
+    return np.exp(at.z) / np.exp(at.z).sum(axis=1, keepdims=True)
+
+
+def factors(at, rng):                                           # of one batch: [A of each layer, G of each layer]
+    part = at.take(rng.permutation(len(at))[:len(at) // 8])
+    p = probabilities(part)
+    targets = (rng.random((len(part), 1)) < p.cumsum(axis=1)).argmax(axis=1)
+    return [u.T @ u / len(part) for u in (*part.a_bar, *part.backward(p - np.eye(10)[targets]))]
+
+
+def average(old, new, k):
+    epsilon = min(1 - 1 / k, 0.95)
+    return [epsilon * o + (1 - epsilon) * n for o, n in zip(old or new, new, strict=True)]
+
+
+AG = average([*state.average.factors.A, *state.average.factors.G], factors(at, np.random.default_rng((0, 20))), 20)
+assert all(close([ours], [theirs]) for ours, theirs in zip(AG, told.A + told.G, strict=True))
+
+# %% [markdown]
+# ## Line 2: Delta for each gamma
+#
+# gamma is the strength of the damping in the factors (tutorial 8): A + pi gamma I, G + (gamma / pi) I. It starts at
+# sqrt(lambda + eta). No formula says what it should be later, so every T2 = 20 steps three are tried: the present one,
+# one smaller and one larger by the factor omega2 = 0.95^(T2/2) = 0.60.
+
+# %%
+def direction(AG, gamma, grad):
+    Delta = []
+    for A, G, V in zip(AG[:2], AG[2:], grad, strict=True):
+        pi = np.sqrt(np.trace(A) / len(A) / (np.trace(G) / len(G)))
+        A, G = A + pi * gamma * np.eye(len(A)), G + gamma / pi * np.eye(len(G))
+        Delta.append(-np.linalg.solve(G, np.linalg.solve(A, V.T).T))
+    return Delta
+
+
+gammas = [state.gamma, state.gamma * 0.95**10, state.gamma / 0.95**10]
+Deltas = [direction(AG, gamma, grad) for gamma in gammas]
+assert all(close(Delta, c.Delta) for Delta, c in zip(Deltas, told.candidates, strict=True))
+
+# %% [markdown]
+# ## Line 3: how far, and how much of the last step?
+#
+# Delta comes from an approximation. Its direction is useful, its length is not to be trusted. The length is chosen by a
+# quadratic model of h around the present weights, which has the *exact* F of the batch:
+#
+# $$ M(\delta) = h + \nabla h^T \delta + \tfrac12 \delta^T (F + (\lambda + \eta) I)\, \delta $$
+#
+# Put delta = alpha Delta + mu delta_0 into it: with c = (alpha, mu) M is h + b^T c + c^T B c / 2, lowest at
+# c = -B^-1 b. The 2 x 2 matrix B needs only numbers such as Delta^T F Delta. That one is the mean over the cases of
+# (J Delta)^T (diag(p) - p p^T) (J Delta), and J Delta is one tangent (tutorial 2). At the minimum, M - h = b^T c / 2.
+
+# %%
+def minimize(at, grad, V, damping):                             # V holds one direction or two
+    p, J = probabilities(at), [at.tangent(v) for v in V]
+    F = [[((p * s * t).sum(axis=1) - (p * s).sum(axis=1) * (p * t).sum(axis=1)).mean() for t in J] for s in J]
+    B, b = F + damping * params.gram(V), np.array([params.inner(grad, v) for v in V])
+    c = -np.linalg.solve(B, b)
+    return c, b @ c / 2
+
+
+found = [minimize(at, grad, [Delta, state.delta_0], state.lambda_ + eta) for Delta in Deltas]
+for gamma, (c, M), theirs in zip(gammas, found, told.candidates, strict=True):
+    print(f"gamma {gamma:.4f}: alpha {c[0]:.3f}, mu {c[1]:6.3f}, M - h {M:.5f}")
+    assert np.allclose([*c, M], [theirs.alpha, theirs.mu, theirs.decrease], rtol=1e-7)
+best = min(range(3), key=lambda i: found[i][1])                 # the gamma with the lowest M
+delta = params.add(params.scale(found[best][0][0], Deltas[best]), params.scale(found[best][0][1], state.delta_0))
+assert close(delta, told.delta)
+
+# %% [markdown]
+# ### Confusion box: no re-scaling
+#
+# The wrong code takes Delta as it is, alpha = 1 and mu = 0. What that does to h depends on gamma, and can do harm:
+
+# %%
+changes = [model.at(params.add(state.weights, step), x).loss(y) - at.loss(y) for step in (delta, *Deltas)]
+print("change of h by delta: {:+.3f}; by Delta as it is, for each gamma: {:+.3f}, {:+.3f}, {:+.3f}".format(*changes))
+print(oracle.CATALOGUE["no re-scaling"])
+assert changes[0] < 0.7 * min(changes[1:]) < 0 < max(changes)
+
+# %% [markdown]
+# ### Momentum is conjugate gradients
+#
+# In linear regression h is quadratic, theta^T H theta / 2 - b^T theta. If the damped A kron G stays as it is (a
+# *preconditioner* P) and lambda = 0, steps with the best (alpha, mu) are those of preconditioned conjugate gradients,
+# which arrive after as many steps as there are weights. Steps with alpha alone are not, nor are those that keep
+# alpha Delta in place of delta for the next step:
+
+# %%
+regression, rng = kr.Model(kr.MLP((4, 1)), kr.Gaussian(), weight_decay=0.1), np.random.default_rng(1)
+X, Y, zero = rng.standard_normal((20, 4)), rng.standard_normal((20, 1)), [np.zeros((1, 5))]
+P = kr.curvature.BlockDiagonal(kr.exact_factors(regression.at(zero, X[:6])), damping=1.0).dense()  # of six cases: poor
+H, b = kr.exact_fisher(regression.at(zero, X)) + 0.1 * np.eye(5), -params.flatten(regression.at(zero, X).gradient(Y))
+
+
+def steps(keep):
+    theta, kept = np.zeros(5), []
+    for _ in range(5):
+        V = np.column_stack([-np.linalg.solve(P, H @ theta - b), *kept])
+        c = -np.linalg.solve(V.T @ H @ V, V.T @ (H @ theta - b))
+        kept = {"delta": [V @ c], "alpha Delta": [c[0] * V[:, 0]], "nothing": []}[keep]
+        yield (theta := theta + V @ c)
+
+
+textbook = []
+cg(H, b, rtol=0, atol=0, maxiter=5, M=np.linalg.inv(P), callback=lambda theta: textbook.append(theta.copy()))
+away = {keep: [np.abs(ours - theirs).max() for ours, theirs in zip(steps(keep), textbook, strict=True)]
+        for keep in ("delta", "alpha Delta", "nothing")}
+for keep, values in away.items():
+    print(f"{keep:11} kept: off SciPy's conjugate gradients by", *(f"{value:.0e}" for value in values))
+print(oracle.CATALOGUE["momentum kept without its own part"])
+assert max(away["delta"]) < 1e-12 < 1e-4 < min(away["alpha Delta"][-1], away["nothing"][-1])
+assert np.allclose(textbook[-1], np.linalg.solve(H, b))
+
+# %% [markdown]
+# ## Line 4, and the whole
+#
+# rho = (h after - h before) / (M - h) is looked at every T1 = 5 steps. Above 3/4 the model is trusted more: lambda is
+# multiplied by omega1 = 0.95^T1. Below 1/4 it is divided by it. This is the rule of Levenberg and Marquardt. To save
+# time, the factors that are solved with are renewed every T3 = 20 steps and at k <= 3 only. That is all of K-FAC:
+
+# %%
+def kfac(W, batches, lambda_, T1=5, T2=20, T3=20, seed=0):
+    gamma, AG, last = np.sqrt(lambda_ + eta), None, []
+    for k, (x, y) in enumerate(batches, 1):
+        at = model.at(W, x)
+        grad = at.gradient(y)
+        AG = average(AG, factors(at, np.random.default_rng((seed, k))), k)
+        tried = [gamma, gamma * 0.95**(T2 / 2), gamma / 0.95**(T2 / 2)] if k % T2 == 0 else [gamma]
+        if k <= 3 or k % T3 == 0:
+            used = AG
+        results = [(*minimize(at, grad, [Delta, *last], lambda_ + eta), gamma, Delta)
+                   for gamma, Delta in [(gamma, direction(used, gamma, grad)) for gamma in tried]]
+        c, M, gamma, Delta = min(results, key=lambda result: result[1])
+        delta = params.scale(c[0], Delta)
+        delta = params.add(delta, params.scale(c[1], last[0])) if last else delta
+        W, last = params.add(W, delta), [delta]
+        actual = model.at(W, x).loss(y) - at.loss(y)
+        yield W, {"h": at.loss(y), "lambda": lambda_, "gamma": gamma, "alpha": c[0], "mu": c[1] if len(c) > 1 else 0.0,
+                  "predicted": -M, "actual": -actual}
+        if k % T1 == 0:
+            lambda_ *= 0.95**T1 if actual / M > 3 / 4 else 1 if actual / M >= 1 / 4 else 0.95**-T1
+
+
+# %%
+state, run, off = opt.init(start, seed=0), [], 0.0
+for (x, y), (W, line) in zip(batches, kfac(start, batches, 0.001), strict=True):
+    state, record = opt.step(state, x, y)
+    off = max(off, np.abs(params.flatten(W) - params.flatten(state.weights)).max() / np.abs(params.flatten(W)).max())
+    run.append(line)
+    assert np.allclose([record.lambda_, record.gamma, record.mu], [line["lambda"], line["gamma"], line["mu"]])
+    assert not record.safeguards                                # the rules that the package adds did nothing here
+print(f"forty steps: h from {run[0]['h']:.2f} to {run[-1]['h']:.3f}, weights off by {off:.0e} at most")
+assert off < 1e-10
+
+# %% [markdown]
+# ## The run, step by step
+#
+# lambda_0 = 0.001 is too bold for the start: at step 1 M predicts that h falls below zero, and h rises. The rule looks
+# at every fifth step only: at step 5 it raises lambda, later it lowers it. At steps 20 and 40 another gamma is chosen.
+
+# %%
+def frame(k):
+    panels = [("h before the step (nats a case)", ["h"], "log", {}), ("damping", ["lambda", "gamma"], "log", {}),
+              ("coefficients of the step", ["alpha", "mu"], "linear", {}),
+              ("fall of h (nats a case; linear below 0.01)", ["predicted", "actual"], "symlog", {"linthresh": 0.01})]
+    with plotting.style():
+        figure = Figure(figsize=(9, 5.4), layout="constrained")
+        for axes, (title, names, scale, more) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+            for name, colour, dash in zip(names, plotting.COLOURS, plotting.DASHES, strict=False):
+                values = [line[name] for line in run]
+                axes.plot(range(1, 41), values, color=colour, linestyle=dash, alpha=0.2)       # what is to come
+                axes.plot(range(1, k + 1), values[:k], colour, ls=dash, marker="o", markevery=[k - 1], label=name)
+            axes.set(title=title, xlabel="step")
+            axes.set_yscale(scale, **more)
+            axes.legend(loc="lower right" if "mu" in names else "best")
+        return figure
+
+
+words = ("Step {k}: h = {h:.3g}; lambda {lambda:.2g}, gamma {gamma:.2g}; alpha {alpha:.2f}, mu {mu:.2f}. Fall of h: "
+         "predicted {predicted:.3g}, actual {actual:.3g}; rho = {rho:.2f}.")
+shown = (1, 2, 3, 5, 6, 20, 21, 40)
+captions = [words.format(k=k, rho=run[k - 1]["actual"] / run[k - 1]["predicted"], **run[k - 1]) for k in shown]
+assert run[0]["predicted"] > run[0]["h"] > run[0]["h"] + run[0]["actual"]
+assert run[5]["lambda"] > run[0]["lambda"] > run[-1]["lambda"]
+plotting.Player([frame(k) for k in shown], captions, "Forty steps of K-FAC on the digits")
+
+# %% [markdown]
+# ## In practice
+#
+# `opt.step(state, x, y)` returns a record with these numbers, `opt.explain` every intermediate. The package adds
+# safeguards (`help(kr.optimizers.KFAC)`): gamma and lambda stay in ranges, and a step that is looked at and raises h
+# too much is undone. They are no substitute for a sound lambda_0, which is the one setting to tune:
+
+# %%
+bolder = kr.optimizers.KFAC(model, lambda_0=0.0001)
+state = bolder.init(start, seed=0)
+for x, y in batches:
+    state, record = bolder.step(state, x, y)
+print(f"with lambda_0 = 0.0001: h = {record.loss:.2g} at step 40")
+assert record.loss > 100
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. What does M say if F is left out, and what is alpha then? Which known method has such steps?
+# 2. Put lambda = 0.1 into M in the regression: is it still the method of conjugate gradients? Why?
+# 3. Let gamma be sqrt(lambda + eta) at every step. At which step do the runs part, and which is ahead at the end?
+# 4. With lambda_0 = 0.0001, at which step does h rise, and why does `undo` not prevent it? Try T1 = 1.
+#
+# ## Further reading
+#
+# - Martens and Grosse (2015), sections 5 to 9. The code: `kfac_ref/optimizers/kfac.py`, `kfac_ref/quadratic_model.py`.
+# - Martens (2010), *Deep learning via Hessian-free optimization*: where the rule of lambda comes from.
