@@ -108,7 +108,7 @@ assert all(close(Delta, c.Delta) for Delta, c in zip(Deltas, told.candidates, st
 # ## Line 3: how far, and how much of the last step?
 #
 # Delta comes from an approximation. Its direction is useful, its length is not to be trusted. The length is chosen by a
-# quadratic model of h around the present weights, which has the *exact* F of the batch:
+# quadratic model of h that has the *exact* F of the batch. A larger lambda trusts it less and makes steps shorter:
 #
 # $$ M(\delta) = h + \nabla h^T \delta + \tfrac12 \delta^T (F + (\lambda + \eta) I)\, \delta $$
 #
@@ -122,7 +122,7 @@ def minimize(at, grad, V, damping):                             # V holds one di
     F = [[((p * s * t).sum(axis=1) - (p * s).sum(axis=1) * (p * t).sum(axis=1)).mean() for t in J] for s in J]
     B, b = F + damping * params.gram(V), np.array([params.inner(grad, v) for v in V])
     c = -np.linalg.solve(B, b)
-    return c, b @ c / 2
+    return c, b @ c / 2                                         # (alpha, mu) and M - h
 
 
 found = [minimize(at, grad, [Delta, state.delta_0], state.lambda_ + eta) for Delta in Deltas]

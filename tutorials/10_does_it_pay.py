@@ -34,8 +34,7 @@ FIGURES = Path(kr.__file__).parents[1] / "figures"
 
 def read(path):
     if not (FIGURES / path).exists():
-        raise FileNotFoundError(f"{FIGURES / path} is not here: this tutorial reads results that come with the "
-                                "repository, not with an installed package")
+        raise FileNotFoundError(f"{FIGURES / path} is missing: the results come with the repository alone")
     return json.loads((FIGURES / path).read_text())
 
 
@@ -46,7 +45,7 @@ results = {name: read(f"convergence/{name}/comparison.json")["methods"] for name
 #
 # There are two autoencoders: of MNIST (784-1000-500-250-30-..., 9000 images) and of the digits (64-32-16-8-..., 1500
 # images). Each method ran from three seeds, with batches of m cases. For an error *level* we ask: after how many
-# iterations, and how many seconds, is a run there? Of the three answers we take the median; never counts as infinity.
+# iterations, and how many seconds, is a run there? We take the median of the three, with infinity for never.
 
 # %%
 def to_level(method, level):                                    # (iterations, seconds)
@@ -88,16 +87,16 @@ assert min(dearer.values()) > 3
 assert faster["mnist"] > max(1.2, faster["digits"])
 
 # %% [markdown]
-# On the large network K-FAC wins in seconds too, on the small one the balance is another. An iteration of K-FAC is
+# On the large network K-FAC wins in seconds too; on the small one the fraction is smaller. An iteration of K-FAC is
 # dearer for two reasons: it does more, and its batch is larger (the baselines make do with m = 100). At the *same*
 # batch size K-FAC wins on the digits too:
 
 # %%
 digits = results["digits"]
 for level in ("2", "1"):
-    seconds = {name: to_level(digits[name], level)[1] for name in digits if name in ("K-FAC, m = 500", "SGD, m = 500")}
-    print(f"to {level}: SGD, m = 500 takes {seconds['SGD, m = 500'] / seconds['K-FAC, m = 500']:.1f} times as long")
-    assert seconds["SGD, m = 500"] > 1.2 * seconds["K-FAC, m = 500"]
+    ratio = to_level(digits["SGD, m = 500"], level)[1] / to_level(digits["K-FAC, m = 500"], level)[1]
+    print(f"digits to {level}, both at m = 500: SGD takes {ratio:.1f} times as long")
+    assert ratio > 1.2
 
 # %%
 drawn = {name: (f"K-FAC, m = {m}", f"K-FAC without momentum, m = {m}", "SGD, m = 100", "Adam, m = 100")
@@ -114,6 +113,7 @@ with plotting.style():
                      title=f"{name}: {methods[0].replace(', ', ' at ')}, SGD and Adam at m = 100")
             axes.set_yticks(y, levels[name])
             axes.minorticks_off()
+        axes.set_xticks(ticks := (10, 20, 50) if name == "mnist" else (0.1, 0.3, 1, 3), [f"{t:g}" for t in ticks])
     figure.legend(*row[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
 words = (f"{n}: K-FAC takes {fewer[n]:.1f} times fewer iterations than the quickest baseline and is {faster[n]:.2f} "
          "times as fast." for n in results)
@@ -177,15 +177,16 @@ for method in [name for name in again if again[name]["settings"] == digits.get(n
     print(f"{method} to an error of 1: {k:.0f} and {k2:.0f} iterations; {s:.2f} and {s2:.2f} s")
     assert 0.5 < k2 / k < 2
 for name in results:
-    machine = {(e["cpu"], e["cores"], e["threads"]) for e in read(f"convergence/{name}/comparison.json")["environment"]}
-    print(f"{name}: {machine}")
-    assert len(machine) == 1                                    # else the seconds of one table would not compare
+    ran_on = read(f"convergence/{name}/comparison.json")["environment"]
+    machines = {f"{e.get('cpu')}, {e['cores']} cores, {e['threads']} BLAS threads" for e in ran_on}
+    print(f"{name} ran on {', '.join(machines)}")
+    assert len(machines) == 1                                   # else the seconds of one table would not compare
 
 # %% [markdown]
 # ## The size of the batch
 #
-# With a larger batch each case is looked at less often. It pays if the iterations fall in proportion: like m^-p with
-# p = 1 or more. The paper says that K-FAC's progress grows more than linearly with m, the baseline's barely:
+# Iterations to a level go like m^-p when the batch size m grows. With p = 1 a batch of twice the size halves them, and
+# as many cases are looked at. The paper says that p is above 1 for K-FAC, and small for the baseline:
 
 # %%
 sizes = read("batch_size/batch_size.json")
@@ -270,8 +271,7 @@ assert not set(c.seeds) & set(c.tuning_seeds)
 #
 # 1. An iteration of K-FAC is 5 times dearer than one of SGD, and you need 4 times fewer. What could you change to win?
 # 2. On which of your own problems would you expect a plateau, or very uneven curvature? How could you find out cheaply?
-# 3. Somebody reports "K-FAC is 10 times faster" from one seed, with Adam at its default rate. Which three runs do you
-#    ask for?
+# 3. "K-FAC is ten times faster" is reported of one seed, with Adam at its default rate. Which runs do you ask for?
 # 4. `figures/convergence/mnist/results` holds the held-out error along each run. Does stopping K-FAC earlier help?
 #
 # ## Further reading
