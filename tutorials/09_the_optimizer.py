@@ -263,8 +263,8 @@ bolder = kr.optimizers.KFAC(model, lambda_0=0.0001)
 state = bolder.init(start, seed=0)
 for x, y in batches:
     state, record = bolder.step(state, x, y)
-print(f"with lambda_0 = 0.0001: h = {record.loss:.2g} at step 40")
-assert record.loss > 100
+print(f"with lambda_0 = 0.0001, h is {'above 100' if record.loss > 100 else 'fine'} after forty steps")
+assert record.loss > 100                                        # how far above is rounding: the run is chaotic
 
 # %% [markdown]
 # ## Exercises
