@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -401,6 +401,10 @@ MUTANTS = (
 )
 
 
+#: The mutants that the test suite has started, each with the number of its failures to come.
+RUNNING: dict[Mutant, Future[int]] = {}
+
+
 def pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run pytest on a copy of the package."""
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "KFAC_REF_HYPOTHESIS": "mutants", "COLUMNS": "200",
@@ -443,6 +447,12 @@ def run(mutant: Mutant, identities: tuple[str, ...] = IDENTITIES, *options: str)
             raise RuntimeError(f"mutant {mutant.name!r}: pytest ended with {done.returncode}\n"
                                f"{done.stdout}{done.stderr}")
         return Counter(failed)
+
+
+def failures(mutant: Mutant) -> int:
+    """Run the tests that a mutant names, a no-op those of its file, up to the first that fails."""
+    identities = QUICK.get(mutant.file, CORE) if mutant.survives else (mutant.killer,)
+    return run(mutant, identities, "-x").total()
 
 
 def matrix(mutants: tuple[Mutant, ...] = MUTANTS) -> dict[Mutant, Counter[str]]:

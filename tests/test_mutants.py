@@ -5,29 +5,24 @@ Here each mutant meets the tests that it names; ``make mutants`` runs all of the
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import pytest
 
 from tests import mutants
 
 
-@pytest.fixture(scope="module")
-def kills() -> dict[mutants.Mutant, int]:
-    mutants.compiled()                                      # before two threads ask for it
-
-    def failures(mutant: mutants.Mutant) -> int:
-        identities = mutants.QUICK.get(mutant.file, mutants.CORE) if mutant.survives else (mutant.killer,)
-        return mutants.run(mutant, identities, "-x").total()
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(mutants.MUTANTS, pool.map(failures, mutants.MUTANTS), strict=True))
+@pytest.fixture
+def kills() -> Callable[[mutants.Mutant], int]:
+    """Return what waits for a mutant, which conftest has started beside the other tests."""
+    return lambda mutant: mutants.RUNNING[mutant].result()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda m: m.name)
-def test_a_mutant_is_killed_and_a_no_op_survives(kills: dict[mutants.Mutant, int], mutant: mutants.Mutant) -> None:
-    assert (kills[mutant] == 0) == mutant.survives
+def test_a_mutant_is_killed_and_a_no_op_survives(kills: Callable[[mutants.Mutant], int],
+                                                 mutant: mutants.Mutant) -> None:
+    assert (kills(mutant) == 0) == mutant.survives
 
 
 def test_there_are_mutants_enough() -> None:
