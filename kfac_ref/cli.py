@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import shlex
 import sys
 import time
@@ -32,8 +33,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 done, 1 failed, 2 wrong usage, 130 interrupted.
+        0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 where the reader of the output has left.
     """
+    try:
+        try:
+            return _run(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()                          # what cannot be written is told here, not at exit
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:                                 # as after ``| head``
+        _forget_output()
+        return 141
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"kfac-ref: {name}{error.strerror or error}", file=sys.stderr)
+        _forget_output()
+        return 1
+    except ValueError as error:
+        print(f"kfac-ref: {error}", file=sys.stderr)
+        return 1
+
+
+def _forget_output() -> None:
+    """Send what cannot be written nowhere: at exit Python would try once more, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="kfac-ref", description="The reference implementation of K-FAC.")
     parser.add_argument("--version", action="version", version=f"kfac_ref {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -42,18 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if argv is None and arguments.command in ("demo", "train", "experiment"):       # the others compute little
         restart_with(ONE_THREAD | MEMORY, ["-m", "kfac_ref", *sys.argv[1:]])
-    try:
-        return int(arguments.run(arguments))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except OSError as error:
-        name = f"{error.filename}: " if error.filename else ""
-        print(f"kfac-ref: {name}{error.strerror or error}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"kfac-ref: {error}", file=sys.stderr)
-        return 1
+    return int(arguments.run(arguments))
 
 
 def _add_demo(commands: Any) -> None:

@@ -102,7 +102,7 @@ def test_a_problem_is_made_from_arrays(kind: str, tmp_path: Path, capsys: pytest
     ({"weights": [[[1, 2]]], "x": [[1]], "y": [0]}, ["--bias", "separate"], "biases must be given if and only if"),
     ({"weights": [], "x": [[1]], "y": [0]}, [], "weights must hold at least one matrix"),
     ({"weights": [[[1, 2]]], "x": [[1]], "y": [0]}, ["--hidden", "tanh"], "network.hidden must name"),
-    ([], [], "must hold an object"),
+    ([], [], "must be an object"),
 ])
 def test_arrays_that_make_no_problem(content: Any, options: list[str], message: str, tmp_path: Path,
                                      capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,6 +149,42 @@ def test_a_check_takes_less_than_a_second(tmp_path: Path) -> None:
         assert found.returncode == 1, found.stderr
     # A second on a quiet machine; twice that here, where other tests may run beside this one.
     assert min(seconds) < 2
+
+
+@pytest.mark.parametrize(("argv", "near"), [
+    (["check", NAME, "FILE"], "'G_smapled' is no quantity (kfac-ref quantities lists them); did you mean G_sampled?"),
+    (["check", "categorical-than", "FILE"], "; did you mean categorical-tanh?"),
+    (["check", NAME, "FILE", "--dialect", "BackPACK"], "; did you mean backpack?"),
+    (["reference", NAME, "--only", "g_empirical"], "; did you mean G_empirical?"),
+    (["reference", NAME, "--only", "xyzzy"], "'xyzzy' is no quantity (kfac-ref quantities lists them)\n"),
+    (["check", "nowhere.json", "FILE"], "nowhere.json: there is neither such a file nor such a vector (kfac-ref vectors "
+                                        "lists them)\n"),
+])
+def test_what_is_misspelt_is_told_its_nearest_name(argv: list[str], near: str, tmp_path: Path,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = save(tmp_path / "n.json", {"G_smapled": EXPECTED["G_sampled"]})
+    status, _, err = run(capsys, *[numbers if a == "FILE" else a for a in argv])
+    assert status == 2
+    assert near in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["reference categorical-tanh", "mistakes", "--help", "--version"])
+def test_a_reader_that_leaves_ends_it_silently(command: str) -> None:
+    # sleep: the reader is gone before the first byte comes, however short the output.
+    line = f"set -o pipefail; (sleep 0.1; exec {sys.executable} -m kfac_ref {command}) | true"
+    found = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert found.stderr == ""
+    assert found.returncode == 141 or (command.startswith("--") and found.returncode == 0)       # argparse minds nothing
+
+
+def test_an_output_that_is_full_is_told_in_one_line() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    with open("/dev/full", "w") as full:
+        found = subprocess.run([sys.executable, "-m", "kfac_ref", "mistakes"], stdout=full, stderr=subprocess.PIPE,
+                               text=True)
+    assert (found.returncode, found.stderr) == (1, "kfac-ref: No space left on device\n")
 
 
 # Fuzz: whatever a file holds, there is an answer or one line.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .diagnose import Diagnosis, Explanation, Scale, place, scale
-from .files import ProblemError, load
+from .files import ProblemError, check_known, load
 from .graph import QUANTITIES, Reference, coerced, missing
 from .mistakes import VISIBLE
 from .problem import Problem
@@ -309,9 +309,8 @@ def _samples(M: int) -> str:
 def _in_our_words(problem: Problem, theirs: Mapping[str, Any], dialect: str) -> dict[str, Any]:
     from .dialects import DIALECTS
 
-    if dialect not in DIALECTS:
-        raise ProblemError(f"dialect must be one of {', '.join(DIALECTS)}; got {dialect!r}")
-    return DIALECTS[dialect].ours(theirs, problem)
+    found: dict[str, Any] = check_known("dialect", dialect, DIALECTS).ours(theirs, problem)
+    return found
 
 
 def _table(report: Report) -> list[str]:

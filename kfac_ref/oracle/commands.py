@@ -16,7 +16,7 @@ from typing import Any
 
 from . import published
 from .check import check, dumps, read_quantities
-from .files import ProblemError, load, plain
+from .files import ProblemError, check_keys, load, near, plain
 from .graph import QUANTITIES, Reference, missing
 from .mistakes import CATALOGUE
 from .problem import Problem
@@ -89,13 +89,20 @@ def _guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
         try:
             return run(arguments)
         except (ProblemError, OSError) as error:
+            if isinstance(error, OSError) and error.filename is None:       # standard output: no input is bad
+                raise
             print(f"kfac-ref: {error}", file=sys.stderr)
             return 2
     return guarded
 
 
 def _problem(name: str) -> Problem:
-    return published.vector(name).problem if name in published.names() else Problem.read(name)
+    if name in published.names():
+        return published.vector(name).problem
+    if not Path(name).exists():
+        raise ProblemError(f"{name}: there is neither such a file nor such a vector (kfac-ref vectors lists them)"
+                           f"{near(name, published.names())}")
+    return Problem.read(name)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -119,7 +126,8 @@ def _reference(arguments: argparse.Namespace) -> int:
     found, left_out = {}, []
     for name in asked:
         if name not in QUANTITIES:
-            raise ProblemError(f"--only: {name!r} is no quantity (kfac-ref quantities lists them)")
+            raise ProblemError(f"--only: {name!r} is no quantity (kfac-ref quantities lists them)"
+                               f"{near(name, QUANTITIES)}")
         lacks = missing(QUANTITIES[name], problem)
         if lacks:
             raise ProblemError(f"--only {name}: the problem has no {lacks}")
@@ -192,15 +200,7 @@ def _dialects(arguments: argparse.Namespace) -> int:
 
 def _new(arguments: argparse.Namespace) -> int:
     content = load(arguments.arrays)
-    if not isinstance(content, dict):
-        raise ProblemError(f"{arguments.arrays}: must hold an object with weights, x and y")
-    for name in ("weights", "x", "y"):
-        if name not in content:
-            raise ProblemError(f"{arguments.arrays}: {name} is missing")
-    unknown = set(content) - {"weights", "biases", "x", "y", "targets"}
-    if unknown:
-        raise ProblemError(f"{arguments.arrays}: {min(unknown)!r} is not known (there are weights, biases, x, y and "
-                           "targets)")
+    check_keys(arguments.arrays, content, ("weights", "x", "y"), ("biases", "targets"))
     for name in ("weights", "biases"):
         if name in content and not isinstance(content[name], list):
             raise ProblemError(f"{arguments.arrays}: {name} must be a list with one array a layer")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array
-from .files import ProblemError, read_array
+from .files import ProblemError, near, read_array
 from .problem import Problem
 
 #: What a quantity is made of: A, G, the weights (by shape), a dense block; else a number for a layer or for all.
@@ -157,7 +157,8 @@ class Dialect:
             Where it was not measured.
         """
         if quantity not in (*KINDS, "damping"):
-            raise ProblemError(f"a dialect says nothing about {quantity!r}; it knows {', '.join(KINDS)}")
+            raise ProblemError(f"a dialect says nothing about {quantity!r}; it knows {', '.join(KINDS)}"
+                               f"{near(quantity, KINDS)}")
         stem, _, suffix = quantity.partition("_")
         A = "A_sampled" if (sampled or suffix == "sampled") and "A_sampled" in self.scale else "A"
         G = f"G_{suffix}" if suffix in ("sampled", "empirical") else "G"

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +283,26 @@ def put_arrays(value: Any, arrays: Mapping[str, Any]) -> Any:
 # Small checks, each of which names the place.
 
 
+def near(name: Any, names: Iterable[str]) -> str:
+    """Return "; did you mean ...?" where one of the names looks like the given one, else nothing.
+
+    Parameters
+    ----------
+    name : Any
+        That is none of them.
+    names : iterable of str
+        Those that there are.
+    """
+    import difflib                                          # an error alone needs it
+
+    names = list(names)
+    for form in (str, str.lower):
+        known = {form(n): n for n in names}
+        if isinstance(name, str) and (found := difflib.get_close_matches(form(name[:60]), known, 1)):
+            return f"; did you mean {known[found[0]]}?"
+    return ""
+
+
 def check_keys(place: str, value: Any, required: Sequence[str], optional: Sequence[str]) -> None:
     """Refuse what is no object, lacks a required name, or has an unknown one.
 
@@ -302,7 +322,8 @@ def check_keys(place: str, value: Any, required: Sequence[str], optional: Sequen
             raise ProblemError(f"{place}: {name} is missing")
     for name in value:
         if name not in required and name not in optional:
-            raise ProblemError(f"{place}: {name!r} is not known (there are {', '.join((*required, *optional))})")
+            raise ProblemError(f"{place}: {name!r:.60} is not known (there are {', '.join((*required, *optional))})"
+                               f"{near(name, (*required, *optional))}")
 
 
 def check_listed(place: str, value: Any) -> list[Any]:
@@ -346,7 +367,7 @@ def check_known(place: str, value: Any, entries: Any) -> Any:
         By name.
     """
     if not isinstance(value, str) or value not in entries:
-        raise ProblemError(f"{place} must be one of {', '.join(entries)}; got {value!r:.60}")
+        raise ProblemError(f"{place} must be one of {', '.join(entries)}; got {value!r:.60}{near(value, entries)}")
     return entries[value] if isinstance(entries, Mapping) else value
 
 

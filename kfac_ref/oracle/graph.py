@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .files import ProblemError, read_array
+from .files import ProblemError, near, read_array
 from .problem import Problem
 
 
@@ -331,7 +331,7 @@ def coerced(reference: Reference, theirs: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in theirs.items():
         if name not in QUANTITIES:
-            raise ProblemError(f"{name!r:.60} is no quantity (kfac-ref quantities lists them)")
+            raise ProblemError(f"{name!r:.60} is no quantity (kfac-ref quantities lists them){near(name, QUANTITIES)}")
         lacks = missing(QUANTITIES[name], reference.problem)
         if lacks and not (name == "G_sampled" and lacks == "targets"):
             raise ProblemError(f"{name}: the problem does not define it, since it has no {lacks}")

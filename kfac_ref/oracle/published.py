@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import ProblemError, load
+from .files import ProblemError, check_known, load
 from .graph import Reference, coerced
 from .problem import Problem
 
@@ -70,8 +70,7 @@ def vector(name: str) -> Vector:
     >>> check(v.problem, v.expected).ok
     True
     """
-    if name not in names():
-        raise ProblemError(f"name must be one of {', '.join(names())}; got {name!r}")
+    check_known("name", name, names())
     return of(load(FOLDER / f"{name}.json"), name)
 
 
