@@ -293,7 +293,7 @@ def near(name: Any, names: Iterable[str]) -> str:
     names : iterable of str
         Those that there are.
     """
-    import difflib                                          # an error alone needs it
+    import difflib  # an error alone needs it
 
     names = list(names)
     for form in (str, str.lower):
