@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import params
 from . import mistakes as catalogue
 from .graph import NODES, QUANTITIES, Reference
 from .mistakes import CATALOGUE, Mistake, error
@@ -68,7 +69,7 @@ class Diagnosis:
                  rtol: float | None = None) -> None:
         self.reference, self.theirs, self.dtype, self.rtol = reference, theirs, dtype, rtol
         self.names = sorted(theirs, key=list(QUANTITIES).index)
-        self.errors = {name: error(reference[name], theirs[name]) for name in self.names}
+        self.errors = {name: _error(reference, name, reference[name], theirs[name]) for name in self.names}
         self._limits = {name: self.tolerance(name) for name in self.names}
         self._order = sorted(self.names, key=lambda name: self.errors[name] <= ROUNDING["float32"])
         plain = [name for name in self.differing() if not name.startswith("trajectory_")]
@@ -150,7 +151,7 @@ class Diagnosis:
         if key not in self._same:
             r = self.reference.having(*mistakes)
             try:
-                off = error(r.shown(name), self.theirs[name])
+                off = _error(r, name, r.shown(name), self.theirs[name])
             except _FAILS:
                 off = math.inf
             # The condition is dear, and matters for what is near alone.
@@ -182,7 +183,7 @@ class Diagnosis:
             for name in SCALARS:
                 if f"trajectory_{name}" in self.theirs:
                     theirs = self.theirs[f"trajectory_{name}"]
-                    yield k + 1, name, error(step[name], theirs[k]) if k < len(theirs) else math.inf
+                    yield k + 1, name, _off(step, name, theirs, k)
             if "trajectory_weights" in self.theirs:
                 weights = tuple(step["weights"])
                 for m in turned:
@@ -247,6 +248,29 @@ class Diagnosis:
             if len(values) > most:
                 best, most = name, len(values)
         return best
+
+
+def _off(step: Mapping[str, Any], name: str, theirs: Any, k: int) -> float:
+    """Return the relative error of a step's number."""
+    if np.ndim(theirs) != 1 or k >= len(theirs):
+        return math.inf
+    if name == "mu":
+        return _error_of_mu(step["mu"], theirs[k], abs(step["alpha"]))
+    return error(step[name], theirs[k])
+
+
+def _error_of_mu(right: float, theirs: float, other: float) -> float:
+    """Return the relative error of mu, which is nothing but rounding where it is this much smaller than the other."""
+    return error(np.array([right, 1e-6 * other]), np.array([theirs, 1e-6 * other]))
+
+
+def _error(r: Reference, name: str, value: Any, theirs: Any) -> float:
+    """Return the relative error of a quantity."""
+    if name == "mu" and r.problem.delta_0 is not None:
+        # In units of delta_0, that is how far alpha Delta goes.
+        Delta, last = params.norm(r["Delta"]), params.norm(r.problem.delta_0)
+        return _error_of_mu(value, theirs, abs(r["alpha"]) * Delta / last if last > 0 else 0.0)
+    return error(value, theirs)
 
 
 def _alone(reference: Reference, name: str) -> set[str]:

@@ -194,8 +194,8 @@ def _numbers(place: str, data: list[Any]) -> np.ndarray[Any, Any]:
     if all(isinstance(v, int) and not isinstance(v, bool) and abs(v) < 2**53 for v in data) and data:
         return np.array(data, dtype=np.int64)
     for i, v in enumerate(data):
-        if v is not None and (isinstance(v, bool) or not isinstance(v, (int, float))):
-            raise ProblemError(f"{place}[{i}] must be a number, got {json.dumps(v)[:40]}")
+        if v is not None and (isinstance(v, bool) or not isinstance(v, (int, float, np.integer, np.floating))):
+            raise ProblemError(f"{place}[{i}] must be a number, got {json.dumps(v, default=repr)[:40]}")
     try:
         return np.array([math.nan if v is None else float(v) for v in data])
     except OverflowError:

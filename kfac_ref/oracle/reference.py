@@ -38,13 +38,15 @@ node("damping")(lambda r: r.problem.damping)
 node("decay", "eta")(lambda r: tuple(r["eta"] * W for W in r.problem.weights))
 node("z", "at")(lambda r: r["at"].z)
 node("a_bar", "at")(lambda r: r["at"].a_bar)
-node("dz", "at")(lambda r: r.problem.model.likelihood.gradient(r["at"].z, r.problem.y))
+node("y")(lambda r: r.problem.y)
+node("targets")(lambda r: r.problem.targets)
+node("dz", "at", "y")(lambda r: r.problem.model.likelihood.gradient(r["at"].z, r["y"]))
 node("dz_exact", "at")(lambda r: exact_columns(r["at"]))
-node("dz_sampled", "at")(lambda r: sampled_columns(r["at"], r.problem.targets))
+node("dz_sampled", "at", "targets")(lambda r: sampled_columns(r["at"], r["targets"]))
 node("g", "at", "dz")(lambda r: tuple(r["at"].backward(r["dz"])))
 node("g_exact", "at", "dz_exact")(lambda r: tuple(r["at"].backward(r["dz_exact"])))
 node("g_sampled", "at", "dz_sampled")(lambda r: tuple(r["at"].backward(r["dz_sampled"])))
-node("loss", "at")(lambda r: float(np.mean(r.problem.model.likelihood.nll(r["at"].z, r.problem.y))))
+node("loss", "at", "y")(lambda r: float(np.mean(r.problem.model.likelihood.nll(r["at"].z, r["y"]))))
 
 
 @node("objective", "loss", "eta")
@@ -139,7 +141,7 @@ def _fisher(name: str) -> Callable[[Reference], Array]:
 node("fisher", "g_exact", "a_bar", "N")(_fisher("g_exact"))
 node("fisher_sampled", "g_sampled", "a_bar", "N")(_fisher("g_sampled"))
 node("fisher_empirical", "g", "a_bar", "N")(_fisher("g"))
-node("hessian", "at")(lambda r: hessian.hessian(r["at"], r.problem.y))
+node("hessian", "at", "y")(lambda r: hessian.hessian(r["at"], r["y"]))
 node("direction")(lambda r: r.problem.direction)
 
 
@@ -356,6 +358,8 @@ def condition(r: Reference, name: str) -> float:
     G_solve = {"step_sampled": "G_sampled", "step_empirical": "G_empirical"}.get(name)
     r = r.taking(G_solve=r[G_solve]) if G_solve else r
     worst = max(_condition(A) * _condition(G) for A, G in zip(r["A_damped"], r["G_damped"], strict=True))
+    if name == "rho":                                       # a difference of two values of h
+        return max(worst, abs(r["objective"]) / max(abs(r["actual"]), 1e-300))
     return worst if name != "step_tridiagonal" else worst**2        # Sigma is a difference
 
 

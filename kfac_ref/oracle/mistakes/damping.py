@@ -1,0 +1,149 @@
+"""Weight decay, damping, pi, and the running average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ... import damping
+from ...checks import Array
+from ..graph import NODES, Reference
+from .entry import Change, Right, add, times
+
+add("damping", "weight decay left out of the gradient", "the gradient is that of the loss alone",
+    "h = loss + (eta/2) ||theta||^2, so its gradient has eta W", "add eta W", {"decay": lambda r, right: times(
+        0.0, right())})
+add("damping", "weight decay twice in the gradient", "the gradient has 2 eta W",
+    "the derivative of (eta/2) ||theta||^2 is eta W", "add eta W once",
+    {"decay": lambda r, right: times(2.0, right())})
+add("damping", "weight decay left out of the objective", "h is the loss alone", "h = loss + (eta/2) ||theta||^2",
+    "add (eta/2) ||theta||^2", {"objective": lambda r, right: r["loss"]}, ("loss",))
+add("damping", "weight decay added to the damping again", "eta was added to a damping that is lambda + eta already",
+    "the number under the root is lambda + eta", "add eta once", {"damping": lambda r, right: right() + r["eta"]},
+    ("eta",))
+add("damping", "weight decay left out of the damping", "the damping is lambda alone", "the number under the root is "
+    "lambda + eta", "add eta", {"damping": lambda r, right: max(right() - r["eta"], 0.0)}, ("eta",))
+
+
+def _damped(a: Callable[[float, float], float], g: Callable[[float, float], float]) -> dict[str, Change]:
+    """Damp with ``a(pi, damping)`` and ``g(pi, damping)``."""
+    def of(name: str, c: Callable[[float, float], float]) -> Change:
+        return lambda r, right: tuple(damping.add_to_diagonal(S, c(float(pi), r["damping"]))
+                                      for S, pi in zip(r[name], r["pi"], strict=True))
+    return {"A_damped": of("A_solve", a), "G_damped": of("G_solve", g)}
+
+
+_FACTORED = "A + pi sqrt(lambda + eta) I and G + sqrt(lambda + eta)/pi I: the product then holds (lambda + eta) I"
+for _name, _what, _remedy, _a, _g in (
+    ("damping not under the root", "the damping was shared as pi d and d/pi, without the square root",
+     "take the square root of the damping", lambda pi, d: pi * d, lambda pi, d: d / pi),
+    ("full damping on both factors", "each factor got the whole damping", "use the square root, shared by pi",
+     lambda pi, d: d, lambda pi, d: d),
+    ("full damping on A alone", "A got the whole damping and G none", "share the square root by pi",
+     lambda pi, d: d, lambda pi, d: 0.0),
+    ("full damping on G alone", "G got the whole damping and A none", "share the square root by pi",
+     lambda pi, d: 0.0, lambda pi, d: d),
+    ("root damping on A alone", "A got its share of the damping and G none", "damp G too, with sqrt(damping)/pi",
+     lambda pi, d: pi * math.sqrt(d), lambda pi, d: 0.0),
+    ("root damping on G alone", "G got its share of the damping and A none", "damp A too, with pi sqrt(damping)",
+     lambda pi, d: 0.0, lambda pi, d: math.sqrt(d) / pi),
+    ("damping added twice", "the damping was added to factors that had been damped in place already",
+     "add it to a copy of the factors", lambda pi, d: 2 * pi * math.sqrt(d), lambda pi, d: 2 * math.sqrt(d) / pi),
+    ("no damping", "the factors were not damped", "damp them", lambda pi, d: 0.0, lambda pi, d: 0.0),
+):
+    add("damping", _name, _what, _FACTORED, _remedy, _damped(_a, _g), ("A_solve", "G_solve", "pi", "damping"))
+
+
+def _pi(f: Callable[[Array, Array], float]) -> Change:
+    return lambda r, right: np.array([f(A, G) for A, G in zip(r["A_solve"], r["G_solve"], strict=True)])
+
+
+def _trace_ratio(A: Array, G: Array) -> float:
+    return math.sqrt(np.trace(A) / np.trace(G)) if np.trace(G) > 0 else 1.0
+
+
+def _joined(matrices: Sequence[Array]) -> Array:
+    """Return a diagonal matrix with the diagonals of all of them."""
+    return np.diag(np.concatenate([np.diag(S) for S in matrices]))
+
+
+def _with_last(S: Array, value: float) -> Array:
+    S = S.copy()
+    S[-1, -1] = value
+    return S
+
+
+_PI = "pi^2 is the ratio of the mean eigenvalues of A and G, and balances the two cross terms of the damped product"
+for _name, _what, _remedy, _change in (
+    ("pi squared", "pi^2 was used in place of pi", "take the square root of the ratio",
+     lambda r, right: right()**2),
+    ("pi inverted", "pi was taken of G over A", "A comes first: A + pi sqrt(d) I", lambda r, right: 1 / right()),
+    ("pi left out", "pi is 1: both factors got the same sqrt(damping)", "use sqrt((tr A/n)/(tr G/m))",
+     lambda r, right: np.ones_like(right())),
+    ("pi of traces without the dimensions", "pi is sqrt(tr A / tr G), without the dimensions",
+     "divide each trace by its dimension", _pi(_trace_ratio)),
+    ("pi of Frobenius norms", "pi is made of Frobenius norms (as in the author's code), where the trace norm was asked "
+     "for", "use the traces", _pi(damping.frobenius_pi)),
+):
+    add("damping", _name, _what, _PI, _remedy, {"pi": _change}, ("A_solve", "G_solve"))
+add("damping", "one pi for all layers", "all layers have one pi, from their traces and dimensions added up",
+    "each layer has its own A and G, and its own ratio", "compute pi layer by layer",
+    {"pi": lambda r, right: np.full_like(right(), damping.trace_pi(*map(_joined, (r["A_solve"], r["G_solve"]))))},
+    ("A_solve", "G_solve"))
+add("damping", "pi of the first layer for all", "all layers have the pi of the first", "each layer has its own A and "
+    "G, and its own ratio", "compute pi layer by layer", {"pi": lambda r, right: np.full_like(right(), right()[0])})
+add("damping", "bias not damped", "the damping was not added to the last entry of A, that of the bias",
+    "the damping acts on all parameters alike", "add it to the whole diagonal of A",
+    {"A_damped": lambda r, right: tuple(_with_last(D, A[-1, -1]) for D, A in zip(right(), r["A_solve"], strict=True))},
+    ("A_solve",))
+add("damping", "pi in place of 1/pi in G", "both factors were damped with pi sqrt(damping)", _FACTORED,
+    "divide by pi in G", {"G_damped": lambda r, right: tuple(
+        damping.add_to_diagonal(G, float(pi) * math.sqrt(r["damping"]))
+        for G, pi in zip(r["G_solve"], r["pi"], strict=True))}, ("G_solve", "pi", "damping"))
+add("damping", "exact Fisher in place of the factors", "the step is the natural gradient with the exact F",
+    "K-FAC solves with A kron G; the two differ by the error of the approximation", "compare natural_gradient",
+    {"step": lambda r, right: NODES["natural_gradient"].compute(r)}, NODES["natural_gradient"].needs)
+add("damping", "exact damping in place of factored", "the step solves with A kron G + damping I",
+    "the paper damps the factors; both are sound, and their steps differ", "damp the factors, or compare with "
+    "step_exact_damping", {"step": lambda r, right: NODES["step_exact_damping"].compute(r)},
+    NODES["step_exact_damping"].needs)
+add("damping", "factored damping in place of exact", "the step solves with damped factors, where A kron G + damping I "
+    "was asked for", "the product of damped factors has two terms more", "solve in the eigenbasis, or compare with "
+    "step", {"step_exact_damping": lambda r, right: NODES["step"].compute(r)}, NODES["step"].needs)
+
+
+def _average_of_damped(part: str) -> Change:
+    def change(r: Reference, right: Right) -> tuple[Array, ...]:
+        new = r["new"]
+        pis = [damping.trace_pi(A, G) for A, G in zip(new["A"], new["G"], strict=True)]
+        root = math.sqrt(r["damping"])
+        added = [pi * root if part == "A" else root / pi for pi in pis]
+        return tuple(S + (1 - r["epsilon"]) * c * np.eye(len(S)) for S, c in zip(right(), added, strict=True))
+    return change
+
+
+add("average", "damping added before averaging", "the batch's factors were damped before they went into the running "
+    "average", "the average is of the factors; damping changes with lambda and gamma, and belongs to the "
+    "solve", "average first, damp after", {f"{part}_average": _average_of_damped(part) for part in ("A", "G")},
+    ("new", "epsilon", "damping"))
+_BIASED = "eps = min(1 - 1/k, 0.95): the first batch is taken whole, so there is nothing to correct"
+add("average", "average starts at the identity", "the running average starts at the identity with a constant decay",
+    _BIASED, "take the first batch whole",
+    {"epsilon": lambda r, right: r["ceiling"],
+     "old": lambda r, right: right() or {name: tuple(np.eye(*X.shape) if not name.endswith("cross") else 0 * X
+                                                    for X in r["new"][name]) for name in r["new"]}},
+    ("ceiling", "new"))
+add("average", "average not corrected for its start", "the running average has a constant decay and starts at zero",
+    _BIASED, "let the decay grow as 1 - 1/k, or divide by 1 - decay^k", {"epsilon": lambda r, right: r["ceiling"]},
+    ("ceiling",))
+add("average", "decay on the new factors", "the decay multiplies the new factors and 1 - decay the old ones",
+    "eps weighs the old", "exchange them", {"epsilon": lambda r, right: 1 - right()})
+add("average", "no running average", "the factors are those of this batch alone", "old batches count with weight eps",
+    "keep the running average", {"epsilon": lambda r, right: 0.0})
+add("average", "debiased exponential average", "the average is sum d^j X_{k-j} / sum d^j, from the first batch on",
+    "the paper averages the first batches evenly; the two agree only in the first and in the long run",
+    "use eps = min(1 - 1/k, 0.95)",
+    {"epsilon": lambda r, right: (lambda d, k: d * (1 - d**k) / (1 - d**(k + 1)))(r["ceiling"], r["k"])},
+    ("ceiling", "k"))

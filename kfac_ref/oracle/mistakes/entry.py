@@ -1,0 +1,172 @@
+"""One entry of the catalogue, what it is made with, and when two values of a quantity differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...checks import Array
+from ..graph import Reference
+
+Right = Callable[[], Any]
+Change = Callable[[Reference, Right], Any]
+
+#: A mistake is flagged where it changes a quantity by more than this, relatively.
+VISIBLE = 1e-6
+
+FACTORS_A = ("A", "A_cross")
+FACTORS_G = ("G", "G_sampled", "G_empirical", "G_cross", "G_cross_sampled")
+FISHERS = ("fisher", "fisher_sampled", "fisher_empirical")
+STEPS = ("step", "step_tridiagonal", "step_exact_damping", "natural_gradient")
+
+
+@dataclass(frozen=True, eq=False)
+class Mistake:
+    """One entry of the catalogue.
+
+    Attributes
+    ----------
+    name : str
+        Short, in words.
+    what, why, remedy : str
+        A sentence each.
+    changes : mapping
+        For each node, the function that makes its wrong value.
+    reads : tuple of str
+        The nodes that those functions read beyond what the node is made from.
+    group : str
+        Its family, such as ``scale``.
+    shows : mapping
+        For each quantity that comes out in another form, while what is made from it stays as it was, the function of
+        the reference and the value.
+    """
+
+    name: str
+    what: str
+    why: str
+    remedy: str
+    changes: Mapping[str, Change] = field(repr=False)
+    reads: tuple[str, ...] = ()
+    group: str = ""
+    shows: Mapping[str, Callable[[Reference, Any], Any]] = field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        """Return what was done, why it is wrong, and the remedy, a line each."""
+        return f"{self.name}: {self.what}\n  why it is wrong: {self.why}\n  remedy: {self.remedy}"
+
+
+CATALOGUE: dict[str, Mistake] = {}
+
+
+def add(group: str, name: str, what: str, why: str, remedy: str, changes: Mapping[str, Change],
+        reads: tuple[str, ...] = (), shows: Mapping[str, Callable[[Reference, Any], Any]] | None = None) -> None:
+    """Put an entry into the catalogue.
+
+    Parameters
+    ----------
+    group, name, what, why, remedy, changes, reads, shows : str, mappings and tuple
+        As in `Mistake`.
+    """
+    assert name not in CATALOGUE, name
+    CATALOGUE[name] = Mistake(name, what, why, remedy, dict(changes), reads, group, dict(shows or {}))
+
+
+def times(c: float, value: Any) -> Any:
+    """Return c times a number, an array, or each array of a tuple.
+
+    Parameters
+    ----------
+    c : float
+        The multiplier.
+    value : number, array or tuple of arrays
+        A quantity.
+    """
+    return tuple(c * X for X in value) if isinstance(value, tuple) else c * value
+
+
+def scaled(nodes: Sequence[str], factor: Callable[[Reference], float]) -> dict[str, Change]:
+    """Return the changes that multiply nodes by a factor.
+
+    Parameters
+    ----------
+    nodes : sequence of str
+        Names.
+    factor : function of Reference
+        Returns the multiplier.
+    """
+    return dict.fromkeys(nodes, lambda r, right: times(factor(r), right()))
+
+
+def mapped(nodes: Sequence[str], f: Callable[[Array], Array]) -> dict[str, Change]:
+    """Return the changes that map the array of each layer.
+
+    Parameters
+    ----------
+    nodes : sequence of str
+        Names.
+    f : function of array
+        Returns the wrong one.
+    """
+    return dict.fromkeys(nodes, lambda r, right: tuple(f(X) for X in right()))
+
+
+def N_of(r: Reference) -> float:
+    """Return the number of examples."""
+    return float(r["N"])
+
+
+def C_of(r: Reference) -> float:
+    """Return the number of outputs."""
+    return float(r.problem.sizes[-1])
+
+
+def M_of(r: Reference) -> float:
+    """Return the number of sampled targets of each example, 1 where there are none."""
+    return float(len(r.problem.targets)) if r.problem.targets is not None else 1.0
+
+
+def differ(right: Any, wrong: Any, tolerance: float = VISIBLE) -> bool:
+    """Return whether two values of a quantity differ, in shape or by more than the tolerance relatively.
+
+    Parameters
+    ----------
+    right, wrong : number, array, tuple of arrays or None
+        None cannot be computed: there is no difference to see.
+    tolerance : float
+        Of the largest entry of an array.
+    """
+    if right is None or wrong is None:
+        return False
+    return not error(right, wrong) <= tolerance
+
+
+def error(right: Any, theirs: Any) -> float:
+    """Return the largest relative error over the arrays of a quantity; infinite where the shapes differ.
+
+    Parameters
+    ----------
+    right, theirs : number, array or tuple of arrays
+        NaN in the same places counts as equal.
+    """
+    if isinstance(right, tuple) != isinstance(theirs, tuple):
+        return math.inf
+    if isinstance(right, tuple):
+        if len(right) != len(theirs):
+            return math.inf
+        return max((error(a, b) for a, b in zip(right, theirs, strict=True)), default=0.0)
+    a, b = np.asarray(right, dtype=float), np.asarray(theirs, dtype=float)
+    if a.shape != b.shape:
+        return math.inf
+    nan = np.isnan(a)
+    if nan.any() or np.isnan(b).any():
+        if not np.array_equal(nan, np.isnan(b)):
+            return math.inf
+        a, b = np.where(nan, 0, a), np.where(nan, 0, b)
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = float(np.max(np.abs(a - b), initial=0))
+        size = float(np.max(np.abs(a), initial=0))
+    return off / size if size > 0 else (math.inf if off > 0 else 0.0)

@@ -1,0 +1,182 @@
+"""Over which targets the expectation is taken, and what is squared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ... import params
+from ...checks import Array
+from ...likelihoods import Bernoulli, Categorical, Likelihood
+from ..graph import NODES, Reference
+from ..reference import rows_of, second_moment
+from .entry import Change, M_of, Right, add
+
+
+def _mode(likelihood: Likelihood, z: Array) -> Any:
+    """Return the likeliest target of each example."""
+    if isinstance(likelihood, Categorical):
+        return z.argmax(axis=1)
+    return (z > 0).astype(z.dtype) if isinstance(likelihood, Bernoulli) else z
+
+
+def _at_mode(r: Reference) -> tuple[Array, ...]:
+    likelihood = r.problem.model.likelihood
+    return tuple(r["at"].backward(likelihood.gradient(r["z"], _mode(likelihood, r["z"]))))
+
+
+def _uniform_columns(r: Reference) -> Array:
+    """Return columns whose squares add up to E[dz dz^T] over targets that the model has no part in."""
+    z, likelihood = r["z"], r.problem.model.likelihood
+    if isinstance(likelihood, Categorical):
+        C = z.shape[1]
+        labels = np.repeat(np.arange(C)[:, None], len(z), axis=1)
+        return likelihood.gradient(z, labels) / math.sqrt(C)
+    if isinstance(likelihood, Bernoulli):                       # independent fair bits: mean p - 1/2, variance 1/4
+        p = 1 / (1 + np.exp(-z))
+        spread = np.zeros((z.shape[1], *z.shape))
+        for c in range(z.shape[1]):
+            spread[c, :, c] = 0.5
+        return np.concatenate([(p - 0.5)[None], spread])
+    C = z.shape[1]                                              # standard normal targets, whatever z
+    return np.concatenate([z[None], np.repeat(np.eye(C)[:, None, :], len(z), axis=1)])
+
+
+def _other_columns(columns: Callable[[Reference], Array]) -> dict[str, Change]:
+    return {"dz_exact": lambda r, right: columns(r)}
+
+
+_EXPECTATION = "the Fisher is an expectation over the model's own prediction, not over the data's labels"
+add("expectation", "labels in place of the model's targets", "the training labels were used: this is the empirical "
+    "Fisher", _EXPECTATION, "draw the targets from the model's prediction, or use a root of F_R",
+    {"G": lambda r, right: r["G_empirical"], "G_sampled": lambda r, right: r["G_empirical"],
+     "fisher": lambda r, right: r["fisher_empirical"], "fisher_sampled": lambda r, right: r["fisher_empirical"]},
+    ("G_empirical", "fisher_empirical"))
+add("expectation", "likeliest label in place of a sample", "the likeliest target of the model was used for each "
+    "example, not a random one", "E[g g^T] needs the spread of the prediction; its mode has none",
+    "sample from the prediction",
+    {"G": lambda r, right: (lambda g: second_moment(g, g, r["N"]))(_at_mode(r)),
+     "G_sampled": lambda r, right: (lambda g: second_moment(g, g, r["N"]))(_at_mode(r))}, ("at", "z", "N"))
+add("expectation", "sampled in place of exact", "G was estimated at the sampled targets, where the exact expectation "
+    "was asked for", "the sampled G has an error of order 1/sqrt(N M)", "compare it with G_sampled, or use a root of "
+    "F_R", {"G": lambda r, right: r["G_sampled"], "fisher": lambda r, right: r["fisher_sampled"]},
+    ("G_sampled", "fisher_sampled"))
+add("expectation", "only the first sample used", "of the M sampled targets of each example, only the first was used",
+    "all M are averaged", "sum over the M targets and divide by M",
+    {"g_sampled": lambda r, right: tuple(g[:1] * math.sqrt(M_of(r)) for g in right())})
+add("expectation", "targets from a uniform distribution", "the targets were drawn without regard to the prediction "
+    "(uniform classes, fair bits, standard normal)", _EXPECTATION, "sample from p(y | z), with z of this example",
+    _other_columns(_uniform_columns), ("at", "z"))
+add("expectation", "output curvature left out", "the columns sent back were those of the identity, not of a root of "
+    "F_R", "F = E[J^T F_R J]; F_R is the identity for the Gaussian alone", "send back the columns of a root of F_R",
+    _other_columns(lambda r: np.repeat(np.eye(r["z"].shape[1])[:, None, :], len(r["z"]), axis=1)), ("at", "z"))
+add("expectation", "curvature of the softmax without its outer product", "F_R was taken to be diag(p), without p p^T",
+    "the classes share one probability: F_R = diag(p) - p p^T", "subtract p p^T", _other_columns(
+        lambda r: np.sqrt(_probabilities(r)).T[:, :, None] * np.eye(r["z"].shape[1])[:, None, :]
+        if _is_softmax(r) else NODES["dz_exact"].compute(r)), ("at", "z"))
+add("expectation", "curvature of the softmax by its diagonal", "F_R was taken to be diag(p (1 - p)), that of "
+    "independent bits", "the classes share one probability: F_R = diag(p) - p p^T has more than a diagonal",
+    "use all of F_R",
+    _other_columns(lambda r: np.sqrt(_probabilities(r) * (1 - _probabilities(r))).T[:, :, None]
+                    * np.eye(r["z"].shape[1])[:, None, :]
+                    if _is_softmax(r) else NODES["dz_exact"].compute(r)),
+    ("at", "z"))
+add("expectation", "root applied from the wrong side", "root^T root was used in place of root root^T",
+    "with columns b_k of the root, F_R = sum_k b_k b_k^T = root root^T", "send back the columns of the root, not its "
+    "rows", _other_columns(lambda r: r.problem.model.likelihood.fisher_root(r["z"]).transpose(1, 0, 2)), ("at", "z"))
+
+
+def _square_of_mean(g: Sequence[Array]) -> tuple[Array, ...]:
+    return tuple(np.outer(m, m) for m in (gi.reshape(-1, gi.shape[-1]).mean(axis=0) for gi in g))
+
+
+add("expectation", "square of the mean gradient", "the gradients were averaged over the examples before the outer "
+    "product", "G is the mean of outer products; the outer product of the mean has rank one and is small at the end "
+    "of training", "take the outer product example by example (g.T @ g / N)",
+    {"G": lambda r, right: _square_of_mean(r["g"]), "G_sampled": lambda r, right: _square_of_mean(r["g_sampled"]),
+     "G_empirical": lambda r, right: _square_of_mean(r["g"]),
+     "fisher_empirical": lambda r, right: np.outer(*[rows_of(r["g"], r["a_bar"]).mean(axis=0)] * 2)},
+    ("g", "a_bar", "g_sampled"))
+
+
+def _centred_G(r: Reference, right: Right) -> tuple[Array, ...]:
+    return tuple(G - m for G, m in zip(right(), _square_of_mean(r["g"]), strict=True))
+
+
+add("expectation", "G centred", "the mean gradient was subtracted: this is the covariance of g",
+    "G is an uncentred second moment; under the model the mean is zero anyway, at the labels it is not",
+    "leave the mean in", {"G_empirical": _centred_G}, ("g",))
+add("expectation", "A centred", "the mean of a_bar was subtracted: this is the covariance of the activations",
+    "A is an uncentred second moment; centred, the row of the bias is zero and A is singular", "leave the mean in",
+    {"A": lambda r, right: tuple(A - m for A, m in zip(right(), _square_of_mean(r["a_bar"]), strict=True))},
+    ("a_bar",))
+
+
+def _weight_gradient_square(side: str) -> Change:
+    def change(r: Reference, right: Right) -> tuple[Array, ...]:
+        return tuple(D @ D.T if side == "G" else D.T @ D for D in r["gradient"])
+    return change
+
+
+add("expectation", "G from the gradient of the weights", "G was made of the weights' mean gradient, weight decay and "
+    "all: D D^T, as in Shampoo", "G is of the gradients with respect to the pre-activations, example by example",
+    "take the gradients at the layer's output", dict.fromkeys(("G", "G_sampled", "G_empirical"),
+                                                              _weight_gradient_square("G")), ("gradient",))
+
+
+def _decayed_rows(r: Reference) -> Array:
+    return rows_of(r["g"], r["a_bar"]) + params.flatten(r["decay"])
+
+
+add("expectation", "Fisher of weight-decayed gradients", "the weight decay was in the per-example gradients that were "
+    "squared", "the Fisher is of -log p alone; weight decay enters as eta I, exactly",
+    "take the gradients of the loss without weight decay",
+    {"fisher_empirical": lambda r, right: _decayed_rows(r).T @ _decayed_rows(r) / r["N"]}, ("g", "a_bar", "decay"))
+
+
+def _is_softmax(r: Reference) -> bool:
+    return isinstance(r.problem.model.likelihood, Categorical)
+
+
+def _through_softmax(r: Reference) -> Callable[[Array], Array]:
+    """Return what maps gradients with respect to the probabilities to gradients with respect to z."""
+    z = r["z"]
+    if isinstance(r.problem.model.likelihood, Categorical):
+        p = _probabilities(r)
+        return lambda v: p * (v - np.sum(p * v, axis=-1, keepdims=True))
+    p = 1 / (1 + np.exp(-z))
+    return lambda v: p * (1 - p) * v
+
+
+def _probabilities(r: Reference) -> Array:
+    z = r["z"]
+    if isinstance(r.problem.model.likelihood, Categorical):
+        e = np.exp(z - z.max(axis=1, keepdims=True))
+        return e / e.sum(axis=1, keepdims=True)
+    return 1 / (1 + np.exp(-z)) if isinstance(r.problem.model.likelihood, Bernoulli) else z
+
+
+def _double(what: str) -> Change:
+    def change(r: Reference, right: Right) -> Any:
+        likelihood, p = r.problem.model.likelihood, _probabilities(r)
+        if not isinstance(likelihood, (Categorical, Bernoulli)):
+            return right()
+        if what == "loss":
+            return float(np.mean(likelihood.nll(p, r["y"])))
+        back = _through_softmax(r)
+        if what == "dz":
+            return back(likelihood.gradient(p, r["y"]))
+        if what == "dz_sampled":
+            return back(likelihood.gradient(p, r["targets"])) / math.sqrt(M_of(r))
+        return back(likelihood.fisher_root(p).transpose(2, 0, 1))
+    return change
+
+
+add("expectation", "probabilities used as logits", "the network's probabilities were given to a loss that takes "
+    "logits: the softmax (or logistic) is applied twice", "the cross-entropy of most libraries takes logits",
+    "give it z, without a softmax in the network",
+    {name: _double(name) for name in ("loss", "dz", "dz_sampled", "dz_exact")},
+    ("z", "at", "y", "targets"))

@@ -1,0 +1,178 @@
+"""Which layer, which side, where the bias is, in which order and of which sign."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ... import kronecker
+from ...checks import Array
+from ...kronecker import Cholesky
+from ..graph import Reference
+from ..reference import second_moment
+from .entry import FISHERS, STEPS, Change, Right, add, mapped, times
+
+
+def _moments(rows: Callable[[Reference], Sequence[Array]]) -> Change:
+    def change(r: Reference, right: Right) -> tuple[Array, ...]:
+        found = rows(r)
+        return second_moment(found, found, r["N"])
+    return change
+
+
+def _ones(a: Array) -> Array:
+    return np.column_stack([a, np.ones(len(a))])
+
+
+add("layer", "A of the layer's output", "A was made of the layer's outputs after the nonlinearity, not of its inputs",
+    "the gradient of W_i is g_i a_bar^T with the layer's INPUT", "take the activations that enter the layer",
+    {"A": _moments(lambda r: [*r["a_bar"][1:], _ones(r["z"])])}, ("a_bar", "z", "N"))
+add("layer", "A before the nonlinearity", "A was made of the pre-activations s, before the nonlinearity",
+    "the next layer sees phi(s)", "take the activations after the nonlinearity",
+    {"A": _moments(lambda r: [r["a_bar"][0], *map(_ones, r["at"].s[:-1])])}, ("at", "a_bar", "N"))
+
+
+def _after_nonlinearity(name: str, r: Reference) -> tuple[Array, ...]:
+    """Return the gradients with respect to the outputs of the hidden nonlinearities, and to z."""
+    W, g = r.problem.weights, r[name]
+    return (*(h @ V[:, :-1] for h, V in zip(g[1:], W[1:], strict=True)), g[-1])
+
+
+add("layer", "g after the nonlinearity", "the gradients were those with respect to the layer's activations, after the "
+    "nonlinearity", "g is the gradient with respect to the pre-activations s: the slope phi'(s) is part of it",
+    "multiply by phi'(s), or hook the linear layer's output",
+    {G: _moments(functools.partial(_after_nonlinearity, g)) for G, g in (
+        ("G", "g_exact"), ("G_sampled", "g_sampled"), ("G_empirical", "g"))},
+    ("g", "g_exact", "g_sampled", "N"))
+
+
+def _without_slope(columns: str) -> Change:
+    def change(r: Reference, right: Right) -> tuple[Array, ...]:
+        g = [r[columns]]
+        for W in r.problem.weights[:0:-1]:
+            g.append(g[-1] @ W[:, :-1])
+        return tuple(g[::-1])
+    return change
+
+
+add("layer", "slope left out of the backward pass", "the backward pass does not multiply by phi'(s)",
+    "the chain rule goes through the nonlinearity", "multiply by phi'(s) at every hidden layer",
+    {g: _without_slope(dz) for g, dz in (("g", "dz"), ("g_exact", "dz_exact"), ("g_sampled", "dz_sampled"))},
+    ("dz", "dz_exact", "dz_sampled"))
+add("layer", "layers in the order of the backward pass", "the matrices G were listed from the last layer to the first",
+    "hooks of the backward pass fire in that order", "reverse the list", {},
+    shows={name: lambda r, G: G[::-1] for name in ("G", "G_sampled", "G_empirical")})
+add("layer", "A of the layer before", "the matrix A of each layer was that of the layer before",
+    "layer i has the factors A_{i-1,i-1} and G_{i,i} of the paper, whose activations are counted from 0",
+    "use the input of the same layer", {"A": lambda r, right: (right()[0], *right()[:-1])})
+add("layer", "A and G exchanged", "A and G were exchanged", "A is of the inputs (its last row belongs to the bias), G "
+    "of the outputs", "exchange them", {}, ("A", "G"), shows={"A": lambda r, A: r["G"], "G": lambda r, G: r["A"],
+                                                  "G_sampled": lambda r, G: r["A"],
+                                                  "G_empirical": lambda r, G: r["A"]})
+
+# The bias, layout and order.
+
+_NO_BIAS = "the bias is a weight whose input is 1; [W b] is one matrix with one block"
+
+
+def _without_bias(right: Right) -> tuple[Array, ...]:
+    return tuple(A[:-1, :-1] for A in right())
+
+
+def _bias_apart(solve_bias: Callable[[Array, Array], Array]) -> Change:
+    def change(r: Reference, right: Right) -> tuple[Array, ...]:
+        found = []
+        for A, G, V in zip(r["A_damped"], r["G_damped"], r["gradient"], strict=True):
+            factor = Cholesky.factor(G)
+            W = -kronecker.solve(Cholesky.factor(A), factor, V[:, :-1])
+            found.append(np.column_stack([W, solve_bias(G, V[:, -1])]))
+        return tuple(found)
+    return change
+
+
+_BIAS_READS = ("A_damped", "G_damped", "gradient")
+add("bias", "bias left out of A", "A has no row for the bias, and the bias follows its plain gradient", _NO_BIAS,
+    "append a 1 to the inputs",
+    {"A": lambda r, right: _without_bias(right),
+     "A_cross": lambda r, right: tuple(A[:-1, :-1] for A in right()),
+     "step": _bias_apart(lambda G, b: -b)}, _BIAS_READS)
+add("bias", "bias preconditioned apart", "A has no row for the bias, and the bias was solved for with G alone",
+    _NO_BIAS, "append a 1 to the inputs; the bias then shares the solve with A",
+    {"A": lambda r, right: _without_bias(right),
+     "A_cross": lambda r, right: tuple(A[:-1, :-1] for A in right()),
+     "step": _bias_apart(lambda G, b: -Cholesky.factor(G).solve(b[:, None])[:, 0])}, _BIAS_READS)
+
+
+def _last_to_first(V: Array) -> Array:
+    return np.roll(V, 1, axis=-1)
+
+
+add("bias", "bias first", "the bias comes first, not last", "our matrices are [W b], with the 1 at the end of a_bar",
+    "move the first column (and row) to the end",
+    mapped(("a_bar", "decay"), _last_to_first) | {"direction": lambda r, right: right() and tuple(
+        map(_last_to_first, right())), "last_step": lambda r, right: right() and tuple(map(_last_to_first, right()))})
+add("bias", "bias not decayed", "the weight decay was not applied to the biases", "the paper's eta acts on all "
+    "parameters alike", "add eta b to the gradient of the bias",
+    mapped(("decay",), lambda D: np.column_stack([D[:, :-1], np.zeros(len(D))])))
+
+
+def _permuted(parts: Callable[[Any], list[Any]]) -> Callable[[Reference, Array], Array]:
+    """Permute a dense matrix: `parts` says in which order the places of a layer's weights are read."""
+    def show(r: Reference, F: Array) -> Array:
+        order, start = [], 0
+        for W in r.problem.weights:
+            places = start + np.arange(W.size).reshape(W.shape, order="F")
+            order += [part.ravel() for part in parts(places)]
+            start += W.size
+        chosen = np.concatenate(order)
+        return F[np.ix_(chosen, chosen)]
+    return show
+
+
+_DENSE = (*FISHERS, "hessian")
+
+
+def _swapped_block(r: Reference, blocks: tuple[Array, ...]) -> tuple[Array, ...]:
+    return tuple(map(np.kron, r["G"], r["A"]))
+
+
+def _turned(r: Reference, value: tuple[Array, ...]) -> tuple[Array, ...]:
+    return tuple(np.swapaxes(V, -1, -2) for V in value)
+
+
+add("order", "row-major vec", "the dense matrices are of row-major vec (the biases interleaved with the weights)",
+    "vec stacks columns here, and kron(A, G) belongs to that; of row-major vec the block is kron(G, A)",
+    "flatten the weights in column order (order='F'), or permute rows and columns", {}, ("A", "G"),
+    shows=dict.fromkeys(_DENSE, _permuted(lambda p: [p])) | {"kfac_block": _swapped_block})
+add("order", "row-major vec with the biases apart", "the dense matrices are of row-major vec of each W, with its "
+    "biases behind it", "vec stacks the columns of [W b] here", "flatten [W b] in column order", {},
+    shows=dict.fromkeys(_DENSE, _permuted(lambda p: [p[:, :-1], p[:, -1]])))
+add("order", "Kronecker factors in the wrong order", "the block is kron(G, A), while vec stacks columns",
+    "(A kron G) vec(V) = vec(G V A^T) for columns; kron(G, A) belongs to rows", "write kron(A, G)", {},
+    ("A", "G"), shows={"kfac_block": _swapped_block})
+add("order", "transposed weights", "gradients, steps and weights are laid out (in, out)",
+    "weights are (out, in + 1) here", "transpose them", {},
+    shows=dict.fromkeys(("gradient", "fisher_product", "kfac_product", "step_sampled", "step_empirical",
+                         "trajectory_weights", "ekfac_scales", *STEPS), _turned))
+add("order", "ascent in place of descent", "the step has the sign of the gradient", "Delta = -C^-1 grad h: the minus "
+    "sign is part of the step", "put in the minus sign", {name: lambda r, right: times(-1.0, right())
+                                                          for name in STEPS})
+add("order", "gradient with its sign turned", "the gradient of the loss has the other sign (y - p in place of p - y)",
+    "h falls along minus its gradient", "turn the sign of what is sent back (the weight decay has its own)",
+    {"dz": lambda r, right: -right()})
+add("order", "multiplied in place of solved", "the gradient was multiplied by the damped factors, not by their "
+    "inverses", "the natural gradient is F^-1 grad", "solve with A and G",
+    {"step": lambda r, right: tuple(-G @ V @ A for A, G, V in zip(r["A_damped"], r["G_damped"], r["gradient"],
+                                                                  strict=True))}, _BIAS_READS)
+add("order", "only G inverted", "the solve with A was left out", "(A kron G)^-1 = A^-1 kron G^-1 needs both",
+    "multiply by A^-1 from the right", {"step": lambda r, right: tuple(
+        -Cholesky.factor(G).solve(V) for G, V in zip(r["G_damped"], r["gradient"], strict=True))}, _BIAS_READS)
+add("order", "only A inverted", "the solve with G was left out (this is FOOF)", "(A kron G)^-1 = A^-1 kron G^-1 needs "
+    "both", "multiply by G^-1 from the left", {"step": lambda r, right: tuple(
+        -Cholesky.factor(A).solve_right(V) for A, V in zip(r["A_damped"], r["gradient"], strict=True))}, _BIAS_READS)
+add("order", "cross factors ignored", "the tridiagonal step is the block-diagonal one", "F-hat^-1 regresses each "
+    "layer on the next through A_{i,i+1} and G_{i,i+1}", "use the cross factors",
+    {"step_tridiagonal": lambda r, right: r["step"]}, ("step",))
