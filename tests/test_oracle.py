@@ -5,6 +5,7 @@ The values are compared with the published vectors, which were computed at a hun
 
 from __future__ import annotations
 
+import itertools
 import json
 from functools import cache
 from pathlib import Path
@@ -160,6 +161,21 @@ def test_arrays_in_other_layouts_make_the_same_problem() -> None:
         assert all(map(np.array_equal, made.weights, p.weights))
     single = Problem.from_arrays([W.astype(np.float32) for W in p.weights], p.x, p.y, **rest)
     assert single.dtype == "float32"
+
+
+def test_the_layout_that_would_fit_is_told() -> None:
+    p = vector("categorical-tanh").problem
+    assert len({*p.sizes}) == len(p.sizes)
+    apart, biases = [W[:, :-1] for W in p.weights], [W[:, -1] for W in p.weights]
+    rest: dict[str, Any] = {"hidden": p.hidden, "likelihood": p.likelihood}
+    for weights, extra in ((p.weights, {}), (apart, {"biases": biases, "bias": "separate"})):
+        for layout, other in (("out,in", "in,out"), ("in,out", "out,in")):
+            given = [W.T for W in weights] if layout == "out,in" else weights
+            with pytest.raises(oracle.ProblemError, match=f"; --layout {other} would fit"):
+                Problem.from_arrays(given, p.x, p.y, layout=layout, **rest, **extra)
+    with pytest.raises(oracle.ProblemError) as caught:
+        Problem.from_arrays(p.weights, p.x[:, 1:], p.y, **rest)
+    assert "would fit" not in str(caught.value)
 
 
 def changed(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -329,6 +345,9 @@ def test_what_is_not_in_the_catalogue_is_not_explained(name: str, quantity: str,
     theirs = {q: right[q] for q in ("A", "G", "step")} | {quantity: bent(kind, right[quantity])}
     report = check(vector(name).problem, theirs)
     assert not report.ok
+    if kind == 0 and quantity == "step":
+        assert [e.names for e in report.explanations] == [("step times 0.37",)]
+        return
     assert not report.explanations
     row = next(row for row in report.rows if row.quantity == quantity)
     assert row.where
@@ -363,6 +382,56 @@ def test_a_factor_is_written_in_the_counts_of_the_problem() -> None:
         report = check(p, {"G": [factor * X for X in G]})
         assert report.scales is not None
         assert report.scales["G"].text == text
+
+
+@pytest.mark.parametrize("c", [0.1, -0.01, 0.123, 1.7])
+def test_a_learning_rate_is_told_and_what_follows_from_it(c: float) -> None:
+    name = "categorical-tanh"
+    p, r = vector(name).problem, reference(name)
+    scaled = tuple(c * V for V in r["step"])
+    report = check(p, {"A": r["A"], "gradient": r["gradient"], "step": scaled})
+    assert [e.names for e in report.explanations if len(e.names) == 1] == [(f"step times {c:.12g}",)]
+    assert f"the step is {abs(c):.6g} times what it must be" in str(report)
+    assert "(a learning rate?)" in str(report)
+    # The gradient, and the step from it; a clip that sees the step; another mistake beside it.
+    moved = r.taking(gradient=tuple(c * V for V in r["gradient"]))
+    both = {"gradient": moved["gradient"], "step": moved["step"], "kl_clip": moved["kl_clip"]}
+    assert (f"gradient times {c:.12g}",) in [e.names for e in check(p, both).explanations]
+    other = r.having(CATALOGUE["full damping on both factors"])
+    report = check(p, {"A": r["A"], "G": r["G"], "step": tuple(c * V for V in other["step"])})
+    assert [e.names for e in report.explanations] == [("full damping on both factors", f"step times {c:.12g}")]
+
+
+def test_a_factor_that_the_catalogue_has_is_no_learning_rate() -> None:
+    p = vector("categorical-tanh").problem.replace(weight_decay=0.0)
+    r = Reference(p)
+    for mistake in ("gradient summed over the examples", "ascent in place of descent"):
+        wrong = r.having(CATALOGUE[mistake])
+        report = check(p, {"gradient": wrong["gradient"], "step": wrong["step"]})
+        assert mistake in [e.names[0] for e in report.explanations]
+        assert not [e for e in report.explanations if "times 0" in e.names[-1]]
+        assert "(a learning rate?)" not in str(report)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3), (3, 3), (2, 3, 4)])
+def test_the_numbers_of_the_transposed_weights_are_told(sizes: tuple[int, ...]) -> None:
+    """Square matrices fit both ways: W of equal widths with the biases apart, or [W b] where each width is one more."""
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal((m, n + 1)) for n, m in itertools.pairwise(sizes)]
+    p = Problem(sizes, ("tanh",) * (len(sizes) - 2), "gaussian", weights, rng.standard_normal((5, sizes[0])),
+                rng.standard_normal((5, sizes[-1])), 0.1)
+    r = Reference(p)
+    one_more = sizes[1] != sizes[0]
+    turned = p.replace(weights=[W.T if one_more else np.column_stack([W[:, :-1].T, W[:, -1]]) for W in weights])
+    theirs = {q: r[q] for q in ("G", "gradient", "step")}
+    for given in (theirs, theirs | {q: r.having(CATALOGUE["transposed weights"]).shown(q) for q in ("gradient", "step")
+                                    if one_more}):
+        report = check(turned, given)
+        assert report.turned
+        assert "these are the numbers of the transposed weights" in str(report)
+        assert not check(p, theirs).turned
+    bent = {"gradient": tuple(1.1 * V**2 for V in r["gradient"])}
+    assert not check(turned, bent).turned
 
 
 def test_what_follows_from_wrong_factors_is_not_accused_again() -> None:

@@ -80,6 +80,22 @@ def test_targets_from_a_uniform_distribution_are_named(name: str) -> None:
     assert "targets from a uniform distribution" in [m.name for m in judgement.explanations]
 
 
+@pytest.mark.parametrize("samples", [None, 1, 20])
+@pytest.mark.parametrize("name", ["categorical-tanh", "bernoulli-tanh", "gaussian-tanh"])
+def test_targets_that_were_not_drawn_are_named(name: str, samples: int | None) -> None:
+    p = problem(name)
+    for mistake in ("likeliest label in place of a sample", "labels in place of the model's targets"):
+        G = oracle.Reference(p).having(oracle.CATALOGUE[mistake])["G"]
+        report = check(p, {"G_sampled": G}, samples=samples)
+        assert report.judgement is not None
+        if report.judgement.right and samples:               # may well be draws
+            continue
+        assert not report.ok
+        assert [m.name for m in report.judgement.explanations] == [mistake]
+        assert mistake in str(report)
+    assert samples == 1 or not report.ok
+
+
 def test_a_larger_network_is_judged_in_bounded_memory() -> None:
     rng = np.random.default_rng(0)
     weights = [rng.standard_normal((40, 65)) / 8, rng.standard_normal((10, 41)) / 6]

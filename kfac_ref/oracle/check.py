@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from .diagnose import Diagnosis, Explanation, Scale, place, scale
+from .diagnose import SCALABLE, Diagnosis, Explanation, Scale, place, scale
 from .files import ProblemError, check_known, load
 from .graph import QUANTITIES, Reference, coerced, missing
-from .mistakes import VISIBLE
+from .mistakes import CATALOGUE, VISIBLE
 from .problem import Problem
 from .sampling import Judgement, judge
 
@@ -73,6 +73,8 @@ class Report:
         Of a G whose targets are not in the problem.
     dialect : str or None
         Whose conventions the numbers were in.
+    turned : bool
+        Whether the numbers are those of the transposed weights.
     """
 
     rows: tuple[Row, ...]
@@ -83,6 +85,7 @@ class Report:
     first_step: tuple[int, str, float] | None = None
     judgement: Judgement | None = None
     dialect: str | None = None
+    turned: bool = False
 
     @property
     def ok(self) -> bool:
@@ -118,7 +121,7 @@ class Report:
             "explanations": entries(self.explanations),
             "one_by_one": {name: entries(e) for name, e in (self.one_by_one or {}).items()},
             "scales": {name: {"factor": s.value, "as": s.text} for name, s in (self.scales or {}).items()},
-            "tells_apart": self.tells_apart, "dialect": self.dialect,
+            "tells_apart": self.tells_apart, "dialect": self.dialect, "transposed_weights": self.turned,
             "first_step": self.first_step and {"step": self.first_step[0], "quantity": self.first_step[1],
                                                "error": self.first_step[2] if math.isfinite(self.first_step[2])
                                                else None},
@@ -189,14 +192,29 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
     explanations = diagnosis.explanations()
     if "G_sampled" in differing and not explanations:       # perhaps of draws of their own
         judgement, _ = _judged(problem, reference, given["G_sampled"], samples)
+    turned = _of_turned_weights(problem, diagnosis)
     counts = {"N": len(problem.x), "C": problem.sizes[-1]} | (
         {"M": len(problem.targets)} if problem.targets is not None else {})
     scales = {name: s for name in diagnosis.names if name in differing
               if (s := scale(reference[name], given[name], counts, diagnosis.tolerance(name)))}
-    return Report(tuple(rows), tuple(explanations), None if explanations else diagnosis.one_by_one(), scales,
+    return Report(tuple(rows), tuple(explanations), None if explanations or turned else diagnosis.one_by_one(), scales,
                   diagnosis.tells_apart(explanations) if len(explanations) > 1 else None,
                   diagnosis.first_difference() if any(n.startswith("trajectory_") for n in differing) else None,
-                  judgement, dialect)
+                  judgement, dialect, turned)
+
+
+def _of_turned_weights(problem: Problem, diagnosis: Diagnosis) -> bool:
+    """Return whether the numbers are those of a network with square weights read the wrong way round."""
+    for columns in (slice(0, -1), slice(None)):
+        if all(len(W) == W[:, columns].shape[1] for W in problem.weights):
+            weights = [W.copy() for W in problem.weights]
+            for V, W in zip(weights, problem.weights, strict=True):
+                V[:, columns] = W[:, columns].T
+            part = Diagnosis(Reference(problem.replace(weights=weights)), diagnosis.theirs, diagnosis.dtype,
+                             diagnosis.rtol)
+            if part.fits(()) or part.fits((CATALOGUE["transposed weights"],)):
+                return True
+    return False
 
 
 def read_quantities(path: Any) -> dict[str, Any]:
@@ -344,6 +362,9 @@ def _simplest(explanations: Sequence[Explanation]) -> list[Explanation]:
 
 def _explained(report: Report) -> list[str]:
     lines = []
+    if report.turned:
+        lines += ["these are the numbers of the transposed weights: was the problem made with the right --layout, and "
+                  "are the weights the right way round?"]
     if report.explanations:
         simple = _simplest(report.explanations)
         lines.append("explained by:" if len(simple) == 1 else
@@ -357,7 +378,7 @@ def _explained(report: Report) -> list[str]:
             lines.append(f"({more} pair{'s' * (more > 1)} of mistakes would come to the same numbers)")
         if report.tells_apart:
             lines.append(f"give {report.tells_apart} too: it would tell some of them apart")
-    else:
+    elif not report.turned:
         lines.append("no one or two mistakes of the catalogue explain all of these numbers at once; one by one:")
         for name, found in (report.one_by_one or {}).items():
             if found and not found[0].mistakes:
@@ -373,6 +394,10 @@ def _explained(report: Report) -> list[str]:
         as_powers = f" = {s.text}" if s.text else ", which is no product of small powers of N, C, 2 and M"
         if s.text == f"{s.value:g}":                        # a power of 2 alone says nothing new
             as_powers = ""
+        elif s.text and name in SCALABLE:
+            as_powers += ", or a constant such as a learning rate"
+        elif name in SCALABLE:
+            as_powers += ": a constant such as a learning rate?"
         lines.append(f"{name} is {s.value:.6g} times the right value{as_powers}")
     return lines
 

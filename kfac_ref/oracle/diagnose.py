@@ -18,7 +18,7 @@ import numpy as np
 from .. import params
 from . import mistakes as catalogue
 from .graph import NODES, QUANTITIES, Reference
-from .mistakes import CATALOGUE, Mistake, error
+from .mistakes import CATALOGUE, STEPS, Mistake, error, times
 from .reference import condition
 from .trajectory import SCALARS, steps
 
@@ -26,7 +26,7 @@ from .trajectory import SCALARS, steps
 ROUNDING = {"float64": 1e-10, "float32": 1e-5}
 _EPS = {"float64": 1e-14, "float32": 1e-6}
 #: No error beyond this is rounding, whatever the condition.
-WORST = {"float64": 1e-7, "float32": 1e-2}
+WORST = {"float64": 1e-5, "float32": 1e-2}
 _FAILS = (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError)
 
 Quantities = Mapping[str, Any]
@@ -100,13 +100,36 @@ class Diagnosis:
         return [name for name in self.names if not self.errors[name] <= self._limits[name]]
 
     def explanations(self) -> list[Explanation]:
-        """Return every explanation: single mistakes first, then pairs in which both have a part."""
+        """Return every explanation: single mistakes first, then pairs in which both have a part.
+
+        A constant factor of a step or gradient, such as a learning rate, is a mistake too; it is measured, so it is
+        named only where no mistake of the catalogue does, and with one of those only where no two of them do.
+        """
         singles = [Explanation((m,)) for m in CATALOGUE.values() if self.fits((m,))]
+        singles = singles or [Explanation((m,)) for m in self._constants(()) if self.fits((m,))]
         alone = {e.mistakes[0].name for e in singles}
         others = [m for m in CATALOGUE.values() if m.name not in alone]
         pairs = [Explanation(pair) for pair in itertools.combinations(others, 2)
                  if self._may_fit(pair) and self._both_act(pair) and self.fits(pair)]
-        return singles + pairs
+        if singles or pairs:
+            return singles + pairs
+        return [Explanation((m, constant)) for m in CATALOGUE.values() for constant in self._constants((m,))
+                if self._both_act((m, constant)) and self.fits((m, constant))]
+
+    def _constants(self, mistakes: tuple[Mistake, ...]) -> list[Mistake]:
+        """Return the constant factors of gradient and step that the given ones have, those with mistakes apart."""
+        found = []
+        for name, changed in SCALABLE.items():
+            if name in self.theirs and self.errors[name] > self._limits[name]:
+                try:
+                    value = self.reference.having(*mistakes).shown(name)
+                except _FAILS:
+                    continue
+                size = sum(map(np.size, value))
+                if size < _FEWEST or (c := scale(value, self.theirs[name], {}, self._limits[name])) is None:
+                    continue
+                found.append(_constant(changed, _rounded(c.value, self._limits[name])))
+        return list({m.name: m for m in found}.values())
 
     def _may_fit(self, pair: tuple[Mistake, ...]) -> bool:
         """Return whether a pair can explain the differing quantity in which fewest mistakes have a part."""
@@ -118,6 +141,8 @@ class Diagnosis:
 
     def _acting(self, name: str, mistakes: tuple[Mistake, ...]) -> tuple[str, ...]:
         """Return the names of those of the mistakes that have a part in a quantity: `Reference.part_of`, by table."""
+        if any(m.name not in CATALOGUE for m in mistakes):
+            return self.reference.having(*mistakes).part_of(name)
         alone, brings = self.reference.kept(("alone", name), _alone), self.reference.kept(("brings",), _brings)
         found = {m.name for m in mistakes if m.name in alone}
         if 0 < len(found) < len(mistakes):                      # what one reads may bring in the other
@@ -296,6 +321,27 @@ def _ancestors(name: str) -> set[str]:
 
 
 # A factor that no entry of the catalogue has.
+
+#: What somebody may have multiplied by a constant, and where that happened.
+SCALABLE = {"gradient": ("gradient",), **dict.fromkeys((*STEPS, "step_sampled", "step_empirical"), STEPS)}
+#: In fewer entries a constant factor is no evidence of anything.
+_FEWEST = 4
+
+
+def _constant(changed: Sequence[str], c: float) -> Mistake:
+    """Return the mistake of a factor that no count gives."""
+    what = "gradient" if changed == ("gradient",) else "step"
+    turned = " and of the other sign" if c < 0 else ""
+    return Mistake(
+        f"{what} times {c:.12g}", f"the {what} is {abs(c):.6g} times what it must be{turned} (a learning rate?)",
+        "Delta is what alpha, or a learning rate, multiplies afterwards" if what == "step" else
+        "grad h is the gradient of the mean loss with its weight decay, not of a multiple",
+        f"give the {what} before it is multiplied", {name: lambda r, right: times(c, right()) for name in changed})
+
+
+def _rounded(c: float, tolerance: float) -> float:
+    """Return the number of fewest digits that a measured one is, to rounding."""
+    return next((v for digits in range(1, 13) if abs((v := float(f"{c:.{digits}g}")) - c) <= tolerance * abs(c)), c)
 
 
 @dataclass(frozen=True)

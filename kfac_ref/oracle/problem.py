@@ -54,6 +54,7 @@ CONVENTIONS: dict[str, Any] = {
              "the exact expectation over the model's own prediction; the damping is the number under the root, "
              "lambda + eta."}
 LIKELIHOODS: dict[str, type[Any]] = {"gaussian": Gaussian, "categorical": Categorical, "bernoulli": Bernoulli}
+LAYOUTS = ("out,in", "in,out")
 STRUCTURES = ("block-diagonal", "block-tridiagonal")
 
 
@@ -234,28 +235,24 @@ class Problem:
         ProblemError
             Naming the argument that does not fit.
         """
-        check_known("layout", layout, ("out,in", "in,out"))
+        check_known("layout", layout, LAYOUTS)
         check_known("bias", bias, ("joint-last", "joint-first", "separate"))
         if (bias == "separate") != (biases is not None):
             raise ProblemError(f"biases must be given if and only if bias is 'separate', got bias = {bias!r}")
-        ours = []
-        single = all(np.asarray(W).dtype == np.float32 for W in weights)
-        for i, W in enumerate(weights):
-            W = check_real(f"weights[{i}]", W, (None, None))
-            W = W if layout == "out,in" else W.T
-            if biases is not None:
-                if len(biases) != len(weights):
-                    raise ProblemError(f"biases must hold one vector a layer: expected {len(weights)}, got "
-                                       f"{len(biases)}")
-                W = np.column_stack([W, check_real(f"biases[{i}]", biases[i], (len(W),))])
-            elif bias == "joint-first":
-                W = np.column_stack([W[:, 1:], W[:, 0]])
-            ours.append(np.ascontiguousarray(W))
-        if not ours:
+        if not len(weights):
             raise ProblemError("weights must hold at least one matrix, got none")
+        single = all(np.asarray(W).dtype == np.float32 for W in weights)
         rest.setdefault("dtype", "float32" if single else "float64")
-        sizes = (ours[0].shape[1] - 1, *(len(W) for W in ours))
-        return cls(sizes, tuple(hidden), likelihood, tuple(ours), x, y, **rest)
+        arrays = [check_real(f"weights[{i}]", W, (None, None)) for i, W in enumerate(weights)]
+        try:
+            ours = _joint(arrays, biases, layout, bias)
+            sizes = (ours[0].shape[1] - 1, *(len(W) for W in ours))
+            return cls(sizes, tuple(hidden), likelihood, ours, x, y, **rest)
+        except ProblemError as error:
+            other = LAYOUTS[1 - LAYOUTS.index(layout)]
+            if _chained(arrays, biases, x, other) and not _chained(arrays, biases, x, layout):
+                raise ProblemError(f"{error}; --layout {other} would fit") from None
+            raise
 
     def at(self, rows: Any = None) -> Point:
         """Return the model at the weights on the examples, or on some of them.
@@ -391,6 +388,29 @@ class Problem:
         if not batches:
             raise ProblemError("trajectory.batches must hold at least one batch")
         return replace(t, batches=tuple(batches))
+
+
+def _joint(weights: Sequence[Array], biases: Sequence[Any] | None, layout: str, bias: str) -> tuple[Array, ...]:
+    """Return the matrices (out, in + 1) with the biases in the last column."""
+    ours = []
+    for i, W in enumerate(weights):
+        W = W if layout == "out,in" else W.T
+        if biases is not None:
+            if len(biases) != len(weights):
+                raise ProblemError(f"biases must hold one vector a layer: expected {len(weights)}, got {len(biases)}")
+            W = np.column_stack([W, check_real(f"biases[{i}]", biases[i], (len(W),))])
+        elif bias == "joint-first":
+            W = np.column_stack([W[:, 1:], W[:, 0]])
+        ours.append(np.ascontiguousarray(W))
+    return tuple(ours)
+
+
+def _chained(weights: Sequence[Array], biases: Sequence[Any] | None, x: Any, layout: str) -> bool:
+    """Return whether x, the matrices and the biases fit each other in a layout."""
+    shapes = [W.shape if layout == "out,in" else W.shape[::-1] for W in weights]
+    given = [np.shape(read_array("x", x))[-1:], *((m,) for m, _ in shapes)]
+    return all(given[i] == (n - (biases is None),) for i, (_, n) in enumerate(shapes)) and (
+        biases is None or [np.shape(read_array("biases", b)) for b in biases] == given[1:])
 
 
 def _problem(content: Any) -> Problem:

@@ -19,7 +19,7 @@ import numpy as np
 from ..checks import Array
 from ..likelihoods import Bernoulli, Categorical
 from .graph import Reference
-from .mistakes import CATALOGUE, FACTORS_G, Mistake
+from .mistakes import CATALOGUE, FACTORS_G, Mistake, error
 from .problem import Problem
 
 #: The family-wise rate at which right values may be accused: one statistic against the largest of 1 / RATE - 1 others
@@ -209,8 +209,20 @@ def judge(problem: Problem, G: Sequence[Array], samples: int | None = None) -> J
     M = samples or simulation.infer(features)
     value, limit = float(simulation.statistic(features, M)), simulation.limit(M)
     right = value <= limit
-    explanations = () if right else tuple(_explained(simulation, features, samples))
-    return Judgement(right, M, samples is not None, value, limit, explanations, _power(simulation, M))
+    explanations: Sequence[Mistake] = ()
+    if not right or (M == 1 and samples is None):           # what says that it is right there says little
+        explanations = _same(problem, G) or (() if right else _explained(simulation, features, samples))
+    return Judgement(right, M, samples is not None, value, limit, tuple(explanations), _power(simulation, M))
+
+
+def _same(problem: Problem, G: Sequence[Array]) -> list[Mistake]:
+    """Return the mistakes without chance in them whose G this is."""
+    found, reference = [], Reference(problem)
+    for name in ("likeliest label in place of a sample", "labels in place of the model's targets",
+                 "G from the gradient of the weights"):
+        if error(reference.having(CATALOGUE[name])["G"], tuple(G)) <= 1e-5:
+            found.append(CATALOGUE[name])
+    return found
 
 
 def _factors(problem: Problem, M: int) -> dict[str, float]:

@@ -9,6 +9,6 @@ entries stand in the order in which they are applied: that of the modules here, 
 """
 
 from . import data, scale, expectation, layout, damping, steps  # noqa: I001, F401  (each adds its entries: the order counts)
-from .entry import CATALOGUE, FACTORS_G, VISIBLE, Mistake, differ, error
+from .entry import CATALOGUE, FACTORS_G, STEPS, VISIBLE, Mistake, differ, error, times
 
-__all__ = ["CATALOGUE", "FACTORS_G", "VISIBLE", "Mistake", "differ", "error"]
+__all__ = ["CATALOGUE", "FACTORS_G", "STEPS", "VISIBLE", "Mistake", "differ", "error", "times"]
