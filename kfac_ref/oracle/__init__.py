@@ -14,7 +14,7 @@ Examples
 
 from . import published
 from .check import Report, check, read_quantities
-from .files import ProblemError
+from .checks import ProblemError
 from .graph import QUANTITIES, Reference
 from .mistakes import CATALOGUE, Mistake
 from .problem import KLClip, Previous, Problem, Trajectory

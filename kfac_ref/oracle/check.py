@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from .checks import ProblemError, check_known
 from .diagnose import SCALABLE, Diagnosis, Explanation, Scale, place, scale
-from .files import ProblemError, check_known, load
+from .files import load
 from .graph import QUANTITIES, Reference, coerced, missing
 from .mistakes import CATALOGUE, VISIBLE
 from .problem import Problem

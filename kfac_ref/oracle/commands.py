@@ -16,7 +16,8 @@ from typing import Any
 
 from . import published
 from .check import check, dumps, read_quantities
-from .files import ProblemError, check_keys, load, near, plain
+from .checks import ProblemError, check_keys, near
+from .files import load, plain
 from .graph import QUANTITIES, Reference, missing
 from .mistakes import CATALOGUE
 from .problem import Problem

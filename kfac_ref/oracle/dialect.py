@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array
-from .files import ProblemError, near, read_array
+from .checks import ProblemError, near, read_array
 from .problem import Problem
 
 #: What a quantity is made of: A, G, the weights (by shape), a dense block; else a number for a layer or for all.

@@ -1,4 +1,4 @@
-"""The files of the oracle: plain content from JSON or npz and back, and checks that name the place of what is wrong.
+"""The files of the oracle: plain content from JSON or npz and back; `checks` refuses what is wrong in it.
 
 An array is ``{"shape": [7, 3], "data": [flat, row-major]}``; nested lists are taken too. An npz holds the same content
 with its arrays apart, and is read without pickles, its sizes first.
@@ -10,22 +10,13 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import checks
-from ..checks import Array
-from ..likelihoods import Bernoulli, Categorical, Likelihood
-
-#: Files and arrays beyond these sizes are refused before anything is allocated.
-MAX_BYTES = 2**28
-
-
-class ProblemError(ValueError):
-    """What is raised for a file or an array that is malformed; the message begins with the place."""
+from .checks import MAX_BYTES, ProblemError, check_known, read_array
 
 
 def plain(value: Any) -> Any:
@@ -107,99 +98,26 @@ def parse(text: bytes | str) -> Any:
     ProblemError
         For anything else.
     """
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """Return an object, or refuse a name that occurs twice in it.
-
-        Parameters
-        ----------
-        pairs : list of (str, Any)
-            As they stand in the text.
-        """
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ProblemError(f"{next(n for n in names if names.count(n) > 1)!r} occurs twice in one object")
-        return found
-
-    def refuse(name: str) -> Any:
-        """Refuse NaN and infinity, which JSON does not have.
-
-        Parameters
-        ----------
-        name : str
-            What stands in the text.
-        """
-        raise ProblemError(f"{name} is no number of JSON; write null for what was not measured")
-
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
     except ProblemError:
         raise
     except (ValueError, RecursionError) as error:           # a bad encoding or syntax, an endless nesting or integer
         raise ProblemError(f"is no JSON: {str(error)[:200]}") from None
 
 
-def read_array(place: str, value: Any) -> np.ndarray[Any, Any]:
-    """Return an array from ``{"shape", "data"}``, nested lists, or an array; null stands for NaN.
-
-    Parameters
-    ----------
-    place : str
-        What errors call it.
-    value : Any
-        From a file.
-
-    Raises
-    ------
-    ProblemError
-        For anything else.
-    """
-    if isinstance(value, Mapping):
-        check_keys(place, value, ("shape", "data"), ())
-        shape = [check_counted(f"{place}.shape", n, 0) for n in check_listed(f"{place}.shape", value["shape"])]
-        data = value["data"]
-        if not isinstance(data, list):
-            raise ProblemError(f"{place}.data must be a flat list of numbers, got {type(data).__name__}")
-        if math.prod(shape) != len(data):
-            raise ProblemError(f"{place}.data must hold {math.prod(shape)} numbers for the shape {shape}, got "
-                               f"{len(data)}")
-        return _numbers(f"{place}.data", data).reshape(shape)
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "fiu":
-            raise ProblemError(f"{place} must hold real numbers, got dtype {value.dtype}")
-        return value
-    if isinstance(value, list):
-        shape = []
-        row: Any = value
-        while isinstance(row, list) and len(shape) < 8:
-            shape.append(len(row))
-            row = row[0] if row else None
-        return _numbers(place, _flat(place, value, shape)).reshape(shape)
-    if hasattr(value, "__array__"):                         # another library's array
-        return read_array(place, np.asarray(value))
-    raise ProblemError(f"{place} must be an array, got {type(value).__name__}")
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object, or refuse a name that occurs twice in it."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ProblemError(f"{next(n for n in names if names.count(n) > 1)!r} occurs twice in one object")
+    return found
 
 
-def _flat(place: str, value: Any, shape: list[int]) -> list[Any]:
-    if not shape:
-        if isinstance(value, list):
-            raise ProblemError(f"{place} must be a rectangular array, got lists of different depths")
-        return [value]
-    if not isinstance(value, list) or len(value) != shape[0]:
-        raise ProblemError(f"{place} must be a rectangular array, got lists of different lengths")
-    return [item for row in value for item in _flat(place, row, shape[1:])]
-
-
-def _numbers(place: str, data: list[Any]) -> np.ndarray[Any, Any]:
-    if all(isinstance(v, int) and not isinstance(v, bool) and abs(v) < 2**53 for v in data) and data:
-        return np.array(data, dtype=np.int64)
-    for i, v in enumerate(data):
-        if v is not None and (isinstance(v, bool) or not isinstance(v, (int, float, np.integer, np.floating))):
-            raise ProblemError(f"{place}[{i}] must be a number, got {json.dumps(v, default=repr)[:40]}")
-    try:
-        return np.array([math.nan if v is None else float(v) for v in data])
-    except OverflowError:
-        raise ProblemError(f"{place} holds an integer beyond the range of float64") from None
+def _refuse(name: str) -> Any:
+    """Refuse NaN and infinity, which JSON does not have."""
+    raise ProblemError(f"{name} is no number of JSON; write null for what was not measured")
 
 
 def _of_npz(data: bytes) -> Any:
@@ -278,236 +196,3 @@ def put_arrays(value: Any, arrays: Mapping[str, Any]) -> Any:
     if isinstance(value, dict):
         return {key: put_arrays(item, arrays) for key, item in value.items()}
     return [put_arrays(item, arrays) for item in value] if isinstance(value, list) else value
-
-
-# Small checks, each of which names the place.
-
-
-def near(name: Any, names: Iterable[str]) -> str:
-    """Return "; did you mean ...?" where one of the names looks like the given one, else nothing.
-
-    Parameters
-    ----------
-    name : Any
-        That is none of them.
-    names : iterable of str
-        Those that there are.
-    """
-    import difflib  # an error alone needs it
-
-    names = list(names)
-    for form in (str, str.lower):
-        known = {form(n): n for n in names}
-        if isinstance(name, str) and (found := difflib.get_close_matches(form(name[:60]), known, 1)):
-            return f"; did you mean {known[found[0]]}?"
-    return ""
-
-
-def check_keys(place: str, value: Any, required: Sequence[str], optional: Sequence[str]) -> None:
-    """Refuse what is no object, lacks a required name, or has an unknown one.
-
-    Parameters
-    ----------
-    place : str
-        What errors call it.
-    value : Any
-        From a file or a caller.
-    required, optional : sequences of str
-        Names.
-    """
-    if not isinstance(value, Mapping):
-        raise ProblemError(f"{place} must be an object with {', '.join(required)}, got {type(value).__name__}")
-    for name in required:
-        if name not in value:
-            raise ProblemError(f"{place}: {name} is missing")
-    for name in value:
-        if name not in required and name not in optional:
-            raise ProblemError(f"{place}: {name!r:.60} is not known (there are {', '.join((*required, *optional))})"
-                               f"{near(name, (*required, *optional))}")
-
-
-def check_listed(place: str, value: Any) -> list[Any]:
-    """Return a list of the entries, or refuse what is no list.
-
-    Parameters
-    ----------
-    place : str
-        What errors call it.
-    value : Any
-        From a file or a caller.
-    """
-    if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, np.ndarray)):
-        raise ProblemError(f"{place} must be a list, got {type(value).__name__}")
-    return list(value)
-
-
-def check_arrays(place: str, value: Any) -> tuple[Any, ...]:
-    """Return a list of arrays as a tuple.
-
-    Parameters
-    ----------
-    place : str
-        What errors call it.
-    value : Any
-        From a file or a caller.
-    """
-    return tuple(read_array(f"{place}[{i}]", item) for i, item in enumerate(check_listed(place, value)))
-
-
-def check_known(place: str, value: Any, entries: Any) -> Any:
-    """Return the entry of that name, or say which there are.
-
-    Parameters
-    ----------
-    place : str
-        What errors call it.
-    value : Any
-        From a file or a caller.
-    entries : mapping or sequence
-        By name.
-    """
-    if not isinstance(value, str) or value not in entries:
-        raise ProblemError(f"{place} must be one of {', '.join(entries)}; got {value!r:.60}{near(value, entries)}")
-    return entries[value] if isinstance(entries, Mapping) else value
-
-
-def checked(place: str, check: Any, value: Any, *bounds: float) -> Any:
-    """Return what a function of `checks` makes of a number, its error with the place.
-
-    Parameters
-    ----------
-    place : str
-        What errors call it.
-    check : function
-        Raises a ValueError.
-    value : Any
-        From a file or a caller.
-    *bounds : float
-        Its further arguments.
-    """
-    if isinstance(value, (bool, str)):
-        raise ProblemError(f"{place} must be a number, got {value!r:.60}")
-    try:
-        return check(place, value, *bounds)
-    except (ValueError, OverflowError) as error:
-        raise ProblemError(str(error)) from None
-
-
-def check_counted(place: str, value: Any, low: int = 1) -> int:
-    """Return an integer of at least `low` that something of this size can be made for.
-
-    Parameters
-    ----------
-    place : str
-        What errors call it.
-    value : Any
-        From a file or a caller.
-    low : int
-        The least.
-    """
-    count: int = checked(place, lambda n, v: checks.count(n, v, low), value)
-    if count > MAX_BYTES:
-        raise ProblemError(f"{place} must be at most {MAX_BYTES:,}, got {count:.3g}" if count < 1e300 else
-                           f"{place} must be at most {MAX_BYTES:,}")
-    return count
-
-
-def check_real(place: str, value: Any, shape: tuple[int | None, ...]) -> Array:
-    """Return a finite array of float64 and of this shape, in which None is any length but 0.
-
-    Parameters
-    ----------
-    place : str
-        What errors call it.
-    value : Any
-        From a file or a caller.
-    shape : tuple
-        None is any length but 0.
-    """
-    found: Array = check_array(place, lambda: checks.real_array(place, read_array(place, value), shape, np.float64))
-    return found
-
-
-def check_direction(place: str, value: Any, shapes: Sequence[tuple[int, int]]) -> tuple[Array, ...]:
-    """Return one array a layer, of these shapes.
-
-    Parameters
-    ----------
-    place : str
-        What errors call it.
-    value : Any
-        From a file or a caller.
-    shapes : sequence of (int, int)
-        One a layer.
-    """
-    arrays = check_listed(place, value)
-    if len(arrays) != len(shapes):
-        raise ProblemError(f"{place} must hold one array a layer: expected {len(shapes)}, got {len(arrays)}")
-    return tuple(check_real(f"{place}[{i}]", a, shape) for i, (a, shape) in enumerate(zip(arrays, shapes, strict=True)))
-
-
-def check_targets(place: str, value: Any, likelihood: Likelihood, lead: tuple[int | None, ...], C: int) -> Any:
-    """Return labels or targets that fit the likelihood, with these leading dimensions.
-
-    Parameters
-    ----------
-    place : str
-        What errors call it.
-    value : Any
-        From a file or a caller.
-    likelihood : Likelihood
-        Says what targets are.
-    lead : tuple
-        The leading dimensions; None is any length.
-    C : int
-        Outputs.
-    """
-    y = read_array(place, value)
-    if isinstance(likelihood, Categorical):
-        if y.ndim != len(lead) or any(d not in (None, n) for d, n in zip(lead, y.shape, strict=True)):
-            raise ProblemError(f"{place} must have shape {_text(lead)}, got {y.shape}")
-        shape = y.shape[len(lead) - 1:]
-        return check_array(place, lambda: checks.labels(place, y, C, shape))
-    y = check_real(place, y, (*lead, C))
-    interval = (0, 1) if isinstance(likelihood, Bernoulli) else None
-    return check_array(place, lambda: checks.targets(place, y, y.shape, np.float64, interval))
-
-
-def _text(shape: tuple[int | None, ...]) -> str:
-    return "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
-
-
-def check_rows(place: str, value: Any, count: int) -> Any:
-    """Return row numbers below `count`.
-
-    Parameters
-    ----------
-    place : str
-        What errors call it.
-    value : Any
-        From a file or a caller.
-    count : int
-        The number of rows.
-    """
-    rows = read_array(place, value)
-    if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows):
-        raise ProblemError(f"{place} must be a list of row numbers")
-    if rows.min() < 0 or rows.max() >= count:
-        raise ProblemError(f"{place} must lie in 0..{count - 1}, got {rows.min()}..{rows.max()}")
-    return rows.astype(np.intp)
-
-
-def check_array(place: str, check: Any) -> Any:
-    """Return what a function makes, its error with the place.
-
-    Parameters
-    ----------
-    place : str
-        What errors call it.
-    check : function
-        Raises a ValueError.
-    """
-    try:
-        return check()
-    except ValueError as error:
-        raise ProblemError(str(error)) from None

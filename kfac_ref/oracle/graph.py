@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .files import ProblemError, near, read_array
+from .checks import ProblemError, near, read_array
 from .problem import Problem
 
 

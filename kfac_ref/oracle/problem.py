@@ -25,7 +25,7 @@ from ..checks import Array
 from ..likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from ..model import Model, Point
 from ..network import ACTIVATIONS, MLP
-from .files import (
+from .checks import (
     ProblemError,
     check_arrays,
     check_counted,
@@ -37,12 +37,9 @@ from .files import (
     check_rows,
     check_targets,
     checked,
-    dumps,
-    load,
-    plain,
     read_array,
-    take_arrays,
 )
+from .files import dumps, load, plain, take_arrays
 
 FORMAT, VERSION = "kfac_ref problem", 1
 CONVENTIONS: dict[str, Any] = {

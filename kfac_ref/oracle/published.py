@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import ProblemError, check_known, load
+from .checks import ProblemError, check_known
+from .files import load
 from .graph import Reference, coerced
 from .problem import Problem
 

@@ -115,17 +115,35 @@ def mapped(nodes: Sequence[str], f: Callable[[Array], Array]) -> dict[str, Chang
 
 
 def N_of(r: Reference) -> float:
-    """Return the number of examples."""
+    """Return the number of examples.
+
+    Parameters
+    ----------
+    r : Reference
+        Of the problem.
+    """
     return float(r["N"])
 
 
 def C_of(r: Reference) -> float:
-    """Return the number of outputs."""
+    """Return the number of outputs.
+
+    Parameters
+    ----------
+    r : Reference
+        Of the problem.
+    """
     return float(r.problem.sizes[-1])
 
 
 def M_of(r: Reference) -> float:
-    """Return the number of sampled targets of each example, 1 where there are none."""
+    """Return the number of sampled targets of each example, 1 where there are none.
+
+    Parameters
+    ----------
+    r : Reference
+        Of the problem.
+    """
     return float(len(r.problem.targets)) if r.problem.targets is not None else 1.0
 
 
