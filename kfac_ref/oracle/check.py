@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .checks import ProblemError, check_known
+from .. import checks
+from .checks import ProblemError, check_counted, check_known, checked
 from .diagnose import SCALABLE, Diagnosis, Explanation, Scale, place, scale
 from .files import load
 from .graph import QUANTITIES, Reference, coerced, missing
@@ -128,6 +129,7 @@ class Report:
                                                else None},
             "samples": self.judgement and self.judgement.samples,
             "power": self.judgement and self.judgement.power,
+            "sampled_as": entries([Explanation((m,)) for m in self.judgement.explanations]) if self.judgement else [],
         }
 
 
@@ -169,6 +171,10 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
     >>> check(problem, {"A": [[[10, 4], [4, 2]]]}).explanations[0].names
     ('A summed over the examples',)
     """
+    if rtol is not None:
+        checked("rtol", checks.number, rtol, 0, 1)
+    if samples is not None:
+        check_counted("samples", samples)
     if dialect is not None:
         theirs = _in_our_words(problem, theirs, dialect)
     reference = _reference_of(problem)
@@ -236,6 +242,9 @@ def read_quantities(path: Any) -> dict[str, Any]:
         raise ProblemError(f"{path}: must hold an object with quantities by name, got {type(content).__name__}")
     if isinstance(content.get("quantities"), Mapping):
         content = content["quantities"]
+    if isinstance(content.get("expected"), Mapping):
+        content = {name: entry.get("value") if isinstance(entry, Mapping) else entry
+                   for name, entry in content["expected"].items()}
     return dict(content)
 
 
@@ -246,14 +255,14 @@ def _reference_of(problem: Problem) -> Reference:
 
 
 def _is_single(theirs: Mapping[str, Any]) -> bool:
-    """Return whether all arrays came in single precision."""
+    """Return whether anything came in single precision: what is made from that has no more digits."""
     numbers = _numbers(theirs)
     if numbers is not None and len(numbers) and max(map(_significant, numbers)) > 10:
         with np.errstate(over="ignore"):                    # single precision, printed as doubles
             return bool((np.array(numbers, dtype=np.float32) == np.array(numbers)).all())
     kinds = {str(getattr(a, "dtype", "")) for value in theirs.values()
              for a in (value if isinstance(value, (list, tuple)) else [value])}
-    return kinds <= {"float32", "torch.float32"}
+    return not kinds.isdisjoint({"float32", "torch.float32"})
 
 
 def _rounded(theirs: Mapping[str, Any]) -> float | None:

@@ -25,20 +25,7 @@ class ProblemError(ValueError):
 
 
 def read_array(place: str, value: Any) -> np.ndarray[Any, Any]:
-    """Return an array from ``{"shape", "data"}``, nested lists, or an array; null stands for NaN.
-
-    Parameters
-    ----------
-    place : str
-        What errors call it.
-    value : Any
-        From a file.
-
-    Raises
-    ------
-    ProblemError
-        For anything else.
-    """
+    """Return an array from ``{"shape", "data"}``, nested lists, or an array; null stands for NaN."""
     if isinstance(value, Mapping):
         check_keys(place, value, ("shape", "data"), ())
         shape = [check_counted(f"{place}.shape", n, 0) for n in check_listed(f"{place}.shape", value["shape"])]
@@ -61,7 +48,10 @@ def read_array(place: str, value: Any) -> np.ndarray[Any, Any]:
             row = row[0] if row else None
         return _numbers(place, _flat(place, value, shape)).reshape(shape)
     if hasattr(value, "__array__"):                         # another library's array
-        return read_array(place, np.asarray(value))
+        try:
+            return read_array(place, np.asarray(value))
+        except (TypeError, RuntimeError) as error:          # of another device, or type
+            raise ProblemError(f"{place} cannot be turned into an array: {str(error)[:200]}") from None
     raise ProblemError(f"{place} must be an array, got {type(value).__name__}")
 
 
@@ -88,15 +78,7 @@ def _numbers(place: str, data: list[Any]) -> np.ndarray[Any, Any]:
 
 
 def near(name: Any, names: Iterable[str]) -> str:
-    """Return "; did you mean ...?" where one of the names looks like the given one, else nothing.
-
-    Parameters
-    ----------
-    name : Any
-        That is none of them.
-    names : iterable of str
-        Those that there are.
-    """
+    """Return "; did you mean ...?" where one of the names looks like the given one, else nothing."""
     import difflib  # an error alone needs it
 
     names = list(names)

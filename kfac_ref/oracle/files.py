@@ -71,12 +71,12 @@ def load(path: Path | str) -> Any:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ProblemError(f"{path}: {size:,} bytes are more than the {MAX_BYTES:,} that are read")
-        data = path.read_bytes()
+        with path.open("rb") as file:                       # a pipe or device does not say how long it is
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ProblemError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if len(data) > MAX_BYTES:
+        raise ProblemError(f"{path}: has more than the {MAX_BYTES:,} bytes that are read")
     if not data.strip():
         raise ProblemError(f"{path}: is empty")
     try:

@@ -86,6 +86,8 @@ class Quantity:
     fields: tuple[str, ...] = ()
 
 
+#: Wrong values of more bytes are not kept: there is one for each of many mistakes, and for pairs of them.
+LARGE = 2**20
 NODES: dict[str, Node] = {}
 QUANTITIES: dict[str, Quantity] = {}
 
@@ -146,9 +148,12 @@ class Reference:
             Where the problem lacks what it needs, or a matrix is singular.
         """
         key = name, self._part_of(name)
-        if key not in self._kept:
-            self._kept[key] = self._value(name)
-        value = self._kept[key]
+        if key in self._kept:
+            value = self._kept[key]
+        else:
+            value = self._value(name)
+            if not key[1] or _bytes(value) <= LARGE:
+                self._kept[key] = value
         if isinstance(value, _Failed):
             raise ValueError(value.why)
         return value
@@ -251,6 +256,10 @@ class Reference:
             self._kept[key] = frozenset(seen)
         nodes: frozenset[str] = self._kept[key]
         return nodes
+
+
+def _bytes(value: Any) -> int:
+    return sum(map(_bytes, value)) if isinstance(value, tuple) else getattr(value, "nbytes", 0)
 
 
 def _changed(change: Callable[..., Any], reference: Reference, right: Callable[[], Any]) -> Callable[[], Any]:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from ..checks import Array
 from ..likelihoods import Bernoulli, Categorical
+from .checks import ProblemError
 from .graph import Reference
 from .mistakes import CATALOGUE, FACTORS_G, Mistake, error
 from .problem import Problem
@@ -184,7 +186,7 @@ class Simulation:
         spread = self.pool.std(axis=0)
         free = spread > self.floor
         square = float(np.mean(((features - self.mean) / np.where(free, spread, 1))[free]**2)) if free.any() else 0.0
-        return max(1, min(round(1 / square), 10**6)) if square > 0 else 10**6
+        return max(1, round(1 / max(square, 1e-6)))
 
 
 def judge(problem: Problem, G: Sequence[Array], samples: int | None = None) -> Judgement:
@@ -203,9 +205,22 @@ def judge(problem: Problem, G: Sequence[Array], samples: int | None = None) -> J
     -------
     Judgement
         With what explains a value that is not.
+
+    Raises
+    ------
+    ProblemError
+        Where simulating would take hours.
     """
-    simulation = Simulation(problem)
+    # Of all draws, or of as many as the rate needs; a network is not simulated for hours.
+    work = 2 * len(problem.x) * sum(W.size for W in problem.weights)
+    draws = DRAWS if DRAWS * work < 1e11 else round(1 / RATE) - 1
+    if draws * work > 1e13:
+        raise ProblemError(f"G_sampled: {len(problem.x):,} examples are too many to simulate this network on; give the "
+                           "targets that were sampled, or fewer examples")
+    simulation = Simulation(problem, draws)
     features = simulation.features(G)
+    if not np.isfinite(features).all():
+        return Judgement(False, samples or 1, samples is not None, math.inf, simulation.limit(samples or 1), (), {})
     M = samples or simulation.infer(features)
     value, limit = float(simulation.statistic(features, M)), simulation.limit(M)
     right = value <= limit
@@ -225,16 +240,19 @@ def _same(problem: Problem, G: Sequence[Array]) -> list[Mistake]:
     return found
 
 
+class _Counts(dict[str, Any]):
+    """What the factors of a scale read of a reference: N, C and M, without the M targets."""
+
+    def __init__(self, problem: Problem, M: int) -> None:
+        super().__init__(N=len(problem.x))
+        self.problem = SimpleNamespace(sizes=problem.sizes, targets=range(M))
+
+
 def _factors(problem: Problem, M: int) -> dict[str, float]:
     """Return the factor of each mistake of the catalogue that scales a sampled G alone."""
-    found = {}
-    for name, mistake in CATALOGUE.items():
-        if mistake.group == "scale" and set(mistake.changes) <= set(FACTORS_G) and "G_sampled" in mistake.changes:
-            targets = np.zeros((M, *np.shape(problem.y)), dtype=np.asarray(problem.y).dtype) if M <= 10**4 else None
-            r = Reference(problem.replace(targets=targets)) if targets is not None else None
-            if r is not None:
-                found[name] = float(mistake.changes["G_sampled"](r, lambda: 1.0))
-    return found
+    counts: Any = _Counts(problem, M)
+    return {name: float(mistake.changes["G_sampled"](counts, lambda: 1.0)) for name, mistake in CATALOGUE.items()
+            if mistake.group == "scale" and set(mistake.changes) <= set(FACTORS_G) and "G_sampled" in mistake.changes}
 
 
 def _explained(simulation: Simulation, features: Array, samples: int | None) -> list[Mistake]:

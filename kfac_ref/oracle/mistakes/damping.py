@@ -102,9 +102,16 @@ add("damping", "pi in place of 1/pi in G", "both factors were damped with pi sqr
     "divide by pi in G", {"G_damped": lambda r, right: tuple(
         damping.add_to_diagonal(G, float(pi) * math.sqrt(r["damping"]))
         for G, pi in zip(r["G_solve"], r["pi"], strict=True))}, ("G_solve", "pi", "damping"))
+def _natural_gradient(r: Reference, right: Right) -> tuple[Array, ...]:
+    if r.problem.model.network.parameters > 3000:
+        raise ValueError("a dense Fisher of this size is not tried as an explanation of a step")
+    found: tuple[Array, ...] = NODES["natural_gradient"].compute(r)
+    return found
+
+
 add("damping", "exact Fisher in place of the factors", "the step is the natural gradient with the exact F",
     "K-FAC solves with A kron G; the two differ by the error of the approximation", "compare natural_gradient",
-    {"step": lambda r, right: NODES["natural_gradient"].compute(r)}, NODES["natural_gradient"].needs)
+    {"step": _natural_gradient}, NODES["natural_gradient"].needs)
 add("damping", "exact damping in place of factored", "the step solves with A kron G + damping I",
     "the paper damps the factors; both are sound, and their steps differ", "damp the factors, or compare with "
     "step_exact_damping", {"step": lambda r, right: NODES["step_exact_damping"].compute(r)},

@@ -22,4 +22,4 @@ add("data", "labels of the row before", "each example had the label of the one b
 add("data", "last example skipped", "the last example was left out of everything, and the means are over the N - 1 "
     "others", "the mean is over all N examples", "look for an end that is one too early, or a batch that drops what is "
     "left over", {"at": lambda r, right: _all_but_last(right()), "y": lambda r, right: right()[:-1],
-                 "targets": lambda r, right: right()[:, :-1]})
+                 "targets": lambda r, right: None if right() is None else right()[:, :-1]})
