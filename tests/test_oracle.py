@@ -19,7 +19,7 @@ import kfac_ref as kr
 from kfac_ref import oracle
 from kfac_ref.curvature import EKFAC, BlockDiagonal, BlockTridiagonal, EigenDamped, Exact
 from kfac_ref.factors import RunningAverage
-from kfac_ref.oracle import CATALOGUE, Problem, Reference, check, files, published
+from kfac_ref.oracle import CATALOGUE, Problem, Reference, check, files, graph, published
 from kfac_ref.oracle.diagnose import Diagnosis, place
 from kfac_ref.oracle.mistakes import differ, error
 from kfac_ref.testing import assert_kfac, assert_kfac_factors
@@ -462,6 +462,54 @@ def test_numbers_written_with_few_digits_are_right_to_those() -> None:
     assert check(p, {"G": [[[float(f"{x:.8g}") for x in row] for row in X] for X in G]}).ok
     assert check(p, {"G": [X.astype(np.float32) for X in G]}).ok
     assert not check(p, {"G": [(1 + 1e-3) * X.astype(np.float32) for X in G]}).ok
+
+
+def test_lists_of_numpy_numbers_and_mixed_precisions_are_read() -> None:
+    p, r = vector("categorical-tanh").problem, reference("categorical-tanh")
+    assert check(p, {"loss": np.float64(r["loss"]), "pi": list(r["pi"])}).ok
+    assert check(p, {"loss": np.array(r["loss"]), "A": tuple(tuple(map(tuple, X.tolist())) for X in r["A"])}).ok
+    # What came in single precision, and what is made from that, has no more digits, whatever else is given.
+    assert check(p, {"G": [X.astype(np.float32) for X in r["G"]], "A": r["A"], "loss": float(np.float32(r["loss"]))}).ok
+
+    class Elsewhere:
+        def __array__(self, *arguments: Any, **rest: Any) -> Any:
+            raise TypeError("can't convert a cuda tensor to numpy")
+    with pytest.raises(oracle.ProblemError, match=r"G\[0\] cannot be turned into an array: can't convert"):
+        check(p, {"G": [Elsewhere(), Elsewhere()]})
+
+
+@pytest.mark.parametrize(("option", "value"), [("rtol", -1.0), ("rtol", np.nan), ("samples", 0), ("samples", 2.5)])
+def test_options_out_of_range_are_refused(option: str, value: float) -> None:
+    p, r = vector("categorical-tanh").problem, reference("categorical-tanh")
+    with pytest.raises(oracle.ProblemError, match=f"{option} must be"):
+        check(p, {"G": r["G"]}, **{option: value})
+
+
+def test_a_mu_that_is_nothing_but_rounding_is_not_compared_with_itself() -> None:
+    """Where the first step has no last one, mu is 0; and where Delta alone is the minimum, it is 1e-16."""
+    r = reference("trajectory-categorical")
+    mu = r["trajectory_mu"].copy()
+    assert mu[0] == 0
+    mu[0] = 1e-17
+    assert [f for f in Diagnosis(r, {"trajectory_mu": mu}).along() if not f[2] <= 1e-10] == []
+    mu[0] = 1e-3
+    assert Diagnosis(r, {"trajectory_mu": mu}).first_difference()[:2] == (1, "mu")      # type: ignore[index]
+
+
+def test_wrong_values_that_are_large_are_not_kept() -> None:
+    rng = np.random.default_rng(0)
+    p = Problem((30, 20), (), "gaussian", [rng.standard_normal((20, 31))], rng.standard_normal((4, 30)),
+                rng.standard_normal((4, 20)), 0.1)
+    r = Reference(p)
+    right = r["fisher"]
+    assert right.nbytes > graph.LARGE
+    assert r["fisher"] is right
+    wrong = r.having(CATALOGUE["Fisher summed over the examples"])
+    np.testing.assert_array_equal(wrong["fisher"], 4 * right)
+    assert wrong["fisher"] is not wrong["fisher"]
+    report = check(p, {"G": [2 * np.eye(20)], "A": [1.5 * X for X in r["A"]]})
+    assert report.one_by_one is not None
+    assert ("G twice too large",) in [e.names for e in report.one_by_one["G"]]
 
 
 def test_what_the_problem_cannot_give_leaves_the_rest_judged() -> None:

@@ -151,6 +151,21 @@ def test_a_check_takes_less_than_a_second(tmp_path: Path) -> None:
     assert min(seconds) < 2
 
 
+def test_the_expected_values_of_a_vector_s_own_file_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    path = published.FOLDER / f"{NAME}.json"
+    assert run(capsys, "check", path, path)[0] == 0
+
+
+def test_a_file_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                       capsys: pytest.CaptureFixture[str]) -> None:
+    endless = Path("/dev/zero")
+    if not endless.exists():
+        pytest.skip("there is no /dev/zero here")
+    monkeypatch.setattr("kfac_ref.oracle.files.MAX_BYTES", 10**7)
+    status, _, err = run(capsys, "check", NAME, endless)
+    assert (status, err) == (2, "kfac-ref: /dev/zero: has more than the 10,000,000 bytes that are read\n")
+
+
 @pytest.mark.parametrize(("argv", "near"), [
     (["check", NAME, "FILE"], "'G_smapled' is no quantity (kfac-ref quantities lists them); did you mean G_sampled?"),
     (["check", "categorical-than", "FILE"], "; did you mean categorical-tanh?"),

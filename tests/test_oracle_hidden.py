@@ -160,7 +160,15 @@ def test_right_values_of_an_unseen_network_are_not_accused(seed: int) -> None:
 
 
 def test_the_draws_cover_every_quantity_and_mistake() -> None:
-    assert {q for seed in range(40) for q in drawn(seed).__dict__ and Reference(drawn(seed)).names()} == set(QUANTITIES)
+    """Each quantity is asked for, and hypotheses cover problems without targets, of one example, of one layer."""
+    problems = [drawn(seed) for seed in range(40)]
+    assert {q for p in problems for q in Reference(p).names()} == set(QUANTITIES)
+    assert {p.likelihood for p in problems} == {"gaussian", "categorical", "bernoulli"}
+    assert {name for p in problems for name in p.hidden} == set(ACTIVATIONS)
+    assert {p.dtype for p in problems} == {"float64", "float32"}
+    assert {1} < {len(p.x) for p in problems}
+    assert {True, False} == {p.targets is None for p in problems} == {p.weight_decay == 0 for p in problems}
+    assert {2} < {len(p.sizes) for p in problems}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 import kfac_ref as kr
 from kfac_ref import oracle
-from kfac_ref.oracle import Problem, check
+from kfac_ref.oracle import Problem, check, sampling
 from kfac_ref.oracle.sampling import RATE, Simulation, judge
 
 NAMES = ["categorical-tanh", "gaussian-tanh", "bernoulli-tanh"]
@@ -105,6 +105,38 @@ def test_a_larger_network_is_judged_in_bounded_memory() -> None:
     report = check(p, {"G_sampled": G}, samples=1)
     assert report.ok
     assert not check(p, {"G_sampled": [1.5 * S for S in G]}, samples=1).ok
+
+
+def test_a_scale_is_named_whatever_the_number_of_samples() -> None:
+    p = problem("categorical-tanh")
+    G = [2 * S for S in oracle.Reference(p)["G"]]
+    report = check(p, {"G_sampled": G}, samples=10**6)
+    assert report.judgement is not None
+    assert [m.name for m in report.judgement.explanations] == ["G twice too large"]
+    assert report.plain()["sampled_as"][0][0]["mistake"] == "G twice too large"
+
+
+@pytest.mark.parametrize("c", [1e-300, 1e150, 1e300])
+def test_numbers_of_any_size_are_judged(c: float) -> None:
+    p = problem("gaussian-tanh")
+    G = oracle.Reference(p)["G"]
+    for samples in (None, 40):
+        assert not check(p, {"G_sampled": [c * S for S in G]}, samples=samples).ok
+
+
+def test_a_network_that_takes_hours_is_refused_and_a_dear_one_gets_fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem("categorical-tanh").replace(x=np.ones((2000, 3)), y=np.zeros(2000, dtype=int))
+    drawn = []
+    monkeypatch.setattr(sampling, "Simulation", lambda problem, draws: drawn.append(draws) or 1 / 0)
+    for copies in (1, 500):
+        large = p.replace(x=np.tile(p.x, (copies, 1)), y=np.tile(p.y, copies))
+        with pytest.raises(ZeroDivisionError):
+            judge(large, oracle.Reference(large)["G"])
+    assert drawn == [9999, 999]
+    x = np.zeros((1500, 2000))
+    huge = Problem((2000, 2000), (), "gaussian", [np.zeros((2000, 2001))], x, x)
+    with pytest.raises(oracle.ProblemError, match="too many to simulate"):
+        judge(huge, [])
 
 
 def test_what_is_far_from_the_exact_g_is_not_taken_for_one_sample() -> None:

@@ -40,10 +40,10 @@ def read_array(place: str, value: Any) -> np.ndarray[Any, Any]:
         if value.dtype.kind not in "fiu":
             raise ProblemError(f"{place} must hold real numbers, got dtype {value.dtype}")
         return value
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         shape = []
         row: Any = value
-        while isinstance(row, list) and len(shape) < 8:
+        while isinstance(row, (list, tuple)) and len(shape) < 8:
             shape.append(len(row))
             row = row[0] if row else None
         return _numbers(place, _flat(place, value, shape)).reshape(shape)
@@ -57,10 +57,10 @@ def read_array(place: str, value: Any) -> np.ndarray[Any, Any]:
 
 def _flat(place: str, value: Any, shape: list[int]) -> list[Any]:
     if not shape:
-        if isinstance(value, list):
+        if isinstance(value, (list, tuple)):
             raise ProblemError(f"{place} must be a rectangular array, got lists of different depths")
         return [value]
-    if not isinstance(value, list) or len(value) != shape[0]:
+    if not isinstance(value, (list, tuple)) or len(value) != shape[0]:
         raise ProblemError(f"{place} must be a rectangular array, got lists of different lengths")
     return [item for row in value for item in _flat(place, row, shape[1:])]
 

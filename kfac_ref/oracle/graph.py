@@ -356,7 +356,7 @@ def coerced(reference: Reference, theirs: Mapping[str, Any]) -> dict[str, Any]:
         else:
             if isinstance(value, (bool, str)) or (not np.isscalar(value) and np.shape(value) != ()):
                 raise ProblemError(f"{name} must be a number, got {value!r:.60}")
-            found[name] = float(_array(name, [value])[0])
+            found[name] = float(_array(name, value if hasattr(value, "__array__") else [value]).ravel()[0])
     return found
 
 

@@ -103,7 +103,7 @@ add("damping", "pi in place of 1/pi in G", "both factors were damped with pi sqr
         damping.add_to_diagonal(G, float(pi) * math.sqrt(r["damping"]))
         for G, pi in zip(r["G_solve"], r["pi"], strict=True))}, ("G_solve", "pi", "damping"))
 def _natural_gradient(r: Reference, right: Right) -> tuple[Array, ...]:
-    if r.problem.model.network.parameters > 3000:
+    if r.problem.model.network.parameters > 500:
         raise ValueError("a dense Fisher of this size is not tried as an explanation of a step")
     found: tuple[Array, ...] = NODES["natural_gradient"].compute(r)
     return found
