@@ -453,6 +453,10 @@ def test_a_trajectory_is_followed_to_its_first_difference() -> None:
     assert diagnosis.first_difference()[:2] == (p.trajectory.T1, "rho")         # type: ignore[index]
     assert diagnosis.fits((mistake,))
     assert not diagnosis.fits(())
+    short = r["trajectory_lambda"][:3]
+    report = check(p, {"trajectory_lambda": short})
+    assert not report.ok
+    assert not report.explanations
     late = {"trajectory_weights": tuple(np.concatenate([W[:7], 1.01 * W[7:]]) for W in r["trajectory_weights"])}
     assert Diagnosis(r, late).first_difference()[:2] == (8, "weights")          # type: ignore[index]
 

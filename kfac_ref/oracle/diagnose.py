@@ -189,6 +189,11 @@ class Diagnosis:
         return self._same[key]
 
     def _follows(self, mistakes: tuple[Mistake, ...]) -> bool:
+        t = self.reference.problem.trajectory
+        given = [X for name in self.names if name.startswith("trajectory_")
+                 for X in (self.theirs[name] if name == "trajectory_weights" else [self.theirs[name]])]
+        if t is None or any(np.shape(X)[:1] != (len(t.batches),) for X in given):
+            return False                                    # of another number of steps, whatever was done in them
         try:
             return all(off <= self.tolerance("trajectory_weights") for _, _, off in self.along(mistakes))
         except _FAILS:
@@ -245,6 +250,8 @@ class Diagnosis:
             part.reference = r
             if before and part.fits(()):
                 found[name] = [Explanation(())]
+            elif self.names == [name]:                      # nothing explained all of it
+                found[name] = []
             else:
                 found[name] = part.explanations()
         return found
