@@ -40,6 +40,8 @@ def drawn(seed: int) -> Problem:
     rng = np.random.default_rng(seed)
     sizes = tuple(int(n) for n in rng.integers(1, 5, rng.integers(2, 5)))
     likelihood = some(rng, "gaussian", "categorical", "bernoulli")
+    if likelihood == "categorical" and sizes[-1] == 1:      # one class: nothing to learn, and rho is 0 / 0
+        sizes = (*sizes[:-1], 2)
     N, M = int(some(rng, 1, 2, 3, 5, 8)), int(some(rng, 1, 2, 4))
     scale = some(rng, 1.0, 1.0, 1.0, 1e-3, 10.0)
     single = rng.random() < 0.2
