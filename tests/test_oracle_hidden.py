@@ -129,7 +129,8 @@ def put_in(problem: Problem, seed: int, mistakes: Sequence[Any]) -> list[str]:
 def finite(value: Any, nan: bool = False) -> bool:
     """Return whether a program could write the value down, in single precision too."""
     parts = value if isinstance(value, tuple) else (value,)
-    return all((nan or not np.isnan(v).any()) and not (np.abs(v) > 1e38).any() for v in parts)
+    return all((nan or not np.isnan(v).any()) and not (np.abs(v) > 1e38).any() and
+               not 0 < np.nanmax(np.abs(v), initial=0) < 1e-30 for v in parts)
 
 
 def accused(problem: Problem, seed: int) -> list[str]:
@@ -143,7 +144,8 @@ def accused(problem: Problem, seed: int) -> list[str]:
     order = rng.permutation(len(problem.x))
     turned = problem.replace(x=problem.x[order], y=problem.y[order], trajectory=None,
                              targets=None if problem.targets is None else problem.targets[:, order])
-    same = {name: value for name, value in right_values(Reference(turned)).items() if name not in ("z", "a_bar", "g")}
+    same = {name: value for name, value in right_values(Reference(turned)).items()
+            if name not in ("z", "a_bar", "g") and finite(value)}
     again = check(problem, same)
     return [f"{row.quantity} {row.error:.1e}" for row in (*report.rows, *again.rows) if row.verdict == "differs"]
 
@@ -179,8 +181,8 @@ if __name__ == "__main__":
         problem = drawn(seed)
         try:
             found = put_in(problem, seed, list(CATALOGUE.values())), accused(problem, seed)
-        except Exception as error:
-            found = [repr(error)], []
+        except Exception as caught:
+            found = [repr(caught)], []
         if found != ([], []):
             print(seed, problem.sizes, problem.hidden, problem.likelihood, len(problem.x), problem.dtype,
                   problem.damping, problem.weight_decay, problem.trajectory is not None, *found, flush=True)
