@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench figures figures-paper findings vectors oracle-report mutants peers handout clean
+.PHONY: help demo test lint bench figures figures-paper findings vectors oracle-report docs notebooks handout mutants peers clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ $(VENV)/test: setup.cfg pyproject.toml | $(BIN)/python
 
 $(VENV)/lint: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
+	@touch $@ $(VENV)/run
+
+$(VENV)/docs: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@ $(VENV)/run
 
 demo: $(VENV)/run  ## train on the embedded digits, compare with the exact Fisher, write figures and tables
@@ -78,6 +82,13 @@ oracle-report: $(VENV)/test  ## put every known mistake into every vector and wr
 
 handout: $(VENV)/run  ## pack the exercises without their solutions, for students: kfac-exercises.zip
 	$(BIN)/python tutorials/exercises/handout.py kfac-exercises.zip
+
+docs: $(VENV)/docs  ## build the course's site from the sources into the folder site; it opens without a network
+	$(BIN)/python docs/build.py
+
+notebooks: $(VENV)/docs  ## write each tutorial as a notebook into the folder notebooks
+	mkdir -p notebooks
+	for script in $(wildcard tutorials/[0-9]*.py); do $(BIN)/jupytext --quiet --to ipynb --output notebooks/$$(basename $$script .py).ipynb $$script || exit 1; done
 
 mutants: $(VENV)/test  ## break the package on purpose and print which tests notice
 	$(BIN)/python -m tests.mutants

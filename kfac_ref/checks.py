@@ -12,7 +12,9 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+#: Real numbers, float64 or float32.
 Array: TypeAlias = NDArray[np.floating[Any]]
+#: Whole numbers, such as labels.
 Labels: TypeAlias = NDArray[np.integer[Any]]
 #: Which examples: a slice, or their indices.
 Rows: TypeAlias = slice | NDArray[np.integer[Any]]

@@ -38,6 +38,7 @@ _LOOK_AHEAD = 10**6
 #: coarser by this.
 SPACING = 1.1
 
+#: From the number of a step, from 1, to the number of cases in its batch.
 Schedule = Callable[[int], int]
 
 

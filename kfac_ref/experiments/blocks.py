@@ -60,7 +60,7 @@ def means(M: Array, block_sizes: Sequence[int]) -> Array:
 
 
 def offsets(L: int) -> Array:
-    """Return |i - j| for each pair of layers.
+    """Return ``|i - j|`` for each pair of layers.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def errors_by_offset(B: Array, M: Array, block_sizes: Sequence[int]) -> list[flo
     Returns
     -------
     list of L floats
-        At |i - j| = k: the norm of the difference over that of M, both over these blocks alone.
+        At ``|i - j| = k``: the norm of the difference over that of M, both over these blocks alone.
     """
     wrong, right, k = norms(B - M, block_sizes), norms(M, block_sizes), offsets(len(block_sizes))
     return [float(np.linalg.norm(wrong[k == d]) / np.linalg.norm(right[k == d])) for d in range(len(block_sizes))]
@@ -107,7 +107,7 @@ def tridiagonal_ratio(M: Array, block_sizes: Sequence[int]) -> float:
     Returns
     -------
     float
-        Mean |entry| of the blocks with |i - j| = 1 over that of the blocks with |i - j| > 1.
+        Mean ``|entry|`` of the blocks with ``|i - j| = 1`` over that of the blocks with ``|i - j| > 1``.
     """
     mean, k = means(M, block_sizes), offsets(len(block_sizes))
     return float(mean[k == 1].mean() / mean[k > 1].mean())

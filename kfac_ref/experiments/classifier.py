@@ -252,7 +252,7 @@ def budget_figure(found: Budget) -> Figure:
 
 
 def fisher_figure(found: Sequence[Stage]) -> Figure:
-    """Draw |F|, |F~| and their difference at each stage, with the errors in the caption.
+    """Draw ``|F|``, ``|F~|`` and their difference at each stage, with the errors in the caption.
 
     Parameters
     ----------

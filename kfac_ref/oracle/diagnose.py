@@ -33,6 +33,7 @@ _FAILS = (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError)
 _DENSE_UP_TO = 500
 _DENSE = ("fisher", "fisher_sampled", "fisher_empirical", "hessian", "kfac_block", "natural_gradient")
 
+#: From the name of a quantity to its numbers.
 Quantities = Mapping[str, Any]
 
 

@@ -19,7 +19,7 @@ VIRIDIS = mpl.colormaps["viridis"].resampled(48)
 
 
 def fisher_rows(rows: Mapping[str, tuple[Array, Array]], sizes: Sequence[int], text: str, cells: int = 240) -> Figure:
-    """Draw |F|, |F~| and |F - F~|, one row for each pair, on one colour scale a row.
+    """Draw ``|F|``, ``|F~|`` and ``|F - F~|``, one row for each pair, on one colour scale a row.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def fisher_rows(rows: Mapping[str, tuple[Array, Array]], sizes: Sequence[int], t
     text : str
         The caption.
     cells : int
-        Matrices larger than this are drawn as means of |entry| over square cells.
+        Matrices larger than this are drawn as means of ``|entry|`` over square cells.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def fisher_rows(rows: Mapping[str, tuple[Array, Array]], sizes: Sequence[int], t
 
 def matrix_rows(rows: Mapping[str, Mapping[str, Array]], sizes: Sequence[int], text: str,
                 layers: Sequence[str] | None = None, cells: int = 168, decades: float = 4) -> Figure:
-    """Draw |M| for each of several matrices in a row, on one colour scale a row.
+    """Draw ``|M|`` for each of several matrices in a row, on one colour scale a row.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def matrix_rows(rows: Mapping[str, Mapping[str, Array]], sizes: Sequence[int], t
     layers : sequence of str, optional
         What the layers are called; 0, 1, ... unless told.
     cells : int
-        Matrices larger than this are drawn as means of |entry| over square cells.
+        Matrices larger than this are drawn as means of ``|entry|`` over square cells.
     decades : float
         The range of the colours; what is smaller is drawn as the darkest.
 
@@ -116,7 +116,7 @@ def block_structure(rows: Mapping[str, tuple[Array, Array, Array]], sizes: Seque
     layers : sequence of str, optional
         What the layers are called; 0, 1, ... unless told.
     cells : int
-        Matrices larger than this are drawn as means of |entry| over square cells.
+        Matrices larger than this are drawn as means of ``|entry|`` over square cells.
 
     Returns
     -------

@@ -12,7 +12,9 @@ import numpy as np
 from ...checks import Array
 from ..graph import Reference
 
+#: Makes the right value.
 Right = Callable[[], Any]
+#: Makes what a mistaken implementation has in its place.
 Change = Callable[[Reference, Right], Any]
 
 #: A mistake is flagged where it changes a quantity by more than this, relatively.
