@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import inspect
 import json
 import os
@@ -29,9 +30,11 @@ from sphinx.pycode import ModuleAnalyzer
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 #: Files of the repository that are pages or pictures of the site, at the same place.
-TAKEN = ("docs/*.md", "tutorials/[0-9]*.py", "tutorials/*.md", "tutorials/exercises/*.md", "figures/**/*.png",
+TAKEN = ("tutorials/[0-9]*.py", "tutorials/TEACHING.md", "figures/**/*.png",
          "docs/recipes/*.py")
 
+#: The exercises, where they are: how they are used, and what reads their questions.
+EXERCISES = ROOT / "tutorials" / "exercises"
 #: What the notebook's kernels say of themselves.
 CHATTER = re.compile(r"IPKernelApp|INFO traitlets")
 
@@ -51,7 +54,7 @@ def build(out: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder, "source"), Path(folder, "html")
         gather(source)
-        command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-E", "-b", "html",
+        command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-E", "-b", "html", "-j", "2",
                    "-c", str(ROOT / "docs"), "-d", str(Path(folder, "doctrees")), str(source), str(made)]
         # One hash seed, one BLAS thread and no display: nothing of a page depends on the process that made it.
         settings = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "Agg", "JUPYTER_PLATFORM_DIRS": "1",
@@ -59,22 +62,34 @@ def build(out: Path) -> int:
         done = subprocess.run(command, env=os.environ | settings, check=False, text=True, stderr=subprocess.PIPE)
         print("\n".join(line for line in done.stderr.splitlines() if line and not CHATTER.search(line)), file=sys.stderr)
         if done.returncode == 0:
-            (made / ".buildinfo").unlink(missing_ok=True)
+            finish(made)
             shutil.rmtree(out, ignore_errors=True)
             shutil.move(made, out)
     return done.returncode
+
+
+def finish(made: Path) -> None:
+    """Take out what says by which versions of the tools a page was made."""
+    (made / ".buildinfo").unlink(missing_ok=True)
+    for page in made.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(re.sub(r"<!-- Generated with .*? -->", "", text), encoding="utf-8")
 
 
 def gather(source: Path) -> None:
     """Write all pages into a folder."""
     for path in (path for pattern in TAKEN for path in sorted(ROOT.glob(pattern))):
         _write(source / path.relative_to(ROOT), path.read_bytes())
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        # A link to a picture becomes one to its place in the gallery, where its caption stands.
+        text = re.sub(r"(?<!!)(\[[^\]]+\])\(\.\./figures/(\w+)/\2\.png\)", r"\1(#figure-\2)", path.read_text(encoding="utf-8"))
+        _write(source / "docs" / path.name, text.encode())
     for path in sorted((ROOT / "docs" / "pages").glob("*.md")):
         _write(source / path.name, path.read_bytes())
     for path in sorted((ROOT / "figures").glob("**/*.md")):
         _write(source / path.relative_to(ROOT), table(path).encode())
     pages = {"start.md": start(), "gallery.md": gallery(), "dialects.md": dialect_table(), "recipes.md": recipes(),
-             "tutorials/index.md": tutorials(), **reference()}
+             "tutorials/index.md": tutorials(), "exercises.md": exercises(), **reference()}
     for name, text in pages.items():
         _write(source / name, text.encode())
 
@@ -107,9 +122,29 @@ def tutorials() -> str:
     return (ROOT / "docs/pages/tutorials.txt").read_text().replace("TUTORIALS", "\n".join(rows))
 
 
+def exercises() -> str:
+    """Return the page of the exercises: how they are used, and every question, without hints and solutions."""
+    if not (EXERCISES / "source.py").exists():
+        return "# Exercises\n\nEvery tutorial ends in questions to think about.\n"
+    # Their reader stands beside them, and is no part of the package.
+    specification = importlib.util.spec_from_file_location("exercises_source", EXERCISES / "source.py")
+    assert specification and specification.loader
+    source = sys.modules[specification.name] = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(source)
+    text, section = [(EXERCISES / "README.md").read_text(encoding="utf-8"), "\n## The questions\n"], ""
+    if (ROOT / "tutorials/TEACHING.md").exists():
+        text.insert(1, "\n```{toctree}\n:hidden:\n\ntutorials/TEACHING\n```\n")
+    for exercise in source.read():
+        if exercise.section != section:
+            section = exercise.section
+            text.append(f"\n### {escape(section)}\n")
+        text.append(f"```text\n{exercise.name}: {exercise.question}\n```\n")
+    return "\n".join(text)
+
+
 def table(path: Path) -> str:
     """Return a page of tables that a script of the figures wrote, with a title and its parts below it."""
-    title = f"# Tables beside `{path.relative_to(ROOT / 'figures').parent}`"
+    title = f"# Tables: {path.relative_to(ROOT / 'figures').parent}"
     return f"{title}\n\n{re.sub(r'^#+ ', '## ', path.read_text(encoding='utf-8'), flags=re.MULTILINE)}"
 
 
@@ -127,11 +162,11 @@ def gallery() -> str:
     """Return the page of all figures: those of README.md, each with its words, its command and its numbers."""
     text = ["# Gallery\n", section("Gallery").split("\n| | |")[0], "\n## The demo\n"]
     for words, path in re.findall(r"!\[([^\]]*)\]\((figures/demo/[^)]+)\)", README):
-        text.append(_figure(path, words, "", f"kfac-ref demo ({Path(path).name})"))
+        text.append(_figure(path, words, "", "kfac-ref demo"))
     cell = re.compile(r'<a href="([^"]+)"><img src="[^"]+" width="\d+" alt="([^"]+)"></a><br>(.*?): `(python [^`]+)`')
     numbers = captions()
     for path, words, title, command in cell.findall(README):
-        text.append(f"\n## {title}\n")
+        text.append(f"\n(figure-{Path(path).stem})=\n## {title}\n")
         text.append(_figure(path, words, escape(numbers.get(Path(path).parent.name, "")), command))
         for more in sorted((ROOT / path).parent.glob("*/*.png")):
             text.append(_figure(str(more.relative_to(ROOT)), f"{words}: {more.parent.name}", "", command))

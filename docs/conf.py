@@ -62,6 +62,7 @@ html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
 html_last_updated_fmt = None
+highlight_language = "none"                             # most blocks are equations or commands
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 
@@ -123,6 +124,8 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nodes
     if node.get("refdomain") != "py":
         return None
     domain, target = env.domains.python_domain, node["reftarget"].removeprefix("kr.")
+    if node["reftype"] == "obj" and not re.search(r"[._A-Z]", target) and node["refdoc"] != "api/kfac_ref":
+        return shown                                        # `damping` is an argument more often than a module
     found = sorted((name for name, entry in domain.objects.items()
                     if f".{name}".endswith(f".{target}") and not entry.aliased), key=lambda name: (name.count("."), name))
     if found:

@@ -19,6 +19,9 @@
     const controls = document.createElement("div");
     let now = 0;
 
+    player.dataset.ready = "yes";
+    if (frames.length < 2) { return; }       // nothing to step through
+
     function show(k) {
       now = Math.max(0, Math.min(frames.length - 1, k));
       frames.forEach((frame, i) => { frame.hidden = i !== now; });
@@ -40,12 +43,12 @@
     player.prepend(controls);
     frames.forEach((frame) => frame.setAttribute("aria-live", "polite"));
     player.addEventListener("keydown", (event) => {
+      if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) { return; }      // the browser's own
       const to = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: frames.length - 1 }[event.key];
       if (to === undefined) { return; }
       event.preventDefault();      // the slider and the page would move as well
       show(to);
     });
-    player.dataset.ready = "yes";
     show(0);
   }
 
