@@ -1,4 +1,4 @@
-"""Build the site: gather its pages in a folder, in which they lie as in the repository, and have Sphinx make HTML of it.
+"""Build the site: gather its pages in a folder, where they lie as in the repository, and have Sphinx make HTML of it.
 
     python docs/build.py [--out site]
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import inspect
 import json
 import os
@@ -23,9 +22,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from sphinx.pycode import ModuleAnalyzer
+
 import kfac_ref
 from kfac_ref.oracle import dialects
-from sphinx.pycode import ModuleAnalyzer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,10 +57,12 @@ def build(out: Path) -> int:
         command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-E", "-b", "html", "-j", "2",
                    "-c", str(ROOT / "docs"), "-d", str(Path(folder, "doctrees")), str(source), str(made)]
         # One hash seed, one BLAS thread and no display: nothing of a page depends on the process that made it.
-        settings = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "Agg", "JUPYTER_PLATFORM_DIRS": "1",
-                    "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        settings = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "Agg",
+                    "PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_PLATFORM_DIRS": "1"}
         done = subprocess.run(command, env=os.environ | settings, check=False, text=True, stderr=subprocess.PIPE)
-        print("\n".join(line for line in done.stderr.splitlines() if line and not CHATTER.search(line)), file=sys.stderr)
+        for line in done.stderr.splitlines():
+            if line and not CHATTER.search(line):
+                print(line, file=sys.stderr)
         if done.returncode == 0:
             finish(made)
             shutil.rmtree(out, ignore_errors=True)
@@ -82,7 +84,8 @@ def gather(source: Path) -> None:
         _write(source / path.relative_to(ROOT), path.read_bytes())
     for path in sorted((ROOT / "docs").glob("*.md")):
         # A link to a picture becomes one to its place in the gallery, where its caption stands.
-        text = re.sub(r"(?<!!)(\[[^\]]+\])\(\.\./figures/(\w+)/\2\.png\)", r"\1(#figure-\2)", path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"(?<!!)(\[[^\]]+\])\(\.\./figures/(\w+)/\2\.png\)", r"\1(#figure-\2)", text)
         _write(source / "docs" / path.name, text.encode())
     for path in sorted((ROOT / "docs" / "pages").glob("*.md")):
         _write(source / path.name, path.read_bytes())
@@ -117,7 +120,8 @@ def tutorials() -> str:
         text = re.sub(r"^# ?", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
         title = re.search(r"^# (.*)$", text, re.MULTILINE)
         learn = re.search(r"\*\*What you will learn\.\*\*(.*?)\n\n", text, re.DOTALL)
-        assert title and learn, f"{path.name} has not the parts of a tutorial"
+        if not title or not learn:
+            raise ValueError(f"{path.name}: expected a title and what one will learn")
         rows.append(f"- **[{title[1]}]({path.name})** {' '.join(learn[1].split())}")
     return (ROOT / "docs/pages/tutorials.txt").read_text().replace("TUTORIALS", "\n".join(rows))
 
@@ -127,10 +131,8 @@ def exercises() -> str:
     if not (EXERCISES / "source.py").exists():
         return "# Exercises\n\nEvery tutorial ends in questions to think about.\n"
     # Their reader stands beside them, and is no part of the package.
-    specification = importlib.util.spec_from_file_location("exercises_source", EXERCISES / "source.py")
-    assert specification and specification.loader
-    source = sys.modules[specification.name] = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(source)
+    sys.path.insert(0, str(EXERCISES))
+    source = importlib.import_module("source")
     text, section = [(EXERCISES / "README.md").read_text(encoding="utf-8"), "\n## The questions\n"], ""
     if (ROOT / "tutorials/TEACHING.md").exists():
         text.insert(1, "\n```{toctree}\n:hidden:\n\ntutorials/TEACHING\n```\n")
@@ -175,7 +177,8 @@ def gallery() -> str:
 
 def _figure(path: str, words: str, caption: str, command: str) -> str:
     pdf = f"; `{command} --pdf` for one to project or print" if command.startswith("python") else ""
-    return f"```{{image}} {path}\n:alt: {json.dumps(words, ensure_ascii=False)}\n```\n\n{caption}\n\nMade by `{command}`{pdf}.\n"
+    picture = f"```{{image}} {path}\n:alt: {json.dumps(words, ensure_ascii=False)}\n```\n"
+    return f"{picture}\n{caption}\n\nMade by `{command}`{pdf}.\n"
 
 
 def escape(text: str) -> str:
@@ -248,6 +251,17 @@ def further(module: str) -> str:
     return text
 
 
+def constants(module: str) -> str:
+    """Return the constants that a package makes public; the comments above them stand in its parts."""
+    content, comments = importlib.import_module(module), {}
+    for part in pkgutil.iter_modules(getattr(content, "__path__", [])):
+        if not part.name.startswith("_"):
+            comments |= ModuleAnalyzer.for_module(f"{module}.{part.name}").find_attr_docs()
+    names = [name for name in getattr(content, "__all__", []) if name in public_names(module)]
+    return "".join(f"\n.. py:data:: {module}.{name}\n\n   {' '.join(comments['', name])}\n" for name in names
+                   if not callable(getattr(content, name)))
+
+
 def reference() -> dict[str, str]:
     """Return the pages of the reference: the map, and one for each module."""
     pages = {}
@@ -258,7 +272,7 @@ def reference() -> dict[str, str]:
         if module == "kfac_ref":
             names = ", ".join(f"`{name}`" for name in public_names(module))
             text = text + f"   :no-members:\n\nThe names that it makes public itself: {names}.\n"
-        pages[f"api/{module}.rst"] = text + further(module)
+        pages[f"api/{module}.rst"] = text + constants(module) + further(module)
     pages["api/index.md"] = "\n".join([
         "# Reference\n", "The whole package, from its docstrings. The paper's sections and where they stand:\n",
         section("From the paper to the code"), "```{toctree}", ":maxdepth: 1\n", *modules, "```\n"])

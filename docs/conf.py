@@ -33,7 +33,7 @@ nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 
-# Signatures are written as in the source (see `signature`), their types are links; what docstrings say of shapes is prose.
+# Signatures are written as in the source (see `signature`), with links; what docstrings say of shapes is prose.
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
@@ -43,7 +43,8 @@ add_module_names = False
 nitpicky = True
 # The site is built without the network, so there is no inventory of other projects' names.
 nitpick_ignore_regex = [("py:.*", r"(np|numpy|scipy|matplotlib|collections|argparse|pathlib|random|os)\..*"),
-                        ("py:.*", r"(Any|Path|Axes|DTypeLike|AbstractContextManager|Callable|Figure|Sequence|Mapping|Iterator|NDArray|dtype|slice|TypeVar)")]
+                        ("py:.*", r"(Any|Path|Axes|DTypeLike|AbstractContextManager|Callable|Figure|Sequence|Mapping|"
+                         r"Iterator|NDArray|dtype|slice|TypeVar)")]
 
 # One file draws all formulas, and nothing is asked of another host.
 MATHJAX = next(file for file in files("sphinx-mathjax-offline") or () if file.name == "tex-svg.js")
@@ -66,7 +67,7 @@ highlight_language = "none"                             # most blocks are equati
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 
-# In docstrings single quotes mark names and arguments alike: a name that the site has becomes a link, any other is code.
+# In docstrings `this` marks names and arguments alike: a name that the site has becomes a link, any other is code.
 default_role = "py:obj"
 
 
@@ -116,7 +117,7 @@ def signature(app: Sphinx, kind: str, name: str, what: Any, options: Any, shown:
                  for argument in found.parameters.values() if argument.name not in ("self", "cls")]
     text = stringify_signature(found.replace(parameters=arguments, return_annotation=types(found.return_annotation)))
     arguments_shown, _, result = text.partition(" -> ")
-    return arguments_shown, result
+    return arguments_shown, "" if kind == "class" else result
 
 
 def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nodes.Element) -> nodes.Node | None:
@@ -126,10 +127,10 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nodes
     domain, target = env.domains.python_domain, node["reftarget"].removeprefix("kr.")
     if node["reftype"] == "obj" and not re.search(r"[._A-Z]", target) and node["refdoc"] != "api/kfac_ref":
         return shown                                        # `damping` is an argument more often than a module
-    found = sorted((name for name, entry in domain.objects.items()
-                    if f".{name}".endswith(f".{target}") and not entry.aliased), key=lambda name: (name.count("."), name))
+    found = [name for name, entry in domain.objects.items()
+             if f".{name}".endswith(f".{target}") and not entry.aliased]
     if found:
-        entry = domain.objects[found[0]]
+        entry = domain.objects[min(found, key=lambda name: (name.count("."), name))]
         return _link(app, node, entry.docname, entry.node_id, shown)
     return shown if node["reftype"] == "obj" else None
 

@@ -142,8 +142,10 @@ class Page:
 
     def click(self, script: str) -> None:
         """Click with the mouse on the middle of the element that a JavaScript expression names."""
-        x, y = self.run(f"(e => {{ e.scrollIntoView({{block: 'center', behavior: 'instant'}});  const r = e.getBoundingClientRect(); "
-                        f"return [r.x + r.width / 2, r.y + r.height / 2]; }})({script})")
+        x, y = self.run(f"""(e => {{
+            e.scrollIntoView({{block: 'center', behavior: 'instant'}});
+            const r = e.getBoundingClientRect();
+            return [r.x + r.width / 2, r.y + r.height / 2]; }})({script})""")
         for kind in ("mousePressed", "mouseReleased"):
             self.browser.ask("Input.dispatchMouseEvent", self.session, type=kind, x=x, y=y, button="left", clickCount=1)
 

@@ -89,6 +89,7 @@ class Quantity:
 #: Wrong values of more bytes are not kept: there is one for each of many mistakes, and for pairs of them.
 LARGE = 2**20
 NODES: dict[str, Node] = {}
+#: All that can be compared, by name; `kfac-ref quantities` prints them.
 QUANTITIES: dict[str, Quantity] = {}
 
 

@@ -10,15 +10,19 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+#: Matplotlib's settings for every picture.
 STYLE: dict[str, Any] = {
     "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.alpha": 0.3, "grid.linewidth": 0.6, "lines.linewidth": 1.8, "figure.dpi": 150,
     "image.interpolation": "nearest",
 }
+#: Those of Okabe and Ito, which the colour-blind tell apart.
 COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#000000")
+#: One for each colour.
 DASHES: tuple[Any, ...] = ("-", "--", (0, (1, 1)), "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (4, 1)), ":")
 #: Pairs of a colour and a dash, for more lines than there are colours.
 LOOKS = (*zip(COLOURS, DASHES, strict=True), *zip(COLOURS, (*DASHES[3:], *DASHES[:3]), strict=True))
+#: One for each point or line that is marked.
 MARKERS = ("o", "s", "^", "v", "D", "x", "+", "*", "p", "h", "<", ">")
 
 

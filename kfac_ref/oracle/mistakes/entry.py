@@ -61,6 +61,7 @@ class Mistake:
         return f"{self.name}: {self.what}\n  why it is wrong: {self.why}\n  remedy: {self.remedy}"
 
 
+#: All known mistakes, by name; `kfac-ref mistakes` prints them.
 CATALOGUE: dict[str, Mistake] = {}
 
 
