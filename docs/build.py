@@ -254,12 +254,12 @@ def further(module: str) -> str:
 def constants(module: str) -> str:
     """Return the constants that a package makes public; the comments above them stand in its parts."""
     content, comments = importlib.import_module(module), {}
-    for part in pkgutil.iter_modules(getattr(content, "__path__", [])):
-        if not part.name.startswith("_"):
-            comments |= ModuleAnalyzer.for_module(f"{module}.{part.name}").find_attr_docs()
+    for part in [] if module == "kfac_ref" else pkgutil.walk_packages(getattr(content, "__path__", []), f"{module}."):
+        comments |= ModuleAnalyzer.for_module(part.name).find_attr_docs()
     names = [name for name in getattr(content, "__all__", []) if name in public_names(module)]
-    return "".join(f"\n.. py:data:: {module}.{name}\n\n   {' '.join(comments['', name])}\n" for name in names
-                   if not callable(getattr(content, name)))
+    return "\n.. py:currentmodule:: None\n" + "".join(
+        f"\n.. py:data:: {module}.{name}\n\n   {' '.join(comments['', name])}\n" for name in names
+        if not callable(getattr(content, name)))
 
 
 def reference() -> dict[str, str]:

@@ -142,8 +142,10 @@ class Page:
 
     def click(self, script: str) -> None:
         """Click with the mouse on the middle of the element that a JavaScript expression names."""
-        x, y = self.run(f"""(e => {{
+        # Two frames after scrolling the browser knows what lies where.
+        x, y = self.run(f"""(async (e) => {{
             e.scrollIntoView({{block: 'center', behavior: 'instant'}});
+            for (let k = 0; k < 2; k++) {{ await new Promise(requestAnimationFrame); }}
             const r = e.getBoundingClientRect();
             return [r.x + r.width / 2, r.y + r.height / 2]; }})({script})""")
         for kind in ("mousePressed", "mouseReleased"):

@@ -214,7 +214,7 @@ WIDE = """(() => {
                        || boxed(e.parentElement));
   return [document.documentElement.scrollWidth > width ? ["the page"] : []].concat(
     [...document.querySelectorAll("article *")].filter((e) => e.getBoundingClientRect().right > width + 1
-      && getComputedStyle(e).display !== "none" && !boxed(e.parentElement)).map((e) => e.outerHTML.slice(0, 90))).flat();
+      && getComputedStyle(e).display !== "none" && !boxed(e.parentElement)).map((e) => e.outerHTML)).flat();
 })()"""
 
 
