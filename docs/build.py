@@ -235,11 +235,17 @@ def public_names(module: str, modules: bool = False) -> list[str]:
     return [name for name in names if (type(getattr(content, name)).__name__ == "module") == modules]
 
 
+def parts(module: str) -> list[str]:
+    """Return the modules in a package; none for the whole package, whose modules have pages of their own."""
+    folder = [] if module == "kfac_ref" else getattr(importlib.import_module(module), "__path__", [])
+    return [part.name for part in pkgutil.walk_packages(folder, f"{module}.")]
+
+
 def further(module: str) -> str:
     """Return what is public in the parts of a package and not made public by the package itself."""
     text, content = "", importlib.import_module(module)
-    parts = [] if module == "kfac_ref" else pkgutil.iter_modules(getattr(content, "__path__", []))
-    for part in (f"{module}.{part.name}" for part in parts if part.name not in public_names(module, modules=True)):
+    shown = {content.__dict__[name].__name__ for name in public_names(module, modules=True)}
+    for part in (part for part in parts(module) if part not in shown):
         names = [name for name in public_names(part)
                  if getattr(importlib.import_module(part), name) is not getattr(content, name, None)]
         if names:
@@ -254,8 +260,8 @@ def further(module: str) -> str:
 def constants(module: str) -> str:
     """Return the constants that a package makes public; the comments above them stand in its parts."""
     content, comments = importlib.import_module(module), {}
-    for part in [] if module == "kfac_ref" else pkgutil.walk_packages(getattr(content, "__path__", []), f"{module}."):
-        comments |= ModuleAnalyzer.for_module(part.name).find_attr_docs()
+    for part in parts(module):
+        comments |= ModuleAnalyzer.for_module(part).find_attr_docs()
     names = [name for name in getattr(content, "__all__", []) if name in public_names(module)]
     return "\n.. py:currentmodule:: None\n" + "".join(
         f"\n.. py:data:: {module}.{name}\n\n   {' '.join(comments['', name])}\n" for name in names
@@ -273,9 +279,12 @@ def reference() -> dict[str, str]:
             names = ", ".join(f"`{name}`" for name in public_names(module))
             text = text + f"   :no-members:\n\nThe names that it makes public itself: {names}.\n"
         pages[f"api/{module}.rst"] = text + constants(module) + further(module)
+    # A file of the package leads to its module's page.
+    where = re.sub(r"`(\w+)(/[\w.]*|\.py|\.\w+)`", lambda m: f"[{m[0]}](kfac_ref.{m[1]}.rst)",
+                   section("From the paper to the code"))
     pages["api/index.md"] = "\n".join([
         "# Reference\n", "The whole package, from its docstrings. The paper's sections and where they stand:\n",
-        section("From the paper to the code"), "```{toctree}", ":maxdepth: 1\n", *modules, "```\n"])
+        where, "```{toctree}", ":maxdepth: 1\n", *modules, "```\n"])
     return pages
 
 
