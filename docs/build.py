@@ -104,13 +104,16 @@ def _write(path: Path, content: bytes) -> None:
 
 def section(title: str) -> str:
     """Return the text of a section of README.md, without its title."""
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0].strip() + "\n"
+    # Of lines alone: a section may begin with commands, which their indent makes a block.
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0].strip("\n") + "\n"
 
 
 def start() -> str:
     """Return the page of first steps: what README.md says of them."""
     parts = ("Two commands", "In twelve lines", "Train something of your own", "How far it can be trusted")
-    return "# First steps\n\n" + "\n".join(f"## {part}\n\n{section(part)}" for part in parts)
+    words = ("For those who know K-FAC and want to use the package. What the symbols mean stands in the "
+             "[notation](glossary.md), and how it all works in the [tutorials](tutorials/index.md).")
+    return f"# First steps\n\n{words}\n\n" + "\n".join(f"## {part}\n\n{section(part)}" for part in parts)
 
 
 def tutorials() -> str:

@@ -7,6 +7,7 @@ skipped, or, where ``KFAC_REF_REQUIRE=browser`` asks for them, the site is built
 from __future__ import annotations
 
 import base64
+import html
 import importlib
 import importlib.util
 import inspect
@@ -161,6 +162,16 @@ def test_every_tutorial_every_figure_and_every_hand_written_page_is_there(site: 
     shown = {image["src"] for image in contents(site.resolve())[site.resolve() / "gallery.html"].images}
     pictures = [*(ROOT / "figures").glob("*/*.png"), *(ROOT / "figures").glob("*/*/*.png")]
     assert len(shown) == len(pictures)
+
+
+def test_the_commands_of_the_first_steps_can_be_copied(site: Path) -> None:
+    page = (site / "start.html").read_text()
+    blocks = [html.unescape(re.sub("<.*?>", "", block)) for block in re.findall("<pre>(.*?)</pre>", page, re.DOTALL)]
+    shown = {line.strip() for block in blocks for line in block.splitlines()}
+    readme = (ROOT / "README.md").read_text()
+    commands = re.findall(r"^    (make (?:demo|test) .*|\.venv/bin/kfac-ref (?:demo|train) .*)$", readme, re.MULTILINE)
+    assert len(commands) == 7
+    assert [command for command in commands if command not in shown] == []
 
 
 def public(module: types.ModuleType) -> list[str]:

@@ -17,9 +17,9 @@
 #
 # **What you need.** Matrix products, inverses, the singular value decomposition. No calculus.
 #
-# K-FAC divides a gradient by a large matrix, the Fisher matrix, which tutorial 3 defines. For now it is any large
-# matrix that has one row for each weight of a layer. K-FAC takes a Kronecker product of two small matrices, A and
-# G, for it.
+# K-FAC divides a gradient by a large matrix, that is, multiplies it with the inverse. The matrix is the Fisher matrix,
+# which tutorial 3 defines. For now it is any large matrix that has one row for each weight of a layer. K-FAC takes a
+# Kronecker product of two small matrices, A and G, for it.
 
 # %%
 import time
@@ -117,20 +117,22 @@ assert np.allclose(X, np.linalg.solve(A, np.linalg.solve(G, V).T).T, rtol=1e-10,
 # %% [markdown]
 # ### What it costs
 #
-# A layer with n inputs and m outputs has mn weights. The dense solve takes (mn)^3 / 3 multiplications and (mn)^2
-# numbers of memory; the factored one n^3/3 + m^3/3 + 2mn(m + n) and n^2 + m^2.
+# A layer with n inputs and m outputs has mn weights. The dense solve, by Cholesky, takes about (mn)^3 / 3 operations
+# (additions and multiplications, half of each) and (mn)^2 numbers of memory. The factored one takes n^3/3 + m^3/3 for
+# the two factorizations and 2mn(m + n) for the solves with them, and n^2 + m^2 numbers.
 
 # %%
-print("   n    m    dense mult.   factored mult.   times fewer   dense MB")
+print("   n    m     operations: dense   factored   times fewer   dense MB")
 for n, m in ((10, 10), (65, 32), (785, 1000)):
     dense = (m * n)**3 / 3
     factored = n**3 / 3 + m**3 / 3 + 2 * m * n * (m + n)
-    print(f"{n:4} {m:4} {dense:14.1e} {factored:16.1e} {dense / factored:13.0e} {8 * (m * n)**2 / 1e6:10.1f}")
+    print(f"{n:4} {m:4} {dense:21.1e} {factored:10.1e} {dense / factored:13.0e} {8 * (m * n)**2 / 1e6:10.1f}")
 assert dense / factored > 1e7
 
 # %% [markdown]
-# The last line is the first layer of the paper's MNIST autoencoder: five terabytes, or two small matrices. The same
-# in time, on a layer that still fits:
+# The last line is the first layer of the paper's MNIST autoencoder: five terabytes, or two small matrices. On a
+# layer that still fits, both ways give the same numbers, and the factored one is faster. (The cell asserts it, and
+# prints no seconds, since they differ from run to run.)
 
 # %%
 n, m = 40, 30
@@ -143,6 +145,7 @@ X = kronecker.solve(kronecker.Cholesky.factor(A), kronecker.Cholesky.factor(G), 
 factored_seconds = time.perf_counter() - start
 assert np.allclose(x, kronecker.vec(X), rtol=1e-6, atol=1e-6 * np.abs(x).max())
 assert factored_seconds < dense_seconds
+print(f"one {m * n} x {m * n} solve or a {n} x {n} and a {m} x {m} one: the same numbers, the second way faster")
 
 # %% [markdown]
 # ## The rearrangement
@@ -191,19 +194,22 @@ for k in range(n * n):
 plotting.Player(frames, captions, "The rearrangement of a Kronecker product, block by block")
 
 # %% [markdown]
-# So the Kronecker product nearest to *any* matrix B (in the sum of squared differences, the Frobenius norm) is the
-# nearest matrix of rank one to R(B): the largest singular value with its two singular vectors. The other singular
-# values are the error that no Kronecker product can remove. This returns in tutorial 6, where B is a block of the
-# Fisher and the error is a covariance.
+# So the Kronecker product nearest to *any* matrix B (in the sum of squared differences, the Frobenius norm) comes from
+# the nearest matrix of rank one to R(B). That is s u w^T, the largest singular value with its two singular vectors.
+# Share s between them and put their numbers back into matrices: vec(G) = sqrt(s) u, vec(A) = sqrt(s) w. The root of the
+# sum of squares of the other singular values is the error that no Kronecker product can remove. This returns in
+# tutorial 6, where B is a block of the Fisher and the error is a covariance.
 
 # %%
-B = np.kron(positive(n), positive(m)) + np.kron(positive(n), positive(m))       # a sum of two: rank two
+B = sum(np.kron(positive(n), positive(m)) for _ in range(3))                    # a sum of three: rank three
 best_A, best_G, singular = kronecker.nearest_product(B, (n, n), (m, m))
 error = np.linalg.norm(B - np.kron(best_A, best_G))
 print("singular values of R(B):", np.round(singular[:4], 4))
-print(f"error of the best product {error:.4f}, second singular value {singular[1]:.4f}")
+print(f"error of the best product {error:.4f} = root of {singular[1]:.4f}^2 + {singular[2]:.4f}^2")
 assert np.isclose(error, np.sqrt(np.sum(singular[1:]**2)))
-assert singular[2] < 1e-12 * singular[0]
+assert singular[3] < 1e-12 * singular[0]
+u, s, wt = np.linalg.svd(kronecker.rearrange(B, (n, n), (m, m)))
+assert np.allclose(np.outer(kronecker.vec(best_G), kronecker.vec(best_A)), s[0] * np.outer(u[:, 0], wt[0]))
 
 # %% [markdown]
 # ## In practice
@@ -211,7 +217,9 @@ assert singular[2] < 1e-12 * singular[0]
 # `kr.curvature.BlockDiagonal(factors, damping).solve(gradient)` does this for every layer of a network; what factors
 # and damping are, tutorials 6 and 8 say. Where your own K-FAC multiplies out a Kronecker product at all, `kfac-ref
 # check` compares it: the quantity is called `kfac_block`. Here on `v`, a published test vector: a small network, its
-# data, and all right values for it.
+# data, and all right values for it. Two explanations come back, which these numbers cannot tell apart: the factors are
+# swapped by mistake, or rows were stacked on purpose, for which kron(G, A) is right. In the last line `step` is the way
+# that the weights go: downhill, so minus the solution.
 
 # %%
 v = oracle.vector("categorical-tanh")
@@ -219,7 +227,7 @@ swapped = [np.kron(G, A) for A, G in zip(v.expected["A"], v.expected["G"], stric
 report = oracle.check(v.problem, {"kfac_block": swapped})
 print([e.names for e in report.explanations])
 assert not report.ok
-assert ("Kronecker factors in the wrong order",) in [e.names for e in report.explanations]
+assert {e.names for e in report.explanations} == {("Kronecker factors in the wrong order",), ("row-major vec",)}
 factors = kr.exact_factors(v.problem.at())
 step = kr.curvature.BlockDiagonal(factors, v.problem.damping).solve(v.expected["gradient"])
 assert all(np.allclose(-s, d) for s, d in zip(step, v.expected["step"], strict=True))
@@ -232,6 +240,8 @@ assert all(np.allclose(-s, d) for s, d in zip(step, v.expected["step"], strict=T
 # 3. The trace of `A kron G` is the product of the traces. What is its determinant? Check your guess.
 # 4. The eigenvalues of `A kron G` are all products of an eigenvalue of A and one of G. Use this to solve with `A kron
 #    G + damping I` exactly, from two small eigendecompositions. (Tutorial 8 needs it.)
+#
+# Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #

@@ -35,9 +35,10 @@ rng = np.random.default_rng(0)
 #
 # $$ \bar a_i = [a_i, 1], \qquad s_i = \bar a_i W_i^T, \qquad a_{i+1} = \phi(s_i) $$
 #
-# The last layer has no nonlinearity. Its output z holds the *natural parameters* of a likelihood, that is,
-# the numbers that the probability of a target is made from: the logits of the five classes here, or the mean
-# of a Gaussian.
+# The last layer has no nonlinearity. Its output z holds the *natural parameters* of a likelihood: in log p(y | z) the
+# terms that contain both z and y are linear in z. For the logits of the five classes here, log p = z_y - log sum_c
+# exp(z_c); for the mean of a Gaussian of variance 1, log p = z.y - z.z/2 - y.y/2 + const. So the second derivative of
+# log p with respect to z does not contain y. Tutorial 3 needs this.
 
 # %%
 N, sizes = 7, (2, 3, 5)
@@ -163,8 +164,9 @@ assert np.allclose(Jv, numeric, rtol=1e-7, atol=1e-7)
 #
 # $$ \langle u, J V \rangle = \langle J^T u, V \rangle $$
 #
-# for every u and V, to **all** digits. (Two maps with this property are called adjoint.) No step size, no doubt: it
-# is the best test there is of a backward pass, given a right forward one.
+# for every u and V, to **all** digits. (Two maps with this property are called adjoint.) With no step size to choose it
+# is the sharpest test of a backward pass, given a right tangent, which the cell above compared with differences. It
+# does not see a mistake made in both, such as no phi' (the last lines show it), nor one in `dz`. Check 1 sees these.
 
 # %%
 u = rng.standard_normal(z.shape)
@@ -172,13 +174,18 @@ b_0, b_1 = backward(W, s_0, u)
 left, right = np.vdot(u, Jv), np.vdot(b_0.T @ a_bar_0, V[0]) + np.vdot(b_1.T @ a_bar_1, V[1])
 print(f"adjoint test: {left:.12f} and {right:.12f}")
 assert abs(left - right) < 1e-12 * abs(left)
+b_0, b_1 = backward(W, 0 * s_0, u)                              # phi'(0) = 1: without the slope, here and there
+left = np.vdot(u, tangent(W, V, a_bar_0, 0 * s_0, a_bar_1))
+right = np.vdot(b_0.T @ a_bar_0, V[0]) + np.vdot(b_1.T @ a_bar_1, V[1])
+print(f"without the slope in both: {left:.12f} and {right:.12f}")
+assert abs(left - right) < 1e-12 * abs(left)
 
 # %% [markdown]
 # ### Confusion box: the gradient after the nonlinearity
 #
 # `g` belongs to the pre-activation s. Frameworks let you read the gradient of any tensor (by a "hook"); read at the
 # *output* of the nonlinearity, the slope phi'(s) is not yet multiplied in. The wrong code leaves it out; what comes
-# out is too large wherever tanh is flat:
+# out is too large everywhere but at s = 0, and the more so the flatter tanh is there:
 
 # %%
 after = g_1 @ W[1][:, :-1]                                      # no slope
@@ -186,12 +193,15 @@ wrong = np.linalg.norm(after) / np.linalg.norm(g_0)
 print(f"{wrong:.1f} times too large in this layer")
 print(oracle.CATALOGUE["g after the nonlinearity"])
 assert wrong > 1
+assert np.all(np.abs(after) > np.abs(g_0))
 
 # %% [markdown]
 # ### Confusion box: the gradient of the mean
 #
 # Frameworks differentiate the MEAN loss: each example's gradient then carries a factor 1/N. As long as they are only
-# added up that is right. When they are squared, as in G, the factor is squared too, and G is N^2 times too small:
+# added up that is right. When they are squared, as in K-FAC's G, the mean of g g^T over the examples, the factor is
+# squared too, and G is N^2 times too small. (For short, this cell takes g at the labels of the data. K-FAC's own G does
+# not: tutorial 4.)
 
 # %%
 G = g_1.T @ g_1 / N
@@ -224,6 +234,8 @@ print("the package agrees")
 # 3. Send K vectors back at once: let `dz` have shape (K, N, C). Which lines need to change?
 # 4. Break the backward pass on purpose (use `W[1]` with its bias column, leave the slope out, transpose a product).
 #    Which of the two checks notices, and how clearly?
+#
+# Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #

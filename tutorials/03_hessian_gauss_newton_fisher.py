@@ -20,6 +20,7 @@
 # %%
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import kfac_ref as kr
 from kfac_ref import plotting
@@ -74,18 +75,28 @@ figure = plotting.matrix_rows({"21 weights": {"|Hessian|": H, "|Gauss-Newton|": 
                               sizes, "Absolute values on one scale, the two layers marked.", decades=3)
 last = slice(sizes[0], None)
 assert np.allclose(H[last, last], F[last, last], rtol=1e-12, atol=1e-12)    # z is linear in its weights
+apart = np.subtract.outer(range(9), range(9)) % 3 != 0          # weights of layer 0 that lead into different units
+assert np.allclose((H - F)[:9, :9][apart], 0, atol=1e-12)
+for text in figure.findobj(Text):
+    text.set_fontsize(15)
+figure.axes[-1].set_ylabel("|entry|")
 plotting.Picture(figure, "Absolute entries of the Hessian, Gauss-Newton, the Fisher, and Hessian minus Fisher. The "
                  "second and the third look the same. The first differs from them by "
                  f"{100 * np.linalg.norm(H - F) / np.linalg.norm(F):.0f}% of the Fisher in norm, in all blocks but "
-                 "that of the last layer with itself.")
+                 "that of the last layer with itself. In that of layer 0 it is chequered: z is a sum over hidden "
+                 "units, so weights that lead into different units have no mixed second derivative.")
 
 # %% [markdown]
 # ## Why F is Gauss-Newton
 #
 # By the chain rule D theta = J^T D z, so F = E[J^T E_y[D z D z^T] J]. The inner expectation, over y alone, is F_R,
-# the Fisher of the likelihood by itself. For natural parameters (logits of a softmax, mean of a Gaussian, logit of a
-# bit) it equals H_L, the Hessian of -log p in z: that does not depend on y at all. Check it on one example by
-# enumerating the classes:
+# the Fisher of the likelihood by itself. **For every likelihood** it is the mean of H_L: the probabilities add up to 1
+# at every z, so the second derivatives of p = exp(-L) add up to 0. They are p (D z D z^T - H_L), and therefore
+#
+# $$ E_y[H_L] = E_y[D z\, D z^T] = F_R $$
+#
+# For natural parameters (logits of a softmax, mean of a Gaussian) H_L does not contain y (tutorial 2): it is its own
+# mean, so H_L = F_R at every target, and GN = F. Check it on one example by enumerating the classes:
 
 # %%
 z = at.z[:1]
@@ -101,21 +112,29 @@ assert np.allclose(model.likelihood.fisher(z)[0], hessian_of_nll)
 # $$ H = F + \frac1N \sum_n \sum_c \frac{\partial L_n}{\partial z_c}\, \nabla^2 z_c $$
 #
 # The second term is the curvature of the network, weighted by how wrong it is: dL/dz_c is the residual of output c.
-# It has no sign: H can be indefinite (have negative eigenvalues, along which the quadratic model has no minimum),
-# while F, a mean of squares, never is. That is why one divides by F and not by H.
+# It has no sign: H can have negative eigenvalues. Along their eigenvectors d the loss to second order, L + grad^T d +
+# 1/2 d^T H d, has no minimum to step to. F, a mean of squares, has none below zero: one divides by F, not by H.
+#
+# But F can be singular, and is here: one vector added to all rows of the last W moves the logits of an example alike,
+# which leaves the softmax as it is. Along these 4 directions F, H and the loss are flat. A singular matrix has no
+# inverse; in fact one divides by F + lambda I with a small lambda > 0, the *damping* (tutorials 5 and 8).
 
 # %%
+flat = np.vstack([np.zeros((9, 4)), np.kron(np.eye(4), np.ones((3, 1)))])       # a row for each weight
 print("smallest eigenvalue of H:", np.linalg.eigvalsh(H)[0].round(3), "  of F:", np.linalg.eigvalsh(F)[0].round(12) + 0)
+print("rank of F:", np.linalg.matrix_rank(F, 1e-12))
 assert np.linalg.eigvalsh(H)[0] < -1e-3
 assert np.linalg.eigvalsh(F)[0] > -1e-12
+assert max(np.abs(F @ flat).max(), np.abs(H @ flat).max()) < 1e-12
+assert np.linalg.matrix_rank(F, 1e-12) == 21 - 4
 
 # %%
 with plotting.style():
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, M, k in (("Hessian", H, 0), ("Fisher", F, 1)):
+    for name, M, k, fill in (("Hessian", H, 0, "full"), ("Fisher", F, 1, "none")):
         axes.plot(range(1, len(M) + 1), np.linalg.eigvalsh(M)[::-1], plotting.MARKERS[k], color=plotting.COLOURS[k],
-                  label=name)
+                  label=name, fillstyle=fill, markersize=(5, 9)[k])
     axes.axhline(0, color="black", linewidth=1)
     axes.set(xlabel="eigenvalues, the largest first", ylabel="eigenvalue", xticks=[1, 5, 10, 15, 21])
     axes.legend()
@@ -126,7 +145,7 @@ plotting.Picture(figure, f"The eigenvalues of the Hessian and of the Fisher. {be
 # %% [markdown]
 # ## When they agree
 #
-# 1. Where every dL/dz is zero: a network that fits its targets. With a Gaussian and y = z:
+# 1. Where every dL/dz is zero: a Gaussian network that fits its targets, y = z. (A softmax never does: p has no zeros.)
 
 # %%
 squares = kr.Model(kr.MLP((2, 3, 2), "tanh"), kr.Gaussian())
@@ -144,8 +163,8 @@ assert np.allclose(kr.hessian.hessian(here, y), kr.exact_fisher(here), rtol=1e-1
 
 # %% [markdown]
 # 3. On the average over targets of the model itself, for **every** network, since there the mean of dL/dz is zero:
-#    sum_c p_c (p - e_c) = p - p, with e_c the one-hot vector of class c. Average the Hessians over all three classes
-#    with their probabilities, example by example:
+#    sum_c p_c (p - e_c) = p - p, with e_c the one-hot vector of class c. (This is E_y[H_L] = F_R once more, in theta.)
+#    Average the Hessians over all three classes with their probabilities, example by example:
 
 # %%
 mean_H = np.zeros_like(F)
@@ -173,16 +192,20 @@ assert np.abs(H[first, W[0].size:] - F[first, W[0].size:]).max() > 1e-3
 # ## Likelihood and loss: the 1/2
 #
 # "Squared error" is -log p of a Gaussian only with its variance: with unit variance, -log p = 1/2 ||z - y||^2 +
-# const. Leave the 1/2 out and the loss is that of variance 1/2: its curvature doubles. Whoever squares *gradients at
-# labels* gets a factor four, not two. Both are wrong in their own way.
+# const. Leave the 1/2 out and the loss is that of variance 1/2: loss, gradient and curvature double, and F^-1 grad is
+# what it was. That is not wrong. Wrong is to *mix* the two: to take the half in the gradient and not in F, or to draw
+# targets with variance 1 and square the gradients of ||z - y||^2 there, which gives four times F, not two:
 
 # %%
-g = here.z                                                       # any residuals serve
-half_loss_gradient, full_loss_gradient = g, 2 * g
-assert np.allclose(full_loss_gradient.T @ full_loss_gradient, 4 * half_loss_gradient.T @ half_loss_gradient)
+signs = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])           # targets about z: mean zero, variance 1
+for variance, times in ((1 / 2, 2), (1, 4)):
+    g = 2 * np.sqrt(variance) * signs                            # gradients of ||z - y||^2 at targets of this variance
+    assert np.allclose(g.T @ g / 4, times * np.eye(2))           # the squares of 1/2 ||z - y||^2 have the mean I
 
 # %% [markdown]
 # ### Confusion box: the squared loss without its half
+#
+# "Layer 1: the diagonal alone", since its G is the identity. A "pair" is two mistakes made at once.
 
 # %%
 v = kr.oracle.vector("gaussian-tanh")
@@ -206,10 +229,14 @@ assert np.allclose(kr.params.flatten(FV), kr.exact_fisher(at) @ kr.params.flatte
 # %% [markdown]
 # ## Exercises
 #
-# 1. Show that F_R of the Bernoulli likelihood is diag(p (1 - p)), by enumerating the bits of two outputs.
-# 2. Find weights at which the Hessian of this network is positive definite. How large are the residuals there?
+# 1. The Bernoulli likelihood has bits for targets, independent, each 1 with probability p = 1 / (1 + exp(-z)). Show
+#    that its F_R is diag(p (1 - p)), by enumerating the bits of two outputs.
+# 2. Why is the Hessian of `model` positive definite at no weights at all? That of `squares` is, at targets y = z. Move
+#    them away, to z + t r with r random: up to which t does it stay positive definite?
 # 3. Replace the Gaussian's variance by sigma^2. How do the gradient, F, and the natural gradient F^-1 grad change?
 # 4. Write `gauss_newton` without the einsum, as a loop over the examples.
+#
+# Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #
