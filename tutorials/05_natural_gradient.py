@@ -60,13 +60,17 @@ assert np.allclose((weight / weight.sum() * D_theta) @ D_theta.T, F(*theta))
 #
 # The **Kullback-Leibler divergence** KL(p || q), the mean of log p(y) - log q(y) over y drawn from p, compares
 # predictions and knows nothing of parameters. It is zero at p = q and positive elsewhere, so for a small step d of
-# theta it has no constant and no linear term. Its quadratic term is the Fisher. So halving d divides the error by about
-# eight, which is seen here with the closed form that KL has for two Gaussians:
+# theta it has no constant and no linear term. Its quadratic term is the Fisher:
 #
 # $$ \mathrm{KL}(\theta \,\|\, \theta + d) = \tfrac12\, d^T F d + O(\|d\|^3) $$
+#
+# Why? The second derivatives of KL at d = 0 are the mean of the Hessian of -log p over targets *of the model itself*.
+# That Hessian is D theta D theta^T - (Hessian of p) / p. The first has the mean F, the second zero: it is the Hessian
+# of the integral of p, which is 1 at every theta. As the error is cubic, halving d divides it by about eight:
 
 # %%
 def KL(p, q):
+    """Return the KL of two Gaussians, each given by its (m, u), in closed form."""
     return q[1] - p[1] + (np.exp(2 * p[1]) + (p[0] - q[0])**2) / (2 * np.exp(2 * q[1])) - 0.5
 
 
@@ -86,8 +90,9 @@ assert abs(orders[-1] - 3) < 0.05
 # $$ d = -t\, F^{-1} \nabla h, \qquad t = \sqrt{2c \,/\, \nabla h^T F^{-1} \nabla h} $$
 #
 # This is the **natural gradient**. If length is ||d||, I stands in place of F, and d is gradient descent. The picture
-# has, at five places, all steps of one KL, and both directions of descent, each as long as that KL allows. The cell
-# also tries brute force: in which of 3600 directions does the true h fall most for each unit of sqrt(2 KL)?
+# has, at five places, all steps of one KL c, and both directions of descent, scaled to 1/2 d^T F d = c, so that they
+# end near that curve; the natural one is turned towards its long axis. The cell also tries brute force: in which of
+# 3600 directions does the true h fall most for each unit of sqrt(2 KL)?
 
 # %%
 M, U = np.meshgrid(np.linspace(-2.2, 3.4, 150), np.linspace(-1, 1.4, 150))
@@ -102,9 +107,10 @@ def on_contours(axes, title):
 
 falls, off = [], []
 with plotting.style():
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
     axes = figure.subplots()
     on_contours(axes, f"all steps of KL = {c}, and the two descents")
+    axes.set_aspect("equal")
     for p in np.array([(-0.5, 0.9), (1.7, 1.1), (-1.4, 0.3), (0.1, -0.15), (2.4, 0.35)]):
         axes.contour(M, U, KL(p, (M, U)), [c], colors="black", linewidths=1)
         for C, name, colour in zip((np.eye(2), F(*p)), names, plotting.COLOURS, strict=False):
@@ -122,15 +128,18 @@ print(f"the best directions by brute force are {min(off):.1f} to {max(off):.1f} 
 assert max(off) < 1
 plotting.Picture(figure, "Level lines of h over m and u = log s, and at five places the curve of all steps of KL = "
                  f"{c}: wide where s is large, narrow where it is small. Along the gradient the linear model falls by "
-                 f"{min(share):.0%} to {max(share):.0%} of what it falls by at the same KL along the natural gradient.")
+                 f"{min(share):.0%} to {max(share):.0%} of what it falls by with the natural gradient of the same "
+                 "1/2 d^T F d.")
 
 # %% [markdown]
 # ## The same model in other parameters
 #
-# Let theta = J theta' for small changes. The chain rule gives grad' = J^T grad and F' = J^T F J, so J (F'^-1 grad') =
-# F^-1 grad: the same change of the model. Gradient descent's is J grad' = J J^T grad, another one for every J. Where J
-# is a constant matrix (a *linear* change of parameters), this holds for steps of any size. **Damping**, F + lambda I in
-# place of F (needed where F is singular; tutorial 8), breaks it: I is I in all parameters.
+# Take other parameters theta', with d theta = J d theta' for small changes, J invertible. The chain rule gives grad' =
+# J^T grad and F' = J^T F J, so J (F'^-1 grad') = J J^-1 F^-1 J^-T J^T grad = F^-1 grad: the same change of the model.
+# Gradient descent's is J grad' = J J^T grad: another one, unless J J^T = I (a rotation or reflection). Where J is a
+# constant matrix (a *linear* change of parameters), this holds for steps of any size. **Damping**, F + lambda I in
+# place of F (needed where F is singular, as in tutorial 3; see tutorial 8), breaks it, but for such a rotation: I is I
+# in all parameters, where J^T J would be needed.
 
 # %%
 J = np.array([[1.0, 2.0], [-0.5, 3.0]])
@@ -190,7 +199,8 @@ plotting.Player(frames, captions, "Two methods, each in two sets of parameters, 
 # %% [markdown]
 # ### Confusion box: a summed F with a mean gradient
 #
-# grad h is a mean over the N examples, so F must be one too. A sum makes the step too short, N times without damping:
+# grad h is a mean over the N examples, so F must be one too. With a sum, a step without damping is N times too short;
+# a damped one, as here, is too short by less:
 
 # %%
 stored = oracle.vector("categorical-tanh")
@@ -198,16 +208,19 @@ there, lambda_, shapes = stored.problem.at(), stored.problem.damping, stored.pro
 F_net, g = kr.exact_fisher(there), kr.params.flatten(stored.expected["gradient"])
 right, short = (-np.linalg.solve(n * F_net + lambda_ * np.eye(len(g)), g) for n in (1, len(there)))
 report = oracle.check(stored.problem, {"natural_gradient": kr.params.unflatten(short, shapes)})
-print(f"N = {len(there)}, {np.linalg.norm(right) / np.linalg.norm(short):.1f} times too short\n\n{report}")
+ratio = np.linalg.norm(right) / np.linalg.norm(short)
+print(f"N = {len(there)}, lambda = {lambda_:g}: {ratio:.1f} times too short\n\n{report}")
+assert 1 < ratio < len(there)
 assert ("Fisher summed over the examples",) in [found.names for found in report.explanations]
 
 # %% [markdown]
 # ## In practice
 #
 # On a network, KL is the mean over the inputs x of the KL of the predictions, and F is `kr.exact_fisher`. The optimizer
-# `NaturalGradient` solves with F + gamma^2 I and multiplies by a number alpha (tutorial 9): below, its first step by
-# hand. But with P weights F has P^2 entries and a solve takes P^3 / 3 multiplications: for a million weights there is
-# no such matrix. Tutorial 6 puts Kronecker products in its place, tutorial 7 inverts them.
+# `NaturalGradient` solves with F + gamma^2 I (gamma^2 is its damping) and multiplies by a number alpha (tutorial 9):
+# below, its first step by hand. But with P weights F has P^2 entries and a solve takes about P^3 / 3 additions and
+# multiplications: for a million weights there is no such matrix. Tutorial 6 puts Kronecker products in its place,
+# tutorial 7 inverts them.
 
 # %%
 opt = kr.optimizers.NaturalGradient(stored.problem.model)
@@ -219,9 +232,12 @@ assert np.allclose(kr.params.flatten(state.weights), mine, rtol=1e-8, atol=1e-10
 # ## Exercises
 #
 # 1. Check that a softmax network has KL = 1/2 d^T F d up to a cubic error. (KL of probabilities: sum of p log(p/q).)
-# 2. Show that two natural steps of size 1 in (m, s^2), or one in (E[y], E[y^2]), land on the minimum. Why?
+# 2. Show that two natural steps of size 1 in (m, s^2) land on the minimum from anywhere. In the parameters (E[y],
+#    E[y^2]) one is enough: compute F'^-1 grad' there and compare it with the means of y and y^2 in the data.
 # 3. Put the empirical Fisher of the five numbers in `path`. Do its two paths stay together? Where do they go?
 # 4. Which of these are the same in all parameters: ||grad||^2, grad^T F^-1 grad, the trace of F, d^T F d?
+#
+# Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 6. From the Fisher to A kron G
 #
-# **What you will do.** Make the one approximation of K-FAC by hand, in a tiny network, and take its error apart.
+# **What you will do.** Make the approximation that gives K-FAC its name, by hand and small, and take its error apart.
 #
 # **What you will learn.** Where A and G come from; that the error is a covariance; how much of it no choice of A and G
 # can remove; when there is none; and what the paper's cumulants are.
@@ -51,7 +51,7 @@ assert np.isclose(w.sum(), 1)
 #
 # The gradient of one case is `g a^T`, a 2 x 3 matrix (tutorial 2). As a vector of stacked columns it is a Kronecker
 # product of two vectors. So its outer product with itself, which the Fisher is the mean of, is a Kronecker product of
-# two matrices: Alpha = a a^T and Gamma = g g^T.
+# two matrices: Alpha = a a^T and Gamma = g g^T. (They are not the numbers alpha and gamma of the optimizer.)
 #
 # $$ \mathrm{vec}(g a^T) = a \otimes g, \qquad (a \otimes g)(a \otimes g)^T = (a a^T) \otimes (g g^T) $$
 
@@ -65,7 +65,8 @@ assert np.allclose(np.outer(v, v), np.kron(np.outer(a[0], a[0]), np.outer(g[0], 
 # ## The mean of products, and the product of means
 #
 # The block F_00 of the Fisher, the one of layer 0 with itself, is the mean of these 6 x 6 matrices over the cases. So
-# far nothing is approximated. K-FAC makes one change: it takes the mean of each half apart.
+# far nothing is approximated. K-FAC takes the mean of each half apart, in every block. (That it then leaves out most of
+# the blocks *between* layers, or of their inverse, is another approximation: tutorial 7.)
 #
 # $$ F_{00} = E[\,a a^T \otimes g g^T\,] \quad\approx\quad E[a a^T] \otimes E[g g^T] = A \otimes G $$
 #
@@ -92,14 +93,14 @@ assert np.isclose(F[0, 0] - A[0, 0] * G[0, 0], w @ ((aa - w @ aa) * (gg - w @ gg
 # %% [markdown]
 # ## Case by case
 #
-# Above the case that comes in, and the error; below the means until then. One scale: red positive, blue negative.
+# Upper row: the case that comes in, and the error. Lower row: the means so far. Red is positive, blue negative.
 
 # %%
 def draw(axes, M, title):
     axes.imshow(M, cmap="RdBu_r", norm=AsinhNorm(0.2, -3, 3))
     axes.set(title=title, xticks=[], yticks=[])
     for i, j in np.ndindex(M.shape):
-        axes.text(j, i, f"{M[i, j].round(2) + 0.0:.2f}", ha="center", va="center", fontsize=12 - len(M),
+        axes.text(j, i, f"{M[i, j].round(2) + 0.0:.2f}", ha="center", va="center", fontsize=9,
                   color="white" if abs(M[i, j]) > 0.9 else "black")
 
 
@@ -111,8 +112,9 @@ for k, (a_k, g_k) in enumerate(zip(a, g, strict=True), 1):
              f"error {error:.2f}: F - A ⊗ G": F_k - np.kron(A_k, G_k), f"mean of {k}: A": A_k, "G": G_k,
              "F, mean of Alpha ⊗ Gamma": F_k, "A ⊗ G": np.kron(A_k, G_k)}
     with plotting.style():
-        frames.append(Figure(figsize=(9.5, 5), layout="constrained"))
-        for axes, (title, M) in zip(frames[-1].subplots(2, 4).flat, shown.items(), strict=True):
+        frames.append(Figure(figsize=(11, 6), layout="constrained"))
+        panels = frames[-1].subplots(2, 4, width_ratios=(3, 2, 6, 6)).flat          # all cells of one size
+        for axes, (title, M) in zip(panels, shown.items(), strict=True):
             draw(axes, M, title)
     captions.append(f"Case {k} of 6: input {(k + 1) // 2}, target {2 - k % 2}. Relative error of A ⊗ G: {error:.2f}.")
 plotting.Player(frames, captions, "Means over cases: F, A and G form")
@@ -122,14 +124,17 @@ plotting.Player(frames, captions, "Means over cases: F, A and G form")
 #
 # ## The error is a covariance
 #
-# The rearrangement R turns `A kron G` into `vec(G) vec(A)^T`. Apply it to both sides of the approximation:
+# The rearrangement R turns `A kron G` into `vec(G) vec(A)^T`. It only moves entries, so R of a mean is the mean of the
+# R. Apply it to both sides of the approximation:
 #
-# $$ R(F_{00}) - R(A \otimes G) = E[\gamma \alpha^T] - E[\gamma]\, E[\alpha]^T = \mathrm{Cov}(\gamma, \alpha),
-#    \qquad \gamma = \mathrm{vec}(\mathrm{Gamma}), \quad \alpha = \mathrm{vec}(\mathrm{Alpha}) $$
+# $$ R(F_{00}) = E[\mathrm{vec}(\mathrm{Gamma})\, \mathrm{vec}(\mathrm{Alpha})^T] $$
 #
-# A row of this table belongs to a pair of gradients, a column to a pair of inputs; an entry is the covariance of the
-# two products. **A kron G is exact where products of inputs and of gradients are uncorrelated, and only there.** And
-# since `A kron G` has become a matrix of rank one, the best that *any* A and G can do is the leading singular triple.
+# $$ R(A \otimes G) = E[\mathrm{vec}(\mathrm{Gamma})]\; E[\mathrm{vec}(\mathrm{Alpha})]^T $$
+#
+# Their difference is Cov(vec Gamma, vec Alpha): each row a pair of gradients, each column a pair of inputs, each entry
+# the covariance of the two products. **A kron G is exact where products of inputs and of gradients are uncorrelated,
+# and only there.** And since `A kron G` has become a matrix of rank one, the best that *any* A and G can do is the
+# leading singular triple of R(F_00); the norm of the other singular values is an error that stays.
 
 # %%
 Gammas, Alphas = (np.einsum("ki,kj->kji", v, v).reshape(6, -1) for v in (g, a))          # vec of each, a row a case
@@ -138,32 +143,47 @@ R, R_product = (kronecker.rearrange(M, (3, 3), (2, 2)) for M in (F, np.kron(A, G
 assert np.allclose(R - R_product, covariance, rtol=0, atol=1e-14)
 assert np.allclose(kr.analysis.covariance_error(at, 0), covariance, rtol=0, atol=1e-14)
 best = norm(np.linalg.svd(R, compute_uv=False)[1:]) / norm(F)
+print(f"relative error of A kron G: {off:.2f}, of the nearest Kronecker product: {best:.2f}")
 assert best < off / 2
+pairs = [[f"{s}{i} {s}{j}" for j in range(n) for i in range(n)] for s, n in (("a", 3), ("g", 2))]      # as in vec
 with plotting.style():
-    figure = Figure(figsize=(5, 6), layout="constrained")
+    figure = Figure(figsize=(6, 7), layout="constrained")
     titles = "R(F)", "R(A ⊗ G) = vec(G) vec(A)ᵀ", "the difference, Cov(vec Gamma, vec Alpha)"
     for axes, M, title in zip(figure.subplots(3, 1), (R, R_product, covariance), titles, strict=True):
         draw(axes, M, title)
-plotting.Picture(figure, f"4 x 9 tables: R(F), R(A ⊗ G), their difference. Relative error of A ⊗ G {off:.2f}, "
-                 f"of the nearest product {best:.2f}. The last column of the difference, bias with bias, is zero.")
+        axes.set(xticks=range(9), xticklabels=pairs[0], yticks=range(4), yticklabels=pairs[1])
+        axes.grid(False)
+plotting.Picture(figure, "Three tables, a row a pair of gradients, a column a pair of inputs (a2 is the one appended): "
+                 f"R(F), R(A ⊗ G), their difference. Relative error of A ⊗ G {off:.2f}, of the nearest product "
+                 f"{best:.2f}. The last column of the difference, bias with bias, is zero.")
 
 # %% [markdown]
 # ## Cumulants
 #
 # The paper (section 3) writes the error of an entry with joint **cumulants** kappa: of three variables the mean of the
-# product of their deviations from their means; of four the same, minus E[..] E[..] for each way to make two pairs.
-# Write a = m + b, m the mean of a. Then Alpha = b b^T + m b^T + b m^T + m m^T, the last term is constant, and the
-# covariance is a sum of three: kappa(a, a', g, g'), where of the pairs E[b b'] E[g g'] alone is left, since E[g] = 0 at
-# every input; E[a] kappa(a', g, g'); and its mirror image. These are the terms of the paper.
+# product of their deviations from their means; of four the same, minus E[..] E[..] for each way to make two pairs of
+# deviations. All of these are zero for jointly Gaussian variables, so the error tells how far a and g are from them.
+#
+# Let b and b' be the deviations of two inputs, so that a a' = b b' + E[a] b' + E[a'] b + a constant. The covariance of
+# this with g g' is a sum of three, the terms of the paper:
+#
+# - Cov(b b', g g') = **kappa(a, a', g, g')**: of the pairs only E[b b'] E[g g'] is left, since g has mean zero at every
+#   input (see the next box), so that E[b g] = 0, and so on;
+# - E[a] Cov(b', g g') = **E[a] kappa(a', g, g')**; and the same with a and a' exchanged.
+#
+# The cell projects each term onto the error: shares add up to 1, and one below zero works against the others. Here
+# nearly all is of third order, which is there only because inputs have means (the appended one always has).
 
 # %%
-m = np.tile(w @ a, (6, 1))
+mean = np.tile(w @ a, (6, 1))
 terms = [(Gammas - w @ Gammas).T * w @ np.einsum("ki,kj->kji", u, v).reshape(6, 9)
-         for u, v in ((a - m, a - m), (m, a - m), (a - m, m))]
+         for u, v in ((a - mean, a - mean), (mean, a - mean), (a - mean, mean))]
 assert np.allclose(sum(terms), covariance, rtol=0, atol=1e-14)
 paper = [kronecker.rearrange(M, (3, 3), (2, 2)) for M in kr.analysis.cumulant_terms(at, 0)]
 assert np.allclose(terms, paper, rtol=0, atol=1e-14)
-print("shares of the error, 4th order, 3rd, 3rd:", np.tensordot(terms, covariance) / np.vdot(covariance, covariance))
+shares = np.tensordot(terms, covariance) / np.vdot(covariance, covariance)
+print("shares of the error, 4th order, 3rd, 3rd:", shares)
+assert shares[1:].sum() > 0.9
 
 # %% [markdown]
 # ### Confusion box: the square of the mean
@@ -181,15 +201,16 @@ assert np.allclose((w[:, None] * g).reshape(3, 2, 2).sum(axis=1), 0)
 #
 # Alpha depends on the input alone, so the covariance is zero if Alpha is the same for all inputs, or if the mean of
 # Gamma given the input is. The second is so where nothing between layer and loss depends on the input: no nonlinearity
-# above, and a likelihood whose own Fisher F_R (tutorial 3) is constant, as the Gaussian's is: the identity.
+# above, and a likelihood whose own Fisher F_R (tutorial 3) is constant, as the Gaussian's is: the identity. Rows with
+# `model` have the mean over all targets; those with `one` have one target an input, drawn once, as labels would be.
 
 # %%
 rng = np.random.default_rng(0)
 x6, start = rng.standard_normal((6, 3)), [rng.standard_normal((3, 4)), rng.standard_normal((2, 4))]
 for layer, N, hidden, likelihood, targets, exact in (
-        (0, 1, "tanh", "Categorical", "model", True), (0, 1, "tanh", "Categorical", "labels", True),
+        (0, 1, "tanh", "Categorical", "model", True), (0, 1, "tanh", "Categorical", "one", True),
         (0, 6, "tanh", "Categorical", "model", False), (0, 6, "identity", "Categorical", "model", False),
-        (0, 6, "identity", "Gaussian", "model", True), (0, 6, "identity", "Gaussian", "labels", False),
+        (0, 6, "identity", "Gaussian", "model", True), (0, 6, "identity", "Gaussian", "one", False),
         (1, 6, "tanh", "Gaussian", "model", True), (1, 6, "tanh", "Categorical", "model", False)):
     here = kr.Model(kr.MLP((3, 3, 2), hidden), getattr(kr, likelihood)()).at(start, x6[:N])
     columns = None if targets == "model" else kr.fisher.empirical_columns(here, here.sample(rng))
@@ -201,7 +222,7 @@ for layer, N, hidden, likelihood, targets, exact in (
 # ## In practice
 #
 # `kr.exact_factors(at)` has A and G of all layers, `kr.analysis.covariance_error(at, i)` the error. In a real network
-# the error is not small, and it grows while the network learns. A hidden layer of a small classifier of the digits:
+# the error need not be small. One hidden layer of a small classifier of the digits, early and later in one training:
 
 # %%
 data = kr.datasets.digits()
@@ -216,7 +237,7 @@ for steps in (1, 50):
     assert (ours > 0.4) == (steps == 50)
 
 # %% [markdown]
-# More than half of the error is out of reach of any Kronecker product. What makes a good step of such a matrix all the
+# More than half of this error is out of reach of any Kronecker product. What makes a good step of such a matrix all the
 # same are its damping (tutorial 8) and the choice of the step's length (tutorial 9).
 #
 # ## Exercises
@@ -224,6 +245,8 @@ for steps in (1, 50):
 # 1. Between two biases `A kron G` is always exact. Why? Find these entries in F_00.
 # 2. Do the same for the block between layers 0 and 1, with `A_01 = E[a_0 a_1^T]` and `G_01 = E[g_0 g_1^T]`.
 # 3. Take labels in place of the model's targets. Is the error still a covariance? Are the three terms still cumulants?
+#
+# Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #
