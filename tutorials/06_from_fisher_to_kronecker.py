@@ -113,7 +113,7 @@ for k, (a_k, g_k) in enumerate(zip(a, g, strict=True), 1):
              "F, mean of Alpha ⊗ Gamma": F_k, "A ⊗ G": np.kron(A_k, G_k)}
     with plotting.style():
         frames.append(Figure(figsize=(11, 6), layout="constrained"))
-        panels = frames[-1].subplots(2, 4, width_ratios=(3, 2, 6, 6)).flat          # all cells of one size
+        panels = frames[-1].subplots(2, 4, width_ratios=(3, 2, 6, 6)).flat          # more room for the large ones
         for axes, (title, M) in zip(panels, shown.items(), strict=True):
             draw(axes, M, title)
     captions.append(f"Case {k} of 6: input {(k + 1) // 2}, target {2 - k % 2}. Relative error of A ⊗ G: {error:.2f}.")
