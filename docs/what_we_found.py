@@ -236,7 +236,8 @@ def tables() -> str:
                  "grid |", "|---|---|" + "---|" * (len(levels) + 1)]
         for method, content in methods.items():
             grid = {key: {trial["settings"][key] for trial in content["trials"]} for key in content["settings"]}
-            settings = ", ".join(f"{key} = {content['settings'][key]:g} (of {len(values)})"
+            settings = ", ".join(f"{key} = {(value := content['settings'][key]):g} (of {len(values)}"
+                                 f"{', the lowest' * (value == min(values))}{', the highest' * (value == max(values))})"
                                  for key, values in grid.items() if len(values) > 1)
             for what, form, last in ((0, "{:.0f}", settings), (1, "{:.2f}", "")):
                 cells = [spread_of_seeds(reached(content, level, what), form) for level in levels]

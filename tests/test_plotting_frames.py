@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 from html.parser import HTMLParser
 
@@ -37,8 +38,10 @@ ALT = 'a line that rises by 1, "steep" & <straight>'
 
 
 def test_a_picture_is_an_svg_with_its_alternative_text() -> None:
-    [image] = Tags(plotting.Picture(figure(1), ALT)._repr_html_()).of("img")
+    page = plotting.Picture(figure(1), ALT)._repr_html_()
+    [image] = Tags(page).of("img")
     assert image["alt"] == ALT
+    assert f">{html.escape(ALT)}</figcaption>" in page       # and is read by who sees the picture
     kind, data = str(image["src"]).split(",")
     assert kind == "data:image/svg+xml;base64"
     assert b"<svg" in base64.b64decode(data)
@@ -58,7 +61,7 @@ def test_a_player_has_every_frame_in_its_order_with_its_caption() -> None:
         [Tags(plotting.Picture(figure(s), "x")._repr_html_()).of("img")[0]["src"] for s in (1, 2)]
     [group] = tags.of("div")
     assert (group["class"], group["aria-label"], group["tabindex"]) == ("kfac-player", "two slopes", "0")
-    assert "<figcaption>It rises more.</figcaption>" in page
+    assert ">It rises more.</figcaption>" in page
     assert not any("src" in script for script in tags.of("script"))
     assert not re.search(r"https?://", re.sub(r'src="data:[^"]*"', "", page))
 

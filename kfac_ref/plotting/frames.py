@@ -17,18 +17,20 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 
-def _image(figure: Figure, alt: str) -> str:
+def _shown(figure: Figure, text: str) -> str:
     # A fixed salt and no date: matplotlib would else write other identifiers at every run.
     with mpl.rc_context({"svg.hashsalt": "kfac_ref", "svg.fonttype": "path"}), io.BytesIO() as file:
         figure.savefig(file, format="svg", metadata={"Date": None})
         data = base64.b64encode(file.getvalue()).decode()
-    return (f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}" '
-            'style="max-width: 100%; height: auto; background: white">')
+    # The words stand below the picture, too; who has them read aloud hears them once.
+    return (f'<figure style="margin: 0.5em 0"><img alt="{html.escape(text)}" src="data:image/svg+xml;base64,{data}" '
+            'style="max-width: 100%; height: auto; background: white">'
+            f'<figcaption aria-hidden="true">{html.escape(text)}</figcaption></figure>')
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its alternative text.
+    """A figure with its words below it, which are its alternative text as well.
 
     Parameters
     ----------
@@ -52,7 +54,7 @@ class Picture:
             raise ValueError("alt: expected the picture's message in words, got an empty text")
 
     def _repr_html_(self) -> str:
-        return _image(self.figure, self.alt)
+        return _shown(self.figure, self.alt)
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,6 @@ class Player:
 
     def _repr_html_(self) -> str:
         script = resources.files(__package__).joinpath("player.js").read_text()
-        frames = "\n".join(f'<figure style="margin: 0.5em 0">{_image(figure, text)}'
-                           f"<figcaption>{html.escape(text)}</figcaption></figure>"
-                           for figure, text in zip(self.frames, self.captions, strict=True))
+        frames = "\n".join(_shown(figure, text) for figure, text in zip(self.frames, self.captions, strict=True))
         return (f'<div class="kfac-player" role="group" tabindex="0" aria-label="{html.escape(self.title)}">\n'
                 f"{frames}\n</div>\n<script>\n{script}</script>")

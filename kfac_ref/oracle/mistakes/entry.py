@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,8 +58,8 @@ class Mistake:
     shows: Mapping[str, Callable[[Reference, Any], Any]] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
-        """Return what was done, why it is wrong, and the remedy, a line each."""
-        return f"{self.name}: {self.what}\n  why it is wrong: {self.why}\n  remedy: {self.remedy}"
+        """Return what was done, why it is wrong, and the remedy."""
+        return wrapped(f"{self.name}: {self.what}\n  why it is wrong: {self.why}\n  remedy: {self.remedy}")
 
 
 #: All known mistakes, by name; `kfac-ref mistakes` prints them.
