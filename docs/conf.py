@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from myst_nb.core import render
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -27,7 +28,7 @@ exclude_patterns = ["docs/recipes"]                 # shown by a page, not pages
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 600                             # for a busy machine; all take about a minute
 nb_execution_show_tb = True
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath"]
@@ -120,6 +121,19 @@ def signature(app: Sphinx, kind: str, name: str, what: Any, options: Any, shown:
     return arguments_shown, "" if kind == "class" else result
 
 
+def whole_streams(outputs: list[Any]) -> list[Any]:
+    """Put together what a cell printed, which comes in pieces of any length.
+
+    In place of MyST-NB's function, which ends every piece in a line break: where the pieces end depends on the clock.
+    """
+    merged: dict[str, Any] = {}
+    for output in (output for output in outputs if output["output_type"] == "stream"):
+        first = merged.setdefault(output["name"], output)
+        if first is not output:
+            first["text"] += output["text"]
+    return [output for output in outputs if output["output_type"] != "stream" or output is merged[output["name"]]]
+
+
 def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nodes.Element) -> nodes.Node | None:
     """Find a name that is written short, wherever it is documented; `kfac_ref` itself comes before its parts."""
     if node.get("refdomain") != "py":
@@ -147,6 +161,7 @@ def without_versions(app: Sphinx, page: str, template: str, context: dict[str, A
 
 def setup(app: Sphinx) -> None:
     """Connect what stands above."""
+    render.coalesce_streams = whole_streams
     app.connect("autodoc-process-docstring", sections)
     app.connect("autodoc-process-signature", signature)
     app.connect("missing-reference", resolve)

@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import os
 import re
+import runpy
 import subprocess
 import sys
 import types
@@ -357,6 +358,18 @@ def test_the_browser_notices_what_is_wrong(tmp_path: Path, chromium: browser.Bro
     for word in ("asks for http://example.org", "ERR_NAME_NOT_RESOLVED", "ERR_FILE_NOT_FOUND", "exception"):
         assert word in complaints
     assert [wide[:4] for wide in page.run(WIDE)] == ["the ", "<img"]
+
+
+def test_what_a_cell_prints_is_put_together_wherever_it_was_cut() -> None:
+    if importlib.util.find_spec("myst_nb") is None:
+        require.missing("browser", "the docs extra is not installed (make docs installs it)")
+    whole = runpy.run_path(str(ROOT / "docs" / "conf.py"))["whole_streams"]
+    text, picture = "one line\n\nanother", {"output_type": "display_data", "data": {}}
+    for cut in range(len(text)):
+        pieces = [{"output_type": "stream", "name": "stdout", "text": part} for part in (text[:cut], text[cut:])]
+        first, shown = whole([pieces[0], picture, pieces[1]])
+        assert first["text"] == text
+        assert shown is picture
 
 
 @pytest.mark.slow
