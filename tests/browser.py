@@ -112,6 +112,7 @@ class Browser:
                  mobile=False)
         self.ask("Emulation.setEmulatedMedia", session,
                  features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.ask("Page.bringToFront", session)              # a tab that is not in front is not drawn
         self.events.clear()
         self.ask("Page.navigate", session, url=url)
         self.wait("Page.loadEventFired", session)
@@ -142,12 +143,18 @@ class Page:
 
     def click(self, script: str) -> None:
         """Click with the mouse on the middle of the element that a JavaScript expression names."""
-        # Two frames after scrolling the browser knows what lies where.
+        # The theme scrolls smoothly: the mouse waits until all stands still and the element is what it meets.
         x, y = self.run(f"""(async (e) => {{
-            e.scrollIntoView({{block: 'center', behavior: 'instant'}});
-            for (let k = 0; k < 2; k++) {{ await new Promise(requestAnimationFrame); }}
-            const r = e.getBoundingClientRect();
-            return [r.x + r.width / 2, r.y + r.height / 2]; }})({script})""")
+            document.documentElement.style.scrollBehavior = 'auto';
+            for (let still = 0, x, y; ;) {{
+              const r = e.getBoundingClientRect(), [u, v] = [r.x + r.width / 2, r.y + r.height / 2];
+              const met = e.contains(document.elementFromPoint(u, v));
+              if (!met) {{ e.scrollIntoView({{block: 'center'}}); }}
+              still = met && u === x && v === y ? still + 1 : 0;
+              if (still > 3) {{ return [u, v]; }}
+              [x, y] = [u, v];
+              await new Promise(requestAnimationFrame);
+            }} }})({script})""")
         for kind in ("mousePressed", "mouseReleased"):
             self.browser.ask("Input.dispatchMouseEvent", self.session, type=kind, x=x, y=y, button="left", clickCount=1)
 

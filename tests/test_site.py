@@ -219,10 +219,10 @@ def test_the_works_that_docstrings_cite_are_in_the_bibliography() -> None:
         assert re.search(rf"{author}\b[^(]*\({year}\)", bibliography), (author, year)
 
 
-# What is wider than the window, and in no box that scrolls; the drawers of the theme wait outside of it.
+# What is wider than the window, and in no box of the text that scrolls; the theme's drawers wait outside of it.
 WIDE = """(() => {
   const width = document.documentElement.clientWidth;
-  const boxed = (e) => e && e !== document.body && (["auto", "scroll", "hidden"].includes(getComputedStyle(e).overflowX)
+  const boxed = (e) => e && e.tagName !== "ARTICLE" && (["auto", "scroll"].includes(getComputedStyle(e).overflowX)
                        || boxed(e.parentElement));
   return [document.documentElement.scrollWidth > width ? ["the page"] : []].concat(
     [...document.querySelectorAll("article *")].filter((e) => e.getBoundingClientRect().right > width + 1
@@ -279,7 +279,7 @@ def step_through(page: browser.Page, player: int) -> None:
     last = page.run(f"{one}.querySelectorAll('figure').length") - 1
     assert last >= 1
     assert shown(page, player) == [0]
-    page.run(f"{one}.focus()")
+    page.run(f"{one}.focus({{preventScroll: true}})")
     for key, frame in (("ArrowRight", 1), ("ArrowLeft", 0), ("ArrowLeft", 0), ("End", last), ("ArrowRight", last),
                        ("Home", 0)):
         page.press(key)
