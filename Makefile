@@ -93,5 +93,5 @@ notebooks: $(VENV)/docs  ## write each tutorial as a notebook into the folder no
 mutants: $(VENV)/test  ## break the package on purpose and print which tests notice
 	$(BIN)/python -m tests.mutants
 
-clean:  ## remove .venv, .venv-peers and what the tools left
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+clean:  ## remove .venv, .venv-peers, the site, the notebooks and what the tools left
+	rm -rf $(VENV) $(PEERS) site notebooks build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

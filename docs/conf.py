@@ -60,6 +60,7 @@ html_theme = "furo"
 html_theme_options = {"sidebar_hide_name": False}
 html_static_path = [str(Path(__file__).parent / "_static"), str(MATHJAX.locate())]
 html_css_files = ["site.css"]
+html_domain_indices = False                            # the reference lists the modules
 html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False

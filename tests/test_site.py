@@ -256,7 +256,7 @@ def test_every_page_is_whole_in_a_narrow_window_without_a_network(site: Path, ch
 def test_dark_pages_are_dark_and_their_pictures_white(site: Path, chromium: browser.Browser) -> None:
     light = "(c => (c[0] * 299 + c[1] * 587 + c[2] * 114) / 255000)(getComputedStyle({}).{}.match(/[0-9.]+/g))"
     for path in kinds(site):
-        if path.name in ("genindex.html", "search.html", "py-modindex.html"):
+        if path.name in ("genindex.html", "search.html"):
             continue
         page = chromium.open(path.as_uri(), dark=True)
         assert page.run(light.format("document.body", "backgroundColor")) < 0.2
