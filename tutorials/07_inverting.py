@@ -13,7 +13,7 @@
 # and as a chain of layers in three sweeps.
 #
 # **What you will learn.** What the entries of an inverse covariance say; why the inverse of F~ is nearly
-# block-tridiagonal although F~ is not, and how nearly; what Psi, Sigma and Xi are; and why none of it works undamped.
+# block-tridiagonal although F~ is not, and how nearly; what Psi, Sigma and Xi are; and which layers need damping.
 #
 # **What you need.** Tutorials 1, 4 and 6; what a covariance and a linear regression are.
 
@@ -29,16 +29,21 @@ from kfac_ref.experiments import blocks, middle_layers
 # ## The matrix
 #
 # A classifier of digits, 64-8-8-8-8-8-10 with tanh, after seven steps of training. We look at its four middle layers,
-# 8 x 9 weights each, and call them 0 to 3: F~ is 288 x 288, with the blocks A_ij kron G_ij (tutorial 6). Some factors
-# of this network have no inverse: G of the softmax layer has rank 9 of 10 (the gradients of an example add up to zero),
-# A of the pixels rank 62 of 65 (three are always black). So inverting needs **damping**: A_ii + pi gamma I and G_ii +
-# gamma/pi I, with a small gamma and a number pi for each layer. Tutorial 8 says why in this form.
+# 8 x 9 weights each, and call them 0 to 3: F~ is 288 x 288, with the blocks A_ij kron G_ij (tutorial 6). Their factors
+# have full rank. Those of the outer layers have not: G of the softmax layer has rank 9 of 10 (the gradients of an
+# example add up to zero), A of the pixels rank 62 of 65 (three are always black). So inverting a whole network needs
+# **damping**, and we damp these four as one damps all, with a small gamma and a number pi_i > 0 for each layer:
+#
+# $$ A_{ii} + \pi_i \gamma I, \qquad G_{ii} + (\gamma / \pi_i)\, I $$
+#
+# In this tutorial it only matters that both are positive definite then. Tutorial 8 says why in this form.
 
 # %%
 data, model = kr.datasets.digits(), kr.Model(kr.MLP((64, 8, 8, 8, 8, 8, 10), "tanh"), kr.Categorical())
 at = model.at(middle_layers.trained(model, data, "sparse", steps=(7,))[7], data.x)
 undamped = middle_layers.middle_factors(at)
 assert [np.linalg.matrix_rank(M) for M in (kr.exact_factors(at).G[-1], kr.exact_factors(at).A[0])] == [9, 62]
+assert [np.linalg.matrix_rank(M) for M in undamped.A + undamped.G] == [9] * 4 + [8] * 4            # full
 gamma, sizes, L = 0.01, [72] * 4, 4
 f = middle_layers.damped(undamped, gamma)                        # f.A[i], f.G[i] damped; f.pair(i, j): A_ij and G_ij
 F = np.block([[np.kron(*f.pair(i, j)) for j in range(L)] for i in range(L)])
@@ -47,8 +52,10 @@ assert np.allclose(F, kr.curvature.Full(f).dense())
 # %% [markdown]
 # ## Block by block: F-breve
 #
-# Leave out all blocks off the diagonal. What is left is inverted layer by layer, with the formula of tutorial 1:
-# U_i = G_ii^-1 V_i A_ii^-1. The paper calls it F-breve. The package takes gamma^2 and damps by itself.
+# Leave out all blocks off the diagonal; the paper calls what is left F-breve. It is inverted layer by layer, with the
+# formula of tutorial 1 for the part V_i of layer i. The package takes gamma^2 and damps by itself.
+#
+# $$ U_i = G_{ii}^{-1}\, V_i\, A_{ii}^{-1} $$
 
 # %%
 grad = at.gradient(data.labels)[1:-1]
@@ -61,8 +68,10 @@ assert np.allclose(U, kr.curvature.BlockDiagonal(undamped, gamma**2).solve(grad)
 # ## What an inverse covariance says
 #
 # Three random numbers in a chain: x3 is noise, x2 is made of x3, x1 of x2. All are correlated, but who knows x2 gains
-# nothing from x3 in predicting x1. The covariance S does not show that; its inverse P does: the regression of x_i on
-# **all others** has the coefficients -P_ij / P_ii and leaves the variance 1 / P_ii. The corner of P is zero.
+# nothing from x3 in predicting x1. The covariance S does not show that; its inverse P does, whose corner is zero: the
+# regression of x_i on **all others** is
+#
+# $$ x_i = -\sum_{j \ne i} \frac{P_{ij}}{P_{ii}}\, x_j + e_i, \qquad \mathrm{Var}(e_i) = 1 / P_{ii} $$
 
 # %%
 mix = np.array([[1, 0.9, 0.72], [0, 1, 0.8], [0, 0, 1]])         # x3 = e3, x2 = 0.8 x3 + e2, x1 = 0.9 x2 + e1
@@ -77,9 +86,10 @@ assert np.isclose(1 / P[0, 0], S[0, 0] - S[0, 1:] @ others)
 # %% [markdown]
 # ## The same of a network
 #
-# F is a covariance too, that of D theta (its mean under the model is zero: tutorial 3); F~ stands for it here. Let D_i
-# = vec(g_i a_i^T) be the part of layer i. The forward pass makes a_(i+1) from a_i, the backward pass g_i from g_(i+1):
-# so a chain is a fair guess. What share of the variance of D_i does a regression on other layers leave?
+# F is a covariance too, that of D theta (its mean under the model is zero: tutorial 3). Let D_i = vec(g_i a_i^T) be the
+# part of layer i. The forward pass makes a_(i+1) from a_i, the backward pass g_i from g_(i+1): so a chain is a fair
+# guess. The guess is of F, but we use it of F~, as if F~ were the covariance; how well F itself obeys it, we see below.
+# What share of the variance of D_i does a regression on other layers leave?
 
 # %%
 def left(i, *others):
@@ -96,29 +106,43 @@ for i in (0, 1):
 
 # %% [markdown]
 # So the inverse should be small in block (i, j) with |i - j| > 1. The picture has F~, its inverse, and the mean |entry|
-# of the blocks of the inverse, at two dampings. Damping acts like noise of its own in each layer: the more of it, the
-# less a layer tells of the next, and the less it hides what is behind it.
+# of the blocks of the inverse, at two dampings; a *cell*, one square dot of it, is 2 x 2 entries. Damping acts like
+# noise of its own in each layer: the more of it, the less a layer tells of the next, and the less it hides what is
+# behind it.
 
 # %%
 rows, ratio = {}, {}
+exact_minus_F_tilde = middle_layers.middle_fisher(at) - kr.curvature.Full(undamped).dense()
 for level in (1.0, 0.01):
     M = kr.curvature.Full(middle_layers.damped(undamped, level)).dense()
     rows[f"gamma = {level}"] = (M, np.linalg.inv(M), blocks.means(np.linalg.inv(M), sizes))
-    ratio[level] = [blocks.tridiagonal_ratio(X, sizes) for X in (M, np.linalg.inv(M))]
+    inverse_of_exact = np.linalg.inv(exact_minus_F_tilde + M)    # with the same damping
+    ratio[level] = [blocks.tridiagonal_ratio(X, sizes) for X in (M, np.linalg.inv(M), inverse_of_exact)]
 text = "F~, its inverse, and block means. Mean |entry| beside the diagonal blocks over that further off: " + "; ".join(
-    f"{r[0]:.1f} in F~ and {r[1]:.1f} in its inverse at gamma = {level}" for level, r in ratio.items()) + "."
-assert ratio[0.01][1] > 1.5 * ratio[0.01][0]
+    f"{r[0]:.1f} in F~, {r[1]:.1f} in its inverse, {r[2]:.1f} in that of the exact F, damped alike, at gamma = {level}"
+    for level, r in ratio.items()) + "."
+assert 2 * ratio[0.01][0] > ratio[0.01][1] > 1.5 * ratio[0.01][0]
+assert ratio[0.01][0] < ratio[0.01][2] < 0.8 * ratio[0.01][1]    # the exact F is less of a chain
+assert max(ratio[1.0]) < 1.1 * min(ratio[1.0])                   # no sign of a chain
 plotting.Picture(plotting.block_structure(rows, sizes, text), text)
 
 # %% [markdown]
 # ## The chain: F-hat
 #
-# At small damping the far blocks of the inverse are smaller, though not zero. Now *assume* the chain: D_i = Psi_i
-# D_(i+1) + noise_i, the noises independent of each other. Psi_i is the regression on the next layer, Sigma_i (in the
-# paper with the index i|i+1) the covariance that it leaves. Both come from blocks of F~, which are Kronecker products:
-# Psi_i = PsiA_i kron PsiG_i with PsiA_i = A_i,i+1 A_i+1,i+1^-1 and PsiG_i alike; Sigma_i = F~_ii - Psi_i F~_i+1,i+1
-# Psi_i^T is a **difference of two Kronecker products**, A_ii kron G_ii - EA_i kron EG_i, in which EA_i = PsiA_i
-# A_i+1,i+1 PsiA_i^T and EG_i alike ("explained"). In the last layer nothing is subtracted.
+# At small damping the far blocks of the inverse are small beside the neighbouring ones, though not zero; at gamma = 1
+# they are not. In the inverse of the exact F the pattern is weaker. Now *assume* the chain for F~: each D_i is
+# explained by the next layer alone, up to noises that are independent of each other:
+#
+# $$ D_i = \Psi_i D_{i+1} + \mathrm{noise}_i, \qquad \Psi_i = \tilde F_{i,i+1} \tilde F_{i+1,i+1}^{-1}
+#    = \Psi^A_i \otimes \Psi^G_i, \qquad \Psi^A_i = A_{i,i+1} A_{i+1,i+1}^{-1} $$
+#
+# and Psi^G alike, since all blocks of F~ are Kronecker products. Sigma_i, the covariance of noise_i (in the paper it
+# has the index i|i+1), is then a **difference of two Kronecker products**; the second is what layer i + 1 explains:
+#
+# $$ \Sigma_i = \tilde F_{ii} - \Psi_i \tilde F_{i+1,i+1} \Psi_i^T = A_{ii} \otimes G_{ii} - E^A_i \otimes E^G_i,
+#    \qquad E^A_i = \Psi^A_i A_{i+1,i+1} (\Psi^A_i)^T $$
+#
+# and E^G alike. In the last layer nothing is subtracted.
 
 # %%
 PsiA = [f.A_cross[i] @ np.linalg.inv(f.A[i + 1]) for i in range(L - 1)]
@@ -131,8 +155,9 @@ assert np.allclose(Sigma[0], F[:72, :72] - Psi_0 @ F[72:144, :72], atol=1e-8)
 
 # %% [markdown]
 # All layers at once: Xi D theta = noise, where Xi is I with -Psi_i on the block superdiagonal. The covariance of the
-# noise is block diagonal, of the Sigma_i; call its inverse Lambda. F-hat is the covariance that D theta then has. So
-# Xi F-hat Xi^T = Lambda^-1, which is **F-hat^-1 = Xi^T Lambda Xi**.
+# noise is block diagonal, of the Sigma_i; call its inverse Lambda. F-hat is the covariance that D theta then has:
+#
+# $$ \Xi \hat F\, \Xi^T = \Lambda^{-1}, \qquad \mathrm{so} \qquad \hat F^{-1} = \Xi^T \Lambda\, \Xi $$
 
 # %%
 Xi = np.block([[np.eye(72) if j == i else -np.kron(PsiA[i], PsiG[i]) if j == i + 1 else np.zeros((72, 72))
@@ -158,7 +183,7 @@ plotting.Picture(plotting.matrix_rows({"matrix": matrices, "inverse": inverses},
 
 # %%
 g, shares = kr.params.flatten(grad), {}
-C_exact = middle_layers.middle_fisher(at) + F - kr.curvature.Full(undamped).dense()
+C_exact = exact_minus_F_tilde + F
 print("          matrix off by   inverse off by   angle   decrease")
 for name in matrices:
     d, ideal = inverses[name] @ g, inverses["F~"] @ g
@@ -173,9 +198,21 @@ assert 0 < shares["F~"] - shares["F-hat"] < (shares["F~"] - shares["F-breve"]) /
 #
 # ## The solve in three sweeps
 #
-# Xi^T Lambda Xi v, read from the right: subtract what the next layer explains, solve with each Sigma, subtract what the
-# layer before explains. For Sigma (appendix B of the paper) take generalized eigenvectors: K1^T A K1 = I and K1^T EA K1
-# = diag(s1), K2 and s2 likewise of G and EG. Then U = K2 [(K2^T V K1) / (1 - s2 s1^T)] K1^T, entry by entry in [].
+# Read Xi^T Lambda Xi v from the right. The first sweep subtracts from each V_i what the next layer explains, the second
+# solves with each Sigma_i, and the third is the transpose of the first (not one more regression): it subtracts
+# Psi_(i-1)^T times what the second has found for layer i - 1. For Sigma (appendix B of the paper) take generalized
+# eigenvectors K_1 of E^A and A, and K_2 of E^G and G. They make both matrices diagonal at once:
+#
+# $$ K_1^T A K_1 = I, \quad K_1^T E^A K_1 = S_1, \quad K_2^T G K_2 = I, \quad K_2^T E^G K_2 = S_2 $$
+#
+# So A = K_1^-T K_1^-1 and E^A = K_1^-T S_1 K_1^-1; with G and E^G alike, Sigma is diagonal between two products:
+#
+# $$ \Sigma = (K_1 \otimes K_2)^{-T} (I - S_1 \otimes S_2)\, (K_1 \otimes K_2)^{-1}, \qquad
+#    \Sigma^{-1} = (K_1 \otimes K_2)\, (I - S_1 \otimes S_2)^{-1} (K_1 \otimes K_2)^T $$
+#
+# By the rule of tutorial 1 Sigma^-1 vec(V) is vec(U), with s_1 and s_2 the diagonals and a division entry by entry:
+#
+# $$ U = K_2 \left[ \frac{K_2^T V K_1}{1 - s_2 s_1^T} \right] K_1^T $$
 
 # %%
 def solve_difference(A, G, EA, EG, V):
@@ -221,8 +258,12 @@ assert model.at(state.weights, data.x).loss(data.labels) < record.loss
 #
 # 1. Show that with two layers F-hat = F~, whatever the factors. Why is there nothing to approximate?
 # 2. Write the first and the third sweep in place. In which order must i run in each? How wrong is the other order?
-# 3. Print the largest entry of s2 s1^T for several gammas. Why does it reach 1, undamped, at a linear hidden layer?
+# 3. Print the largest s1 and the largest s2 of a layer for several gammas, and undamped. Why is that s1 then exactly 1?
+#    (Which entry of a is the same in all layers?) Were there no tanh, g_i would be a matrix times g_(i+1): what would
+#    s2 be, undamped, and what would become of Sigma?
 # 4. Turn the chain around (layer i + 1 predicted from layer i). Is F-hat another matrix?
+#
+# Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #

@@ -27,10 +27,16 @@ from kfac_ref.params import add, flatten, inner, scale
 # %% [markdown]
 # ## Why damp at all
 #
-# A step is made from a **quadratic model** of the objective h around the weights: M(delta) = h + grad^T delta +
-# 1/2 delta^T F delta. It is right nearby, but its minimum may be far away. **Tikhonov damping** adds lambda I to F, a
-# price of lambda/2 on the squared length; the step is then delta = -(F + lambda I)^-1 grad. Let a model of two weights,
-# slope and bias, fit five answers, yes (1) or no (0):
+# A step is made from a **quadratic model** Q of the objective h around the weights. It is right nearby, but its minimum
+# may be far away. **Tikhonov damping** adds lambda I to F, a price of lambda/2 on the squared length. That makes the
+# damped model M, whose minimum is the step:
+#
+# $$ Q(\delta) = h + \nabla h^T \delta + \tfrac12\, \delta^T F \delta, \qquad
+#    M(\delta) = Q(\delta) + \tfrac\lambda2 \|\delta\|^2, \qquad \delta(\lambda) = -(F + \lambda I)^{-1}\, \nabla h $$
+#
+# Let a model of two weights, slope and bias, fit five answers, yes (1) or no (0). Its h is the mean of -log p(answer)
+# over the cases, in *nats*, the unit of natural logarithms. The last columns are what h and M change by along the step,
+# and the quotient rho of the two, which the next section needs.
 
 # %%
 model = kr.Model(kr.MLP((1, 1)), kr.Bernoulli())
@@ -41,7 +47,7 @@ F, grad, h = kr.exact_fisher(at), flatten(at.gradient(y)), at.loss(y)
 
 
 def look(lambda_):
-    """Return the step, its length, its degrees from -grad, and by how much it changes h and the damped M."""
+    """Return the step, its length, its degrees from -grad, and by how much it changes h and M."""
     delta = -np.linalg.solve(damped := F + lambda_ * np.eye(2), grad)
     length = float(np.linalg.norm(delta))
     degrees = np.degrees(np.arccos(-delta @ grad / length / np.linalg.norm(grad)))
@@ -54,7 +60,7 @@ print("lambda  length  degrees from -grad  change of h    of M    rho")
 for v, (_, length, degrees, actual, predicted) in looks.items():
     print(f"{v:6} {length:7.2f} {degrees:19.1f} {actual:12.2f} {predicted:7.2f} {actual / predicted:6.2f}")
 assert np.all(np.diff([(length, degrees) for _, length, degrees, *_ in looks.values()], axis=0) < 0)
-assert looks[0][3] > 0.5 > -0.5 > looks[0.1][3]                 # undamped, h rises: so far away M is wrong
+assert looks[0][3] > 0.5 > -0.5 > looks[0.1][3]                 # undamped, h rises: so far away Q is wrong
 assert np.allclose(1e6 * look(1e6)[0], -grad, rtol=1e-5)        # the other limit
 
 # %% [markdown]
@@ -64,38 +70,41 @@ assert np.allclose(1e6 * look(1e6)[0], -grad, rtol=1e-5)        # the other limi
 #
 # ## A trust region
 #
-# Of all steps that are **not longer**, delta(lambda) has the lowest undamped M. So lambda says how far M is trusted.
-# Whether rightly, **rho** shows, the change of h over that of the damped M. It is negative where h rises, and near 2
-# where the step is far too short: h is then a straight line, and M at its minimum falls by half of it. The paper
-# (section 6.5) makes lambda smaller where rho > 3/4 and larger where rho < 1/4.
+# Of all steps that are **not longer**, delta(lambda) has the lowest Q. So lambda says how far Q is trusted. Whether
+# rightly, **rho** shows, the change of h over that of M. It is negative where h rises, and near 2 where the step is far
+# too short: h is then a straight line, and M at its minimum falls by half of it. The paper (section 6.5) makes lambda
+# smaller where rho > 3/4 and larger where rho < 1/4.
 
 # %%
 circle = np.array([f(np.linspace(0, 2 * np.pi, 721)) for f in (np.cos, np.sin)])
 for delta, length, *_ in looks.values():
     ball = (circle[:, :, None] * np.linspace(0, length, 21)).reshape(2, -1)
-    M = grad @ ball + np.einsum("ik,ij,jk->k", ball, F, ball) / 2
-    assert M.min() > grad @ delta + delta @ F @ delta / 2 - 1e-12
+    Q = grad @ ball + np.einsum("ik,ij,jk->k", ball, F, ball) / 2
+    assert Q.min() > grad @ delta + delta @ F @ delta / 2 - 1e-12
 
 # %% [markdown]
-# Step through lambda: the arrow is the step, the circle the ball of its length, the dashed line a level of M. Grey
-# lines are levels of h, the cross is its minimum; the dotted line is where the steps of all lambda end.
+# Step through lambda: the arrow is the step, the circle has its length. The dashed line is the level of Q at the
+# arrow's tip: there it touches the circle, from outside (for lambda = 0 it is all but a point, the minimum of Q). Grey
+# lines are levels of h, the cross is its minimum; the dotted line is where the steps of all lambda end. That of 10,
+# with a length of 0.07, is too short to be drawn.
 
 # %%
 W, B = np.meshgrid(np.linspace(-5, 9, 81), np.linspace(-6, 8, 81))
 H = np.vectorize(lambda w, b: model.at([np.array([[w, b]])], x).loss(y))(W, B)
-M = np.vectorize(lambda *w: (w - here) @ grad + (w - here) @ F @ (w - here) / 2)(W, B)
+Q = np.vectorize(lambda *w: (w - here) @ grad + (w - here) @ F @ (w - here) / 2)(W, B)
 frames, captions, ends = [], [], [look(v)[0] for v in np.logspace(-4, 2)]
-for v, (delta, length, degrees, actual, _) in looks.items():
+for v, (delta, length, degrees, actual, _) in list(looks.items())[:-1]:
     with plotting.style():
         frames.append(Figure(figsize=(5.6, 5.2), layout="constrained"))
         axes, (red, blue, _, green, *_) = frames[-1].subplots(), plotting.COLOURS
         axes.contour(W, B, H, levels=H.min() + np.geomspace(0.03, 10, 12), colors="0.7", linewidths=0.8)
-        axes.contour(W, B, M, [grad @ delta + delta @ F @ delta / 2 + 1e-3], colors=[blue], linestyles="--")
+        axes.contour(W, B, Q, [grad @ delta + delta @ F @ delta / 2 + 1e-3], colors=[blue], linestyles="--")
         axes.plot(*(here[:, None] + length * circle), color=green, linewidth=1)
         axes.plot(*(here + ends).T, ":k", W.flat[H.argmin()], B.flat[H.argmin()], "+k", markersize=10)
         axes.annotate("", here + delta, here, arrowprops={"arrowstyle": "->", "color": red, "lw": 2})
         axes.set(xlim=(-5, 9), ylim=(-6, 8), xlabel="slope", ylabel="bias", title=f"lambda = {v}")
     captions.append(f"lambda = {v}: length {length:.2f}, {degrees:.0f} degrees from -grad; h changes by {actual:+.2f}.")
+assert round(looks[10][1], 2) == 0.07
 plotting.Player(frames, captions, "A step that turns and shrinks as lambda grows")
 
 # %% [markdown]
@@ -103,7 +112,11 @@ plotting.Player(frames, captions, "A step that turns and shrinks as lambda grows
 #
 # `A kron G + damping I` is no Kronecker product. But from A = Q_A diag(a) Q_A^T and G = Q_G diag(g) Q_G^T it has the
 # eigenvectors Q_A kron Q_G and the eigenvalues a_i g_j + damping. Let A and G be those of layer 1 of an autoencoder of
-# the digits, after 20 steps of K-FAC, and damping = lambda + eta, with eta the weight decay.
+# the digits, after 20 steps of K-FAC. It has *weight decay*:
+#
+# $$ h(\theta) = \mathrm{loss}(\theta) + \tfrac\eta2 \|\theta\|^2 $$
+#
+# The second part has the Hessian eta I. F is that of the loss alone, so eta I is added: damping = lambda + eta.
 
 # %%
 data = kr.datasets.digits().x[:300]
@@ -164,8 +177,11 @@ assert ("full damping on both factors",) in [e.names for e in report.explanation
 # ## What a step gains
 #
 # Now all layers: Delta = -(damped curvature)^-1 grad. The paper (section 6.4) steps by alpha Delta, with the alpha at
-# which M, of the **exact** F and damping lambda + eta, is least: alpha = -grad^T Delta / (Delta^T F Delta + (lambda +
-# eta) ||Delta||^2). This M we keep; what we change is the strength of the damping inside Delta, r in the factors.
+# which M, of the **exact** F and damping lambda + eta, is least:
+#
+# $$ \alpha = \frac{-\nabla h^T \Delta}{\Delta^T F \Delta + (\lambda + \eta)\, \|\Delta\|^2} $$
+#
+# This M we keep; what we change is the strength of the damping inside Delta, r in the factors.
 
 # %%
 omega2 = np.sqrt(19 / 20)**20                                   # of the paper; its use is below
@@ -194,17 +210,22 @@ plotting.Picture(plotting.decreases(strengths, {"step 21": gain}, {"step 21": st
 #
 # ## Why gamma is not lambda
 #
-# lambda says how far the quadratic model is trusted, in which F is exact. The strength inside Delta makes up for A kron
-# G not being F, and brings the unwanted terms. So the paper (section 6.6) gives it a name of its own, **gamma**: it
-# starts at sqrt(lambda + eta); every T2 steps gamma, omega2 gamma and gamma / omega2 are tried, the lowest M decides.
+# lambda says how far Q is trusted, in which F is exact. The strength inside Delta has to make up for A kron G not being
+# F. Without re-scaling that takes far more than sqrt(lambda + eta), see above. With re-scaling it takes less: alpha
+# sees to the length, and what is left to choose, the direction, is better with a weaker damping. In the factors it is
+# to be weaker still, since there it brings the unwanted terms. So the paper (section 6.6) gives it a name of its own,
+# **gamma**: it starts at sqrt(lambda + eta); every T2 steps gamma, omega2 gamma and gamma / omega2 are tried, the
+# lowest M decides.
 
 # %%
+weaker = strengths[of_M["exact damping"].argmax()]
 of_M, k = of_M["factored damping"], 12
 assert np.allclose(kr.damping.gamma_candidates(r, omega2), strengths[[k, k - 1, k + 1]])
 while (best := max((k, k - 1, k + 1), key=of_M.__getitem__)) != k:
     k = best
 print(f"M falls by {of_M[12]:.3f} at sqrt(lambda + eta) = {r:.3f}, by {of_M[k]:.3f} at gamma = {strengths[k]:.4f}")
-assert strengths[k] < r / 10
+print(f"with exact damping it falls most at {weaker:.4f}")
+assert 5 * strengths[k] < weaker < r / 5
 assert of_M[k] > 1.5 * of_M[12]
 
 # %% [markdown]
@@ -224,6 +245,8 @@ assert ratio[1] < 1 < ratio[0]
 # 1. Multiply A by 100 and divide G by 100. Does the factored damped product change: with pi, with pi = 1?
 # 2. Find by bisection the lambda whose step has length 2. Which lambda lowers h most? What is rho there?
 # 3. Draw the last picture after 100 steps. Where do the best strengths go, where does lambda?
+#
+# Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #

@@ -13,7 +13,7 @@
 # lines together: a K-FAC of forty lines that takes the same steps as the package.
 #
 # **What you will learn.** What alpha, mu, rho, lambda and gamma are for; that momentum here is the method of conjugate
-# gradients; and why a few products with the exact F make a crude approximation of it safe.
+# gradients; and what a few products with the exact F guard a crude approximation of it against, and what not.
 #
 # **What you need.** Tutorials 2 (a network by hand), 3 (products with F), 4 (sampled targets) and 8 (damping).
 
@@ -35,11 +35,21 @@ opt = kr.optimizers.KFAC(model, lambda_0=0.001)
 # %% [markdown]
 # ## The lines of a step
 #
-# 1. A and G are estimated on a part of the batch and go into running averages.
-# 2. Delta = -(damped A kron G)^-1 grad h for each gamma that is tried; h is the loss with weight decay.
-# 3. The step is delta = alpha Delta + mu delta_0, with delta_0 the step before. Alpha and mu minimize M, a quadratic
-#    model of h. Of the gammas, the one with the lowest M is kept.
-# 4. rho, the actual over the predicted change of h, tells lambda where to go.
+# Algorithm 2 of the paper minimizes h, the loss (in nats: tutorial 8) with weight decay:
+#
+# $$ h(\theta) = \frac1N \sum_n -\log p(y_n \,|\, x_n, \theta) + \frac\eta2 \|\theta\|^2 $$
+#
+# ```text
+# for k = 1, 2, ..., each with a batch; delta_0 is the step before:
+#    grad  = gradient of h
+#    A, G  = epsilon (A, G before) + (1 - epsilon) (A, G of a part of the batch)        line 1
+#    for each gamma that is tried (three if T2 divides k, else the one in use):
+#       Delta      = -(damped A kron G)^-1 grad, with A, G renewed every T3 steps       line 2
+#       alpha, mu  = where M(alpha Delta + mu delta_0) is lowest                        line 3
+#    keep the gamma with the lowest M, and its alpha, mu, Delta
+#    delta = alpha Delta + mu delta_0;   theta = theta + delta
+#    if T1 divides k: rho = actual / predicted change of h says where lambda goes       line 4
+# ```
 #
 # Step 20 has them all. The package takes 19 steps, and then one of which it tells every intermediate:
 
@@ -57,7 +67,8 @@ grad = at.gradient(y)
 #
 # An eighth of the batch (tau1 = 1/8) is enough. All randomness of step k comes from a generator seeded with (seed, k),
 # so that anybody can draw the same. The new average is epsilon times the old one plus 1 - epsilon times what the batch
-# gives, with epsilon = min(1 - 1/k, 0.95): the first 20 batches count alike, later on the old ones fade.
+# gives, with epsilon = min(1 - 1/k, 0.95): the first 20 batches count alike, later on the old ones fade. That serves A.
+# G shrinks as the network learns, and its average remembers larger ones: late in training it is stale, and too large.
 
 # %%
 def close(ours, theirs):
@@ -82,13 +93,21 @@ def average(old, new, k):
 
 AG = average([*state.average.factors.A, *state.average.factors.G], factors(at, np.random.default_rng((0, 20))), 20)
 assert all(close([ours], [theirs]) for ours, theirs in zip(AG, told.A + told.G, strict=True))
+exact = kr.exact_factors(at)                                    # of this batch
+off = [np.linalg.norm(M - E) / np.linalg.norm(E) for M, E in zip(AG, exact.A + exact.G, strict=True)]
+print("the averages are off by {:.2f}, {:.2f} (A) and {:.2f}, {:.2f} (G), relative to the exact ones".format(*off))
+assert max(off[:2]) < 0.5 < 1 < min(off[2:])
+assert all(np.trace(M) > 1.5 * np.trace(E) for M, E in zip(AG[2:], exact.G, strict=True))          # too large
 
 # %% [markdown]
 # ## Line 2: Delta for each gamma
 #
-# gamma is the strength of the damping in the factors (tutorial 8): A + pi gamma I, G + (gamma / pi) I. It starts at
-# sqrt(lambda + eta). No formula says what it should be later, so every T2 = 20 steps three are tried: the present one,
-# one smaller and one larger by the factor omega2 = 0.95^(T2/2) = 0.60.
+# gamma is the strength of the damping in the factors (tutorial 8). For layer i, with its part of the gradient:
+#
+# $$ \Delta_i = -\left(G_i + (\gamma / \pi_i)\, I\right)^{-1} \nabla h_i \left(A_i + \pi_i \gamma I\right)^{-1} $$
+#
+# gamma starts at sqrt(lambda + eta). No formula says what it should be later, so every T2 = 20 steps three are tried:
+# the present one, one smaller and one larger by the factor omega2 = 0.95^(T2/2) = 0.60.
 
 # %%
 def direction(AG, gamma, grad):
@@ -112,9 +131,17 @@ assert all(close(Delta, c.Delta) for Delta, c in zip(Deltas, told.candidates, st
 #
 # $$ M(\delta) = h + \nabla h^T \delta + \tfrac12 \delta^T (F + (\lambda + \eta) I)\, \delta $$
 #
-# Put delta = alpha Delta + mu delta_0 into it: with c = (alpha, mu) M is h + b^T c + c^T B c / 2, lowest at
-# c = -B^-1 b. The 2 x 2 matrix B needs only numbers such as Delta^T F Delta. That one is the mean over the cases of
-# (J Delta)^T (diag(p) - p p^T) (J Delta), and J Delta is one tangent (tutorial 2). At the minimum, M - h = b^T c / 2.
+# Put delta = alpha Delta + mu delta_0 into it: with V = [Delta, delta_0] and c = (alpha, mu),
+#
+# $$ M = h + b^T c + \tfrac12\, c^T B c, \quad b = V^T \nabla h, \quad B = V^T (F + (\lambda + \eta) I)\, V,
+#    \quad c = -B^{-1} b, \quad M - h = \tfrac12\, b^T c $$
+#
+# the last two at the minimum. The 2 x 2 matrix B needs only numbers such as
+#
+# $$ \Delta^T F \Delta = \frac1N \sum_n (J_n \Delta)^T (\mathrm{diag}(p_n) - p_n p_n^T)\, (J_n \Delta) $$
+#
+# in which J_n Delta is one tangent (tutorial 2). The paper sums over a part of the batch, tau2 = 1/4; the package over
+# all of it unless told.
 
 # %%
 def minimize(at, grad, V, damping):                             # V holds one direction or two
@@ -181,9 +208,14 @@ assert np.allclose(textbook[-1], np.linalg.solve(H, b))
 # %% [markdown]
 # ## Line 4, and the whole
 #
-# rho = (h after - h before) / (M - h) is looked at every T1 = 5 steps. Above 3/4 the model is trusted more: lambda is
-# multiplied by omega1 = 0.95^T1. Below 1/4 it is divided by it. This is the rule of Levenberg and Marquardt. To save
-# time, the factors that are solved with are renewed every T3 = 20 steps and at k <= 3 only. That is all of K-FAC:
+# The quotient of the actual and the predicted change of h,
+#
+# $$ \rho = \frac{h(\theta + \delta) - h(\theta)}{M(\delta) - h(\theta)}, $$
+#
+# is looked at every T1 = 5 steps. Above 3/4 the model is trusted more: lambda is multiplied by omega1 = 0.95^T1. Below
+# 1/4 it is divided by it. This is the rule of Levenberg and Marquardt. To save time, the factors that are solved with
+# are renewed every T3 = 20 steps and at k <= 3 only. That is all of Algorithm 2. (For its results, section 13, the
+# paper also averages the weights of all steps, as `kr.training` does. No step is changed by that.)
 
 # %%
 def kfac(W, batches, lambda_, T1=5, T2=20, T3=20, seed=0):
@@ -222,8 +254,10 @@ assert off < 1e-10
 # %% [markdown]
 # ## The run, step by step
 #
-# lambda_0 = 0.001 is too bold for the start: at step 1 M predicts that h falls below zero, and h rises. The rule looks
-# at every fifth step only: at step 5 it raises lambda, later it lowers it. At steps 20 and 40 another gamma is chosen.
+# Each step has a batch of its own, of which h and both falls are. lambda_0 = 0.001 is too bold for the start: at step 1
+# M predicts that h falls below zero, and h rises. At step 2 mu = -1.67: the first step was much too long, and the model
+# of the second takes back all of it and more. The rule of lambda looks at every fifth step only: at step 5 it raises
+# lambda, later it lowers it. At steps 20 and 40 another gamma is chosen.
 
 # %%
 def frame(k):
@@ -243,11 +277,12 @@ def frame(k):
         return figure
 
 
-words = ("Step {k}: h = {h:.3g}; lambda {lambda:.2g}, gamma {gamma:.2g}; alpha {alpha:.2f}, mu {mu:.2f}. Fall of h: "
-         "predicted {predicted:.3g}, actual {actual:.3g}; rho = {rho:.2f}.")
+words = ("Step {k}, on its batch: h = {h:.3g}; lambda {lambda:.2g}, gamma {gamma:.2g}; alpha {alpha:.2f}, mu {mu:.2f}. "
+         "Fall of h: predicted {predicted:.3g}, actual {actual:.3g}; rho = {rho:.2f}.")
 shown = (1, 2, 3, 5, 6, 20, 21, 40)
 captions = [words.format(k=k, rho=run[k - 1]["actual"] / run[k - 1]["predicted"], **run[k - 1]) for k in shown]
 assert run[0]["predicted"] > run[0]["h"] > run[0]["h"] + run[0]["actual"]
+assert round(run[1]["mu"], 2) == -1.67
 assert run[5]["lambda"] > run[0]["lambda"] > run[-1]["lambda"]
 plotting.Player([frame(k) for k in shown], captions, "Forty steps of K-FAC on the digits")
 
@@ -256,7 +291,8 @@ plotting.Player([frame(k) for k in shown], captions, "Forty steps of K-FAC on th
 #
 # `opt.step(state, x, y)` returns a record with these numbers, `opt.explain` every intermediate. The package adds
 # safeguards (`help(kr.optimizers.KFAC)`): gamma and lambda stay in ranges, and a step that is looked at and raises h
-# too much is undone. They are no substitute for a sound lambda_0, which is the one setting to tune:
+# too much is undone. They are no substitute for a sound lambda_0, which is the one setting to tune. Where h rises at
+# the first steps, begin anew with ten times as much:
 
 # %%
 bolder = kr.optimizers.KFAC(model, lambda_0=0.0001)
@@ -265,14 +301,19 @@ for x, y in batches:
     state, record = bolder.step(state, x, y)
 print(f"with lambda_0 = 0.0001, h is {'above 100' if record.loss > 100 else 'fine'} after forty steps")
 assert record.loss > 100                                        # how far above is rounding: the run is chaotic
+h = [line["h"] for _, line in kfac(start, batches, 0.01)]
+print(f"with lambda_0 = 0.01, h is {h[0]:.1f}, {h[1]:.1f}, {h[2]:.1f}, ... {h[-1]:.3f}")
+assert h[0] > h[1] > h[2] > run[-1]["h"] > h[-1]
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. What does M say if F is left out, and what is alpha then? Which known method has such steps?
+# 1. Let F be zero in M, Delta = -grad h, and no momentum. What is alpha? Which known method has such steps?
 # 2. Put lambda = 0.1 into M in the regression: is it still the method of conjugate gradients? Why?
 # 3. Let gamma be sqrt(lambda + eta) at every step. At which step do the runs part, and which is ahead at the end?
 # 4. With lambda_0 = 0.0001, at which step does h rise, and why does `undo` not prevent it? Try T1 = 1.
+#
+# Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #
