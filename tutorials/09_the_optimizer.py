@@ -256,8 +256,8 @@ assert off < 1e-10
 #
 # Each step has a batch of its own, of which h and both falls are. lambda_0 = 0.001 is too bold for the start: at step 1
 # M predicts that h falls below zero, and h rises. At step 2 mu = -1.67: the first step was much too long, and the model
-# of the second takes back all of it and more. The rule of lambda looks at every fifth step only: at step 5 it raises
-# lambda, later it lowers it. At steps 20 and 40 another gamma is chosen.
+# of the second takes back all of it and more; h rises once more, as Delta is too long, too. The rule of lambda looks at
+# every fifth step only: at step 5 it raises lambda, later it lowers it. At steps 20 and 40 another gamma is chosen.
 
 # %%
 def frame(k):
@@ -283,6 +283,7 @@ shown = (1, 2, 3, 5, 6, 20, 21, 40)
 captions = [words.format(k=k, rho=run[k - 1]["actual"] / run[k - 1]["predicted"], **run[k - 1]) for k in shown]
 assert run[0]["predicted"] > run[0]["h"] > run[0]["h"] + run[0]["actual"]
 assert round(run[1]["mu"], 2) == -1.67
+assert run[1]["actual"] < 0
 assert run[5]["lambda"] > run[0]["lambda"] > run[-1]["lambda"]
 plotting.Player([frame(k) for k in shown], captions, "Forty steps of K-FAC on the digits")
 
