@@ -30,11 +30,14 @@ from kfac_ref.oracle import dialects
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 #: Files of the repository that are pages or pictures of the site, at the same place.
-TAKEN = ("tutorials/[0-9]*.py", "tutorials/TEACHING.md", "figures/**/*.png",
-         "docs/recipes/*.py")
+TAKEN = ("tutorials/[0-9]*.py", "figures/**/*.png", "docs/recipes/*.py")
 
 #: The exercises, where they are: how they are used, and what reads their questions.
 EXERCISES = ROOT / "tutorials" / "exercises"
+#: What the captions of the gallery do not say of settings.
+SETTINGS = ("\nSettings that captions name (tau2, T1, lambda_floor, ceiling, undo and so on) are those of "
+            "{py:class}`KFAC <kfac_ref.optimizers.KFAC>`; symbols are in the [notation](glossary.md). A sparse start is "
+            "the paper's: each unit has 15 incoming weights that are not zero.\n")
 #: What the notebook's kernels say of themselves.
 CHATTER = re.compile(r"IPKernelApp|INFO traitlets")
 
@@ -82,11 +85,11 @@ def gather(source: Path) -> None:
     """Write all pages into a folder."""
     for path in (path for pattern in TAKEN for path in sorted(ROOT.glob(pattern))):
         _write(source / path.relative_to(ROOT), path.read_bytes())
-    for path in sorted((ROOT / "docs").glob("*.md")):
+    for path in (*sorted((ROOT / "docs").glob("*.md")), *(ROOT / "tutorials").glob("*.md")):
         # A link to a picture becomes one to its place in the gallery, where its caption stands.
         text = path.read_text(encoding="utf-8")
-        text = re.sub(r"(?<!!)(\[[^\]]+\])\(\.\./figures/(\w+)/\2\.png\)", r"\1(#figure-\2)", text)
-        _write(source / "docs" / path.name, text.encode())
+        text = re.sub(r"(?<!!)(\[[^\]]+\])\(\.\./figures/(\w+)/\w+\.png\)", r"\1(#figure-\2)", text)
+        _write(source / path.relative_to(ROOT), text.encode())
     for path in sorted((ROOT / "docs" / "pages").glob("*.md")):
         _write(source / path.name, path.read_bytes())
     for path in sorted((ROOT / "figures").glob("**/*.md")):
@@ -136,7 +139,10 @@ def exercises() -> str:
     # Their reader stands beside them, and is no part of the package.
     sys.path.insert(0, str(EXERCISES))
     source = importlib.import_module("source")
-    text, section = [(EXERCISES / "README.md").read_text(encoding="utf-8"), "\n## The questions\n"], ""
+    text = [(EXERCISES / "README.md").read_text(encoding="utf-8"),
+            "\n## The questions\n\nThese pages hold the questions alone; the files to fill in and to grade with are in "
+            f"`{EXERCISES.relative_to(ROOT).as_posix()}/` of the repository.\n"]
+    section = ""
     if (ROOT / "tutorials/TEACHING.md").exists():
         text.insert(1, "\n```{toctree}\n:hidden:\n\ntutorials/TEACHING\n```\n")
     for exercise in source.read():
@@ -165,7 +171,7 @@ def captions() -> dict[str, str]:
 
 def gallery() -> str:
     """Return the page of all figures: those of README.md, each with its words, its command and its numbers."""
-    text = ["# Gallery\n", section("Gallery").split("\n| | |")[0], "\n## The demo\n"]
+    text = ["# Gallery\n", section("Gallery").split("\n| | |")[0], SETTINGS, "\n(figure-demo)=\n## The demo\n"]
     for words, path in re.findall(r"!\[([^\]]*)\]\((figures/demo/[^)]+)\)", README):
         text.append(_figure(path, words, "", "kfac-ref demo"))
     cell = re.compile(r'<a href="([^"]+)"><img src="[^"]+" width="\d+" alt="([^"]+)"></a><br>(.*?): `(python [^`]+)`')
@@ -181,7 +187,9 @@ def gallery() -> str:
 def _figure(path: str, words: str, caption: str, command: str) -> str:
     pdf = f"; `{command} --pdf` for one to project or print" if command.startswith("python") else ""
     picture = f"```{{image}} {path}\n:alt: {json.dumps(words, ensure_ascii=False)}\n```\n"
-    return f"{picture}\n{caption}\n\nMade by `{command}`{pdf}.\n"
+    # The picture holds its caption; as text it is for those who cannot read it there.
+    caption = caption and f"<details><summary>The caption as text</summary>\n\n{caption}\n\n</details>\n"
+    return f"{picture}\n{caption}\nMade by `{command}`{pdf}.\n"
 
 
 def escape(text: str) -> str:

@@ -12,9 +12,9 @@
 # **What you will do.** Write K-FAC once more, in plain Python with lists and loops, break it in five ways that occur
 # in real code, and let the oracle name what you did.
 #
-# **What you will learn.** That all of K-FAC's step is about a hundred short lines; which quantities a mistake shows
-# in; how numbers of another language or framework are checked; what a dialect is; and what to do when nothing
-# explains yours.
+# **What you will learn.** That A, G and Delta are about a hundred short lines (the loop around them, with alpha, mu,
+# lambda and gamma, is that of tutorial 9); which quantities a mistake shows in; how numbers of another language or
+# framework are checked; what a dialect is; and what to do when nothing explains yours.
 #
 # **What you need.** Tutorials 2 (g and a_bar), 4 (which expectation), 6 (A and G) and 8 (damping, pi).
 
@@ -36,7 +36,8 @@ from kfac_ref.testing import assert_kfac_factors
 # ## A problem of five examples
 #
 # Two inputs, two tanh units, three classes. The bias is the last number of each row of the weights. N = 5 and C = 3
-# are chosen with care: with N = 4 a factor N and two factors of 2 could not be told apart.
+# are chosen with care: with N = 4 a factor N and two factors of 2 could not be told apart. `damping` is the whole
+# lambda + eta, so the factors get pi sqrt(damping) and sqrt(damping) / pi; eta by itself is in the gradient alone.
 
 # %%
 W = [[[0.5, -0.3, 0.1], [0.2, 0.8, -0.4]], [[1.0, -0.5, 0.2], [-0.6, 0.9, 0.0], [0.3, 0.4, -0.1]]]
@@ -117,7 +118,8 @@ def solve(M, B):
 # %% [markdown]
 # And K-FAC itself, still without NumPy, which is here for the picture and for tensors alone. G is an expectation over
 # the model's own prediction, so that each class c is sent back once, with its probability p_c as its weight. The step
-# is -G^-1 V A^-1 with the damped factors and the gradient V.
+# is -G^-1 V A^-1 with the damped factors and the gradient V: the oracle's `step` is what tutorial 9 calls Delta, before
+# alpha and mu.
 
 # %%
 def kfac(mistake=""):
@@ -172,12 +174,14 @@ expected = {"mean loss": "G of mean-loss gradients, averaged", "labels": "labels
 reports = {"(none)": report}
 for mistake, name in expected.items():
     reports[mistake] = oracle.check(problem, kfac(mistake))
-    singles = [e.names[0] for e in reports[mistake].explanations if len(e.names) == 1]
-    print(f"{mistake:12} -> {'; '.join(singles)}")
+    found = reports[mistake].explanations
+    singles = [e.names[0] for e in found if len(e.names) == 1]
+    print(f"{mistake:12} -> {'; '.join(singles)}; and {len(found) - 1} pairs")
     assert singles == [name]
 
 # %% [markdown]
-# One name for each, and the right one. A mistake shows first where it was made, and then in all that is made from
+# One single mistake for each, and it is the right one. A pair of mistakes that comes to the same numbers is reported
+# after it, and less likely. A mistake shows first where it was made, and then in all that is made from
 # that. The picture is its fingerprint: right digits (16 is all that a double has) of each quantity.
 
 # %%
@@ -210,8 +214,9 @@ plotting.Picture(figure, "Right digits of seven quantities for each mistake; all
 
 # %%
 few = oracle.check(problem, {"G": kfac("mean loss")["G"]})
-print(f"explanations from G alone: {len(few.explanations)}, from all seven: {len(reports['mean loss'].explanations)}; "
-      f"give {few.tells_apart} too, it says")
+for given, found in (("G alone", few), ("all seven", reports["mean loss"])):
+    print(f"explanations from {given}:", "; ".join(" and ".join(e.names) for e in found.explanations))
+print(f"give {few.tells_apart} too, it says")
 print(oracle.CATALOGUE["G of mean-loss gradients, averaged"])
 assert len(few.explanations) > len(reports["mean loss"].explanations)
 

@@ -420,6 +420,9 @@ PARTS: dict[str, tuple[Part, ...]] = {
              "has it, the paper has not", "keep each within the range",
              lambda gamma, omega2, low, high: rules.gamma_candidates(gamma, omega2)),),
         view=lambda gammas: np.sort(np.asarray(gammas, dtype=float))),),
+    "kfac_update": (ByOracle(("categorical-tanh", "bernoulli-tanh"), _all(
+        "a_bar", "g_exact", "gradient", "last_step", "fisher", more=lambda r: (r["damping"],)),
+        **at_once("step", "alpha", "mu")),),
     "ekfac_scales": (ByOracle(("categorical-tanh", "bernoulli-tanh"), _zip("g_exact", "a_bar", "A", "G"),
                               **by_layer("ekfac_scales")),),
     "foof_step": (ByFunction(_foof_cases, _foof, (

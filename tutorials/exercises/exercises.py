@@ -290,7 +290,8 @@ def kl_clip(step, grad, learning_rate, kappa):
     step : list of L arrays, v = -F^-1 grad; grad : list of L arrays; learning_rate, kappa : float
     The parameters will change by learning_rate nu v. To second order, twice the KL divergence between the predictions
     before and after is the square length of that change in the metric F; with v = -F^-1 grad it needs no F.
-    Return nu: 1 where twice the KL divergence is at most kappa, else the number below 1 with which it is kappa.
+    Return nu: 1 where twice the KL divergence is at most kappa, else the number below 1 with which it is kappa. (Later
+    libraries do this in place of the paper's alpha; no tutorial has it, and all that you need is said here.)
 
     Hints:
     1. v^T F v = |v^T grad|.
@@ -359,7 +360,8 @@ def kron_sum_solve(A, B, C, D, V):
     Hints:
     1. Find K1 with K1^T A K1 = I and K1^T C K1 = diag(s1), and K2 likewise for B and D.
     2. Such a K1 is L^-T E, with A = L L^T and E the eigenvectors of L^-1 C L^-T.
-    3. In these coordinates the sum is diagonal: 1 + s2_j s1_i. Transform V, divide, transform back.
+    3. In these coordinates the sum is diagonal: 1 + s2_j s1_i. Transform V, divide, transform back. (Tutorial 7 has a
+       difference, so 1 - s2_j s1_i.)
     """
     def both(M, S):
         L = np.linalg.cholesky(M)
@@ -533,6 +535,31 @@ def gamma_candidates(gamma, omega2, low, high):
     1. One stays as it is, one is smaller, one larger, both by the factor omega2.
     """
     return [min(max(g, low), high) for g in (gamma, omega2 * gamma, gamma / omega2)]
+
+
+def kfac_update(a_bar, g, grad, delta_0, F, damping):
+    """Assemble an update of block-diagonal K-FAC (lines 1 to 3 of tutorial 9), with gamma = sqrt(damping). (3 points)
+
+    a_bar : list of L arrays (N, n_i); g : list of L arrays (K, N, m_i), what comes back from the K columns of a root of
+        F_R; all of one batch, without a running average
+    grad, delta_0 : lists of L arrays (m_i, n_i), the gradient of h and the last update
+    F : (P, P) array, the exact Fisher, for theta = vec of layer 0, then of layer 1, and so on (columns stacked)
+    damping : float, lambda + eta, in the factors and in M
+    Return (Delta, alpha, mu): the proposal, a list of L arrays, and the numbers for which M(alpha Delta + mu delta_0) is
+    smallest. (The weights then change by alpha Delta + mu delta_0.) You may call your other answers.
+
+    Hints:
+    1. In each layer: A and G, pi, the damped factors, the step.
+    2. Each of these is an exercise above; so are alpha and mu.
+    3. alpha_mu takes vectors: flatten the lists in the order of F.
+    """
+    def flat(V):
+        return np.concatenate([v.T.ravel() for v in V])
+    Delta = []
+    for a, gi, V in zip(a_bar, g, grad, strict=True):
+        A, G = a.T @ a / len(a), exact_G(gi)
+        Delta.append(kfac_step(*damped_factors(A, G, damping, trace_pi(A, G)), V))
+    return Delta, *alpha_mu(flat(Delta), flat(delta_0), flat(grad), F, damping)
 
 
 # %% 11. The family
