@@ -36,8 +36,8 @@ TAKEN = ("tutorials/[0-9]*.py", "figures/**/*.png", "docs/recipes/*.py")
 EXERCISES = ROOT / "tutorials" / "exercises"
 #: What the captions of the gallery do not say of settings.
 SETTINGS = ("\nSettings that captions name (tau2, T1, lambda_floor, ceiling, undo and so on) are those of "
-            "{py:class}`KFAC <kfac_ref.optimizers.KFAC>`; symbols are in the [notation](glossary.md). A sparse start is "
-            "the paper's: each unit has 15 incoming weights that are not zero.\n")
+            "{py:class}`KFAC <kfac_ref.optimizers.KFAC>`; symbols are in the [notation](glossary.md). A sparse start "
+            "is the paper's: each unit has 15 incoming weights that are not zero.\n")
 #: What the notebook's kernels say of themselves.
 CHATTER = re.compile(r"IPKernelApp|INFO traitlets")
 

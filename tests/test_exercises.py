@@ -489,7 +489,7 @@ def test_the_teachers_note_names_every_exercise_once_and_files_that_are_there() 
     assert len(paths) >= 10
     for path in paths:
         assert (ROOT / path).exists(), path
-    for section in ("Goals", "Exercises", "Project", "MIT"):
+    for section in ("Goals", "Read before", "Shown", "Exercises", "MIT"):
         assert section in text
 
 

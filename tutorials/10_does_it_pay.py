@@ -131,11 +131,11 @@ with plotting.style():
             axes.minorticks_off()
         axes.set_xticks(ticks := (10, 20, 50) if name == "mnist" else (0.1, 0.3, 1, 3), [f"{t:g}" for t in ticks])
     figure.legend(*row[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-words = (f"{n}: K-FAC takes {fewer[n]:.1f} times fewer iterations than the quickest baseline and is {faster[n]:.2f} "
-         "times as fast." for n in results)
+words = (f"on {n} K-FAC takes {fewer[n]:.1f} times fewer iterations than the quickest baseline and is {faster[n]:.2f} "
+         "times as fast" for n in results)
 plotting.Picture(figure, "Training error against iterations (left) and seconds (right), MNIST above, digits below; "
-                 "medians of three seeds. K-FAC is block-diagonal. To the lowest level that both reach, on "
-                 + " On ".join(words))
+                 "medians of three seeds. K-FAC is block-diagonal. To the lowest level that both reach, "
+                 + "; ".join(words) + ".")
 
 # %% [markdown]
 # ### Confusion box: K-FAC without its last step

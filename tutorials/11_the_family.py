@@ -126,9 +126,9 @@ assert np.allclose(G_kfra, kr.factors.kfra_factors(at).G[1], atol=1e-12)
 # gradient is zero adds nothing to the exact block; in K-FAC's A it counts like all others.
 #
 # **Shampoo.** *Take the mean of D^T D and of D D^T, D = g a^T being one case's gradient, and the square root of
-# both.* (Shampoo itself sums over steps, and D is a batch's mean gradient; we compare the structure.) With the roots
-# the product is a bound: where every D has rank one, it minus the block is positive semi-definite. So it is too
-# large, and meant to be. Without them, and divided by the trace, it is TKFAC once more.
+# both.* (Shampoo itself sums over steps, and D is a batch's mean gradient; we compare the structure.) Where
+# every D has rank one, as here, the product of the roots minus the block is positive semi-definite: a bound from
+# above, too large and meant to be. Without the roots, and divided by the trace, it is TKFAC once more.
 #
 # **Nearest.** *The best Kronecker product there is*: the leading singular triple of the rearranged block
 # (tutorial 1).

@@ -176,13 +176,13 @@ for mistake, name in expected.items():
     reports[mistake] = oracle.check(problem, kfac(mistake))
     found = reports[mistake].explanations
     singles = [e.names[0] for e in found if len(e.names) == 1]
-    print(f"{mistake:12} -> {'; '.join(singles)}; and {len(found) - 1} pairs")
+    print(f"{mistake:12} -> {'; '.join(singles)} (pairs that fit, too: {len(found) - 1})")
     assert singles == [name]
 
 # %% [markdown]
-# One single mistake for each, and it is the right one. A pair of mistakes that comes to the same numbers is reported
-# after it, and less likely. A mistake shows first where it was made, and then in all that is made from
-# that. The picture is its fingerprint: right digits (16 is all that a double has) of each quantity.
+# One single mistake for each, and it is the right one. A pair whose factors come to the same (N times
+# 1/N^3) can never be told from it; it is named after it, and less likely. A mistake shows first where it was made, and
+# then in all that is made from that. The picture is its fingerprint: right digits (16 is all that a double has) of each quantity.
 
 # %%
 quantities = list(kfac())
@@ -215,7 +215,7 @@ plotting.Picture(figure, "Right digits of seven quantities for each mistake; all
 # %%
 few = oracle.check(problem, {"G": kfac("mean loss")["G"]})
 for given, found in (("G alone", few), ("all seven", reports["mean loss"])):
-    print(f"explanations from {given}:", "; ".join(" and ".join(e.names) for e in found.explanations))
+    print(f"explanations from {given}:", *(" and ".join(e.names) for e in found.explanations), sep="\n  ")
 print(f"give {few.tells_apart} too, it says")
 print(oracle.CATALOGUE["G of mean-loss gradients, averaged"])
 assert len(few.explanations) > len(reports["mean loss"].explanations)

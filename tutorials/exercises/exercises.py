@@ -545,8 +545,8 @@ def kfac_update(a_bar, g, grad, delta_0, F, damping):
     grad, delta_0 : lists of L arrays (m_i, n_i), the gradient of h and the last update
     F : (P, P) array, the exact Fisher, for theta = vec of layer 0, then of layer 1, and so on (columns stacked)
     damping : float, lambda + eta, in the factors and in M
-    Return (Delta, alpha, mu): the proposal, a list of L arrays, and the numbers for which M(alpha Delta + mu delta_0) is
-    smallest. (The weights then change by alpha Delta + mu delta_0.) You may call your other answers.
+    Return (Delta, alpha, mu): the proposal, a list of L arrays, and the numbers for which M(alpha Delta + mu delta_0)
+    is smallest. (The weights then change by alpha Delta + mu delta_0.) You may call your other answers.
 
     Hints:
     1. In each layer: A and G, pi, the damped factors, the step.
