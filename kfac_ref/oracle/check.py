@@ -17,7 +17,6 @@ from .diagnose import SCALABLE, Diagnosis, Explanation, Scale, place, scale
 from .files import load
 from .graph import QUANTITIES, Reference, coerced, missing
 from .mistakes import CATALOGUE, VISIBLE
-from .mistakes.entry import wrapped
 from .problem import Problem
 from .sampling import Judgement, judge
 
@@ -97,7 +96,7 @@ class Report:
 
     def __str__(self) -> str:
         """Return the table, then what explains it."""
-        return "\n".join([*_table(self), wrapped("\n".join(_words(self)))])
+        return "\n".join([*_table(self), *_words(self)])
 
     def plain(self) -> dict[str, Any]:
         """Return the same for machines.

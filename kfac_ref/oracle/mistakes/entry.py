@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +58,7 @@ class Mistake:
 
     def __str__(self) -> str:
         """Return what was done, why it is wrong, and the remedy."""
-        return wrapped(f"{self.name}: {self.what}\n  why it is wrong: {self.why}\n  remedy: {self.remedy}")
+        return f"{self.name}: {self.what}\n  why it is wrong: {self.why}\n  remedy: {self.remedy}"
 
 
 #: All known mistakes, by name; `kfac-ref mistakes` prints them.
