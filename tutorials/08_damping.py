@@ -83,10 +83,10 @@ for delta, length, *_ in looks.values():
     assert Q.min() > grad @ delta + delta @ F @ delta / 2 - 1e-12
 
 # %% [markdown]
-# Step through lambda: the arrow is the step, the circle has its length. The dashed line is the level of Q at the
-# arrow's tip: there it touches the circle, from outside (for lambda = 0 it is all but a point, the minimum of Q). Grey
-# lines are levels of h, the cross is its minimum; the dotted line is where the steps of all lambda end. That of 10,
-# with a length of 0.07, is too short to be drawn.
+# Step through lambda: the arrow is the step, the radius of the circle. The dashed line is the level of Q at the arrow's
+# tip: there it touches the circle, from outside (for lambda = 0 it is all but a point, the minimum of Q). Grey lines
+# are levels of h, the cross is its minimum; the dotted line is where the steps of all lambda end. That of 10, with a
+# length of 0.07, is too short to be drawn.
 
 # %%
 W, B = np.meshgrid(np.linspace(-5, 9, 81), np.linspace(-6, 8, 81))
