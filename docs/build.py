@@ -37,7 +37,7 @@ EXERCISES = ROOT / "tutorials" / "exercises"
 #: What the captions of the gallery do not say of settings.
 SETTINGS = ("\nSettings that captions name (tau2, T1, lambda_floor, ceiling, undo and so on) are those of "
             "{py:class}`KFAC <kfac_ref.optimizers.KFAC>`; symbols are in the [notation](glossary.md). A sparse start "
-            "is the paper's: each unit has 15 incoming weights that are not zero.\n")
+            "is the paper's: of the incoming weights of a unit 15 are not zero (all, where there are fewer).\n")
 #: What the notebook's kernels say of themselves.
 CHATTER = re.compile(r"IPKernelApp|INFO traitlets")
 

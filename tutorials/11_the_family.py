@@ -215,7 +215,7 @@ with plotting.style():
     left.set(xscale="log", xlabel="relative Frobenius error of the matrix")
     left.set_xticks([0.3, 1, 3, 10, 30], ["0.3", "1", "3", "10", "30"])
     left.set_yticks(range(len(ordered)), [e.name for e in ordered])
-    right.set(xlim=(0, 100), xlabel="decrease of M by the step (% of the natural gradient's)")
+    right.set(xlim=(0, 100), xlabel="decrease of M (% of the natural gradient's)")
 plotting.Picture(figure, "The approximations, the smallest error on top: error of the matrix (left), worth of its step "
                  f"(right). The right is not in the order of the left: FOOF is off by {foof.error:.0f} and its step "
                  f"gives {100 * foof.judgement.decrease:.0f}%, the diagonal is off by {diagonal.error:.2f} and gives "
