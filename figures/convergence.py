@@ -30,6 +30,7 @@ from kfac_ref.experiments.settings import Settings
 HERE = Path(__file__).parent / "convergence"
 #: The problems, and the BLAS threads that suit their size: None is one a core.
 PROBLEMS = {"mnist": None, "curves": None, "digits": "1"}
+TITLES = {"mnist": "MNIST", "curves": "Generated curves", "digits": "Digits", "small": "Digits"}
 SMALL = Comparison("Digits autoencoder 64-8-64", Settings(net="64-8-64"), {
     "K-FAC, m = 500": Method("kfac", "500", 6, {}, {"lambda_0": (0.1, 1)}),
     "SGD, m = 100": Method("sgd", "100", 20, {"period": 10}, {"learning_rate": (0.05, 0.1)})}, (5, 4, 3), (0, 1))
@@ -91,9 +92,9 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
         if not quick and not done:
             run(name, out / name)
         histories = comparison.run_all(compared, out / name, print, None if quick else refuse)
-        curves[compared.title.partition(" autoencoder")[0]] = comparison.curves(histories)
+        curves[TITLES[name]] = comparison.curves(histories)
         numbers[name] = ratios(histories, compared.levels)
-        text.append(sentence(name, numbers[name]))
+        text.append(sentence(TITLES[name], numbers[name]))
     if not curves:
         return 0
     seeds = {len(compared.seeds) for compared in asked.values()}

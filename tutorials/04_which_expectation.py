@@ -101,7 +101,8 @@ assert np.linalg.norm(wrong - exact) > 0.01 * np.linalg.norm(exact)
 # ## Sampling: how many targets?
 #
 # The error falls like one over the root of the number of samples. One target for each case is what the paper uses:
-# there are many cases, and a running average over the steps of the training (tutorial 9) sees many batches.
+# there are many cases, and a running average over the steps of the training (tutorial 9) sees many batches. Late in a
+# training that is not enough: there G is small, and the average is of an older, larger one (tutorials 9 and 11).
 
 # %%
 counts = np.array([1, 4, 16, 64])

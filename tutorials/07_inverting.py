@@ -124,7 +124,7 @@ text = "F~, its inverse, and block means. Mean |entry| beside the diagonal block
 assert 2 * ratio[0.01][0] > ratio[0.01][1] > 1.5 * ratio[0.01][0]
 assert ratio[0.01][0] < ratio[0.01][2] < 0.8 * ratio[0.01][1]    # the exact F is less of a chain
 assert max(ratio[1.0]) < 1.1 * min(ratio[1.0])                   # no sign of a chain
-plotting.Picture(plotting.block_structure(rows, sizes, text), text)
+plotting.Picture(plotting.block_structure(rows, sizes, ""), text)
 
 # %% [markdown]
 # ## The chain: F-hat
@@ -171,7 +171,7 @@ matrices = {"F~": F, "F-hat": F_hat, "F-breve": F_breve}
 inverses = {name: hat_inverse if name == "F-hat" else np.linalg.inv(M) for name, M in matrices.items()}
 text = (f"gamma = {gamma}. Between layers that are no neighbours F-hat is off by "
         f"{np.linalg.norm((F_hat - F)[far]) / np.linalg.norm(F[far]):.0%}, and its inverse is zero.")
-plotting.Picture(plotting.matrix_rows({"matrix": matrices, "inverse": inverses}, sizes, text),
+plotting.Picture(plotting.matrix_rows({"matrix": matrices, "inverse": inverses}, sizes, ""),
                  f"Three matrices, their inverses. {text} F-breve and its inverse have the diagonal blocks alone.")
 
 # %% [markdown]

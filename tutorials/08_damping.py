@@ -202,7 +202,7 @@ assert rescaled[0] < 0.01 * rescaled.max()                      # with exact dam
 best = [strengths[v["re-scaling"].argmax()] for v in gain.values()]
 message = ("Decrease of h in one step against the strength of the damping. Without re-scaling h rises at each strength "
            f"below 0.5. With it h falls at each, most at {best[0]:.1g} (factored) and {best[1]:.1g} (exact).")
-plotting.Picture(plotting.decreases(strengths, {"step 21": gain}, {"step 21": state.gamma}, message), message)
+plotting.Picture(plotting.decreases(strengths, {"step 21": gain}, {"step 21": state.gamma}, ""), message)
 
 # %% [markdown]
 # Twice Delta has half the alpha: the same step. So the damping inside Delta chooses a **direction** only, its length is

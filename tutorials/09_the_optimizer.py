@@ -273,7 +273,7 @@ def frame(k):
                 axes.plot(range(1, k + 1), values[:k], colour, ls=dash, marker="o", markevery=[k - 1], label=name)
             axes.set(title=title, xlabel="step")
             axes.set_yscale(scale, **more)
-            axes.legend(loc="lower right" if "mu" in names else "best")
+            axes.legend(loc={"mu": "lower right", "gamma": "center right"}.get(names[-1], "best"))
         return figure
 
 
