@@ -6,7 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import settings
 
-from . import mutants
+# Before NumPy is imported: the arrays are small, and a second thread of BLAS would only wait beside the mutants.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from . import mutants  # noqa: E402
 
 settings.register_profile("default", deadline=None, max_examples=40)
 settings.register_profile("ci", deadline=None, max_examples=40, derandomize=True)

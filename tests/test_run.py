@@ -446,6 +446,22 @@ def test_a_folder_that_is_in_use_is_refused_until_it_is_free(tmp_path):
     assert resume(tmp_path, 5).state.k == start(tmp_path / "new", 5).state.k == 5
 
 
+@pytest.mark.skipif(script.fcntl is None, reason="this system has no locks of this kind")
+def test_a_folder_is_free_at_once_although_a_child_has_inherited_its_lock(tmp_path, monkeypatch):
+    flock, inherited = script.fcntl.flock, []
+
+    def and_fork(file, operation):
+        inherited.append(os.dup(file.fileno()))             # what a forked child holds until it is another program
+        flock(file, operation)
+
+    monkeypatch.setattr(script.fcntl, "flock", and_fork)
+    for _ in range(2):
+        with script.locked(tmp_path):
+            pass
+    for descriptor in inherited:
+        os.close(descriptor)
+
+
 def test_where_there_are_no_locks_it_runs_without(tmp_path, monkeypatch):
     def none(*arguments):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -138,7 +138,12 @@ def locked(folder: Path) -> Iterator[None]:
             file.write(f"{os.getpid()}\n".encode())
         except OSError as error:
             raise OSError(error.errno, f"cannot write {path} ({error.strerror})") from error
-        yield
+        try:
+            yield
+        finally:
+            if fcntl:                                   # closing alone leaves it to a child that another thread has
+                with suppress(OSError):                 # forked and that has not yet become another program
+                    fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def plain(value: Any) -> Any:
