@@ -9,7 +9,7 @@ from hypothesis import settings
 # Before NumPy is imported: the arrays are small, and a second thread of BLAS would only wait beside the mutants.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from . import mutants  # noqa: E402
+from . import mutants
 
 settings.register_profile("default", deadline=None, max_examples=40)
 settings.register_profile("ci", deadline=None, max_examples=40, derandomize=True)
