@@ -21,13 +21,13 @@ POOL = pytest.StashKey[ThreadPoolExecutor]()
 
 @pytest.hookimpl(trylast=True)                             # after those that were not asked for have been left out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Start the mutants that are asked for, one at a time beside the other tests, and look at them last."""
+    """Start the mutants that are asked for, the last first, beside the other tests, and look at them in the end."""
     wanted = {item: item.callspec.params["mutant"] for item in items if "kills" in getattr(item, "fixturenames", ())}
     if not wanted or config.option.collectonly:
         return
     items.sort(key=wanted.__contains__)
     config.stash[POOL] = pool = ThreadPoolExecutor(1)
-    mutants.RUNNING.update({mutant: pool.submit(mutants.failures, mutant) for mutant in wanted.values()})
+    mutants.RUNNING.update({mutant: pool.submit(mutants.failures, mutant) for mutant in reversed(wanted.values())})
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -14,8 +14,12 @@ from tests import mutants
 
 @pytest.fixture
 def kills() -> Callable[[mutants.Mutant], int]:
-    """Return what waits for a mutant, which conftest has started beside the other tests."""
-    return lambda mutant: mutants.RUNNING[mutant].result()
+    """Return what waits for a mutant that conftest has started beside the other tests, or else runs it."""
+    def failures(mutant: mutants.Mutant) -> int:
+        future = mutants.RUNNING[mutant]
+        return mutants.failures(mutant) if future.cancel() else future.result()
+
+    return failures
 
 
 @pytest.mark.slow
