@@ -168,7 +168,7 @@ assert np.linalg.matrix_rank(R) == 1
 # %% [markdown]
 # Step through it, block by block. Both matrices hold the same numbers, on one scale of colours:
 
-# %%
+# %% tags=["hide-input"]
 K = np.kron(A, G)
 top = np.abs(K).max()
 frames, captions = [], []

@@ -69,7 +69,7 @@ print(f"||H - F|| / ||F|| = {np.linalg.norm(H - F) / np.linalg.norm(F):.2f}")
 assert np.allclose(F, GN, rtol=1e-12, atol=1e-12 * np.abs(F).max())
 assert np.linalg.norm(H - F) > 0.1 * np.linalg.norm(F)
 
-# %%
+# %% tags=["hide-input"]
 sizes = [W.size for W in weights]
 figure = plotting.matrix_rows({"21 weights": {"|Hessian|": H, "|Gauss-Newton|": GN, "|Fisher|": F, "|H - F|": H - F}},
                               sizes, "Absolute values on one scale, the two layers marked.", decades=3)
@@ -128,7 +128,7 @@ assert np.linalg.eigvalsh(F)[0] > -1e-12
 assert max(np.abs(F @ flat).max(), np.abs(H @ flat).max()) < 1e-12
 assert np.linalg.matrix_rank(F, 1e-12) == 21 - 4
 
-# %%
+# %% tags=["hide-input"]
 with plotting.style():
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

@@ -115,7 +115,7 @@ slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
 print(f"slope {slope:.2f}; the law says -1/2")
 assert -0.6 < slope < -0.4
 
-# %%
+# %% tags=["hide-input"]
 figure = plotting.side_by_side([plotting.Panel(
     "40 tries: median and range", "targets drawn for each case", "relative error of the last G",
     {"sampled": (counts, tries.T), "slope -1/2": (counts, errors[0] / np.sqrt(counts))})], "")
@@ -164,7 +164,7 @@ assert angle < 15                                                # but nearly in
 # Where do the steps point, away from the optimum? Here from 48 points around it, none nearer than 0.5, over the
 # contours of the loss, all arrows of one length:
 
-# %%
+# %% tags=["hide-input"]
 axis = np.linspace(-1.5, 1.5, 7)
 grid = np.array([optimum + np.array((u, v)) for u in axis for v in axis if (u, v) != (0, 0)])
 ways = np.array([steps(theta) for theta in grid])                # (48, 4, 2)

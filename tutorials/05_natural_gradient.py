@@ -94,7 +94,7 @@ assert abs(orders[-1] - 3) < 0.05
 # end near that curve; the natural one is turned towards its long axis. The cell also tries brute force: in which of
 # 3600 directions does the true h fall most for each unit of sqrt(2 KL)?
 
-# %%
+# %% tags=["hide-input"]
 M, U = np.meshgrid(np.linspace(-2.2, 3.4, 150), np.linspace(-1, 1.4, 150))
 names, c, angle = ("gradient descent", "natural gradient"), 0.04, np.radians(np.arange(0, 360, 0.1))
 
@@ -178,7 +178,7 @@ for epsilon in (0.2, 0.1, 0.05, 0.025):
 print("powers of epsilon: {:.1f}, {:.1f}, {:.1f}, {:.1f}".format(*np.abs(np.log2(rows[-2] / rows[-1]))))
 assert np.allclose(np.log2(rows[-2] / rows[-1]), [2, 1, 1, 0], atol=0.1)
 
-# %%
+# %% tags=["hide-input"]
 shown, frames, captions = (0, 1, 2, 4, 8, 16), [], []
 paths = [[path(0.2, shown[-1], natural, v) for v in (False, True)] for natural in (False, True)]
 for k in shown:

@@ -95,7 +95,7 @@ assert np.isclose(F[0, 0] - A[0, 0] * G[0, 0], w @ ((aa - w @ aa) * (gg - w @ gg
 #
 # Upper row: the case that comes in, and the error. Lower row: the means so far. Red is positive, blue negative.
 
-# %%
+# %% tags=["hide-input"]
 def draw(axes, M, title):
     axes.imshow(M, cmap="RdBu_r", norm=AsinhNorm(0.2, -3, 3))
     axes.set(title=title, xticks=[], yticks=[])
@@ -136,7 +136,7 @@ plotting.Player(frames, captions, "Means over cases: F, A and G form")
 # and only there.** And since `A kron G` has become a matrix of rank one, the best that *any* A and G can do is the
 # leading singular triple of R(F_00); the norm of the other singular values is an error that stays.
 
-# %%
+# %% tags=["hide-input"]
 Gammas, Alphas = (np.einsum("ki,kj->kji", v, v).reshape(6, -1) for v in (g, a))          # vec of each, a row a case
 covariance = (Gammas - w @ Gammas).T * w @ (Alphas - w @ Alphas)
 R, R_product = (kronecker.rearrange(M, (3, 3), (2, 2)) for M in (F, np.kron(A, G)))

@@ -110,7 +110,7 @@ for i in (0, 1):
 # noise of its own in each layer: the more of it, the less a layer tells of the next, and the less it hides what is
 # behind it.
 
-# %%
+# %% tags=["hide-input"]
 rows, ratio = {}, {}
 exact_minus_F_tilde = middle_layers.middle_fisher(at) - kr.curvature.Full(undamped).dense()
 for level in (1.0, 0.01):
@@ -159,7 +159,7 @@ assert np.allclose(Sigma[0], F[:72, :72] - Psi_0 @ F[72:144, :72], atol=1e-8)
 #
 # $$ \Xi \hat F\, \Xi^T = \Lambda^{-1}, \qquad \mathrm{so} \qquad \hat F^{-1} = \Xi^T \Lambda\, \Xi $$
 
-# %%
+# %% tags=["hide-input"]
 Xi = np.block([[np.eye(72) if j == i else -np.kron(PsiA[i], PsiG[i]) if j == i + 1 else np.zeros((72, 72))
                 for j in range(L)] for i in range(L)])
 hat_inverse = Xi.T @ scipy.linalg.block_diag(*map(np.linalg.inv, Sigma)) @ Xi

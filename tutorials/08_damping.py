@@ -88,7 +88,7 @@ for delta, length, *_ in looks.values():
 # are levels of h, the cross is its minimum; the dotted line is where the steps of all lambda end. That of 10, with a
 # length of 0.07, is too short to be drawn.
 
-# %%
+# %% tags=["hide-input"]
 W, B = np.meshgrid(np.linspace(-5, 9, 81), np.linspace(-6, 8, 81))
 H = np.vectorize(lambda w, b: model.at([np.array([[w, b]])], x).loss(y))(W, B)
 Q = np.vectorize(lambda *w: (w - here) @ grad + (w - here) @ F @ (w - here) / 2)(W, B)
@@ -141,7 +141,7 @@ assert np.allclose(exact, kr.curvature.EigenDamped(factors, damping).solve(V)[1]
 # The last two terms nobody wanted, and they are not small: they come with r, not r^2. With an m x n weight matrix their
 # trace is pi r n tr G + (r/pi) m tr A; it is least where pi^2 = (tr A / n) / (tr G / m), and that is the paper's pi.
 
-# %%
+# %% tags=["hide-input"]
 r, (m, n) = np.sqrt(damping), V[1].shape
 pi = np.sqrt((np.trace(A) / n) / (np.trace(G) / m))
 unwanted = [(c * r * n * np.trace(G) + r / c * m * np.trace(A)) / (damping * m * n) for c in (pi / 2, pi, 2 * pi)]
@@ -183,7 +183,7 @@ assert ("full damping on both factors",) in [e.names for e in report.explanation
 #
 # This M we keep; what we change is the strength of the damping inside Delta, r in the factors.
 
-# %%
+# %% tags=["hide-input"]
 omega2 = np.sqrt(19 / 20)**20                                   # of the paper; its use is below
 strengths, h, gain, of_M = r * omega2**np.arange(12, -11, -1), at.loss(data), {}, {}
 for name, structure in (("factored damping", kr.curvature.BlockDiagonal), ("exact damping", kr.curvature.EigenDamped)):

@@ -259,7 +259,7 @@ assert off < 1e-10
 # of the second takes back all of it and more; h rises once more, as Delta is too long, too. The rule of lambda looks at
 # every fifth step only: at step 5 it raises lambda, later it lowers it. At steps 20 and 40 another gamma is chosen.
 
-# %%
+# %% tags=["hide-input"]
 def frame(k):
     panels = [("h before the step (nats a case)", ["h"], "log", {}), ("damping", ["lambda", "gamma"], "log", {}),
               ("coefficients of the step", ["alpha", "mu"], "linear", {}),

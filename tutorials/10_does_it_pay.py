@@ -114,7 +114,7 @@ for level in ("2", "1"):
     print(f"digits to {level}, both at m = 500: SGD takes {ratio:.1f} times as long")
     assert ratio > 1.2
 
-# %%
+# %% tags=["hide-input"]
 drawn = {name: (method, method.replace("K-FAC", "K-FAC without momentum"), "SGD, m = 100", "Adam, m = 100")
          for name, method in ours.items()}
 with plotting.style():
@@ -211,7 +211,7 @@ for name in results:
 # as many cases are looked at. The paper says that p is above 1 for K-FAC, and small for the baseline. (Both methods are
 # tuned anew for each m, and a level is read between evaluations: the first table's numbers are others.)
 
-# %%
+# %% tags=["hide-input"]
 sizes = read("batch_size/batch_size.json")
 p = {}
 for method, found in sizes["levels"].items():
@@ -259,7 +259,7 @@ assert errors["K-FAC", 100] < errors["SGD", 260] < errors["SGD untuned", 260] / 
 # The same in pictures: ten digits, and what each network makes of them after equally many iterations. After 40 SGD and
 # Adam are on a *plateau*, where every input gives nearly the same image, the mean of all; K-FAC has left it by then.
 
-# %%
+# %% tags=["hide-input"]
 def frame(k):
     with plotting.style():
         figure = Figure(figsize=(8, 3.6), layout="constrained")

@@ -205,7 +205,7 @@ assert np.isclose(decrease, 1)                                  # three times F:
 assert foof.error > 10 * diagonal.error
 assert foof.judgement.decrease > 1.3 * diagonal.judgement.decrease
 
-# %%
+# %% tags=["hide-input"]
 with plotting.style():
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -247,7 +247,7 @@ else:
 # damping goes into the factors. `kr.analysis.error_budget` judges the matrix after each, all six damped. Here for the
 # next step of our run, at its own lambda and gamma:
 
-# %%
+# %% tags=["hide-input"]
 detail = opt.explain(state, x, y)
 d, gamma = detail.record.lambda_ + model.weight_decay, detail.chosen.gamma
 budget = kr.analysis.error_budget(at, y, d, at.sample(np.random.default_rng(2)), detail.chosen.curvature.factors, gamma)

@@ -185,7 +185,7 @@ for mistake, name in expected.items():
 # all that is made from that. The picture is its fingerprint: right digits (16 is all that a double has) of each
 # quantity.
 
-# %%
+# %% tags=["hide-input"]
 quantities = list(kfac())
 digits = np.array([[next(r.digits for r in rep.rows if r.quantity == q) for q in quantities]
                    for rep in reports.values()])
