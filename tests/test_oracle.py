@@ -590,3 +590,18 @@ def test_differ_sees_shapes_numbers_and_nothing_else() -> None:
     assert differ(1.0, 1.1)
     assert not differ(1.0, 1.0 + 1e-9)
     assert not differ(1.0, None)
+
+
+def test_lambda_alone_wrong_in_the_last_step_is_not_searched_for_pairs(monkeypatch):
+    v = oracle.vector("trajectory-categorical")
+    theirs, tried = np.array(v.expected["trajectory_lambda"]), []
+    theirs[-1] *= 1.1
+    fits = Diagnosis.fits
+    monkeypatch.setattr(Diagnosis, "fits", lambda self, mistakes: tried.append(mistakes) or fits(self, mistakes))
+    report = oracle.check(v.problem, {"trajectory_lambda": theirs})
+    assert not report.explanations
+    assert report.first_step[:2] == (10, "lambda")
+    assert {len(mistakes) for mistakes in tried} <= {0, 1}
+    swapped = oracle.check(v.problem, {"trajectory_lambda": Reference(v.problem).having(
+        oracle.CATALOGUE["M without damping"])["trajectory_lambda"]})
+    assert swapped.ok or ("M without damping",) in [e.names for e in swapped.explanations]

@@ -33,6 +33,8 @@ _FAILS = (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError)
 _DENSE_UP_TO = 500
 _DENSE = ("fisher", "fisher_sampled", "fisher_empirical", "hessian", "kfac_block", "natural_gradient")
 
+_COARSE = {"trajectory_lambda", "trajectory_gamma"}
+
 #: From the name of a quantity to its numbers.
 Quantities = Mapping[str, Any]
 
@@ -113,7 +115,8 @@ class Diagnosis:
         singles = [Explanation((m,)) for m in CATALOGUE.values() if self.fits((m,))]
         singles = singles or [Explanation((m,)) for m in self._constants(()) if self.fits((m,))]
         alone = {e.mistakes[0].name for e in singles}
-        others = [m for m in CATALOGUE.values() if m.name not in alone]
+        # lambda and gamma take few values each: by them alone, pairs of mistakes would be guessed.
+        others = [m for m in CATALOGUE.values() if m.name not in alone] if not _COARSE.issuperset(self.names) else []
         pairs = [Explanation(pair) for pair in itertools.combinations(others, 2)
                  if self._may_fit(pair) and self._both_act(pair) and self.fits(pair)]
         if singles or pairs:
