@@ -235,7 +235,7 @@ assert all(np.allclose(-s, d) for s, d in zip(step, v.expected["step"], strict=T
 # %% [markdown]
 # ## Exercises
 #
-# 1. Show with three random matrices that `(A kron G)(C kron D) = AC kron GD`.
+# 1. Show with four random matrices that `(A kron G)(C kron D) = AC kron GD`.
 # 2. Write `vec` and its inverse without `order="F"`.
 # 3. The trace of `A kron G` is the product of the traces. What is its determinant? Check your guess.
 # 4. The eigenvalues of `A kron G` are all products of an eigenvalue of A and one of G. Use this to solve with `A kron

@@ -232,8 +232,8 @@ print("the package agrees")
 # 1. Replace tanh by relu: which single expression changes in `forward`, which in `backward` and in `tangent`?
 # 2. Write the backward pass of the Gaussian likelihood, -log p = 1/2 ||z - y||^2, and run both checks on it.
 # 3. Send K vectors back at once: let `dz` have shape (K, N, C). Which lines need to change?
-# 4. Break the backward pass on purpose (use `W[1]` with its bias column, leave the slope out, transpose a product).
-#    Which of the two checks notices, and how clearly?
+# 4. Break the backward pass on purpose: leave the slope out, put 1 - tanh(s) in its place, take the slope of s_1 for
+#    that of s_0 in a network of two hidden layers of one width. Which of the two checks notices, and how clearly?
 #
 # Graded exercises of this chapter: `tutorials/exercises/`.
 #

@@ -193,8 +193,9 @@ assert np.abs(H[first, W[0].size:] - F[first, W[0].size:]).max() > 1e-3
 #
 # "Squared error" is -log p of a Gaussian only with its variance: with unit variance, -log p = 1/2 ||z - y||^2 +
 # const. Leave the 1/2 out and the loss is that of variance 1/2: loss, gradient and curvature double, and F^-1 grad is
-# what it was. That is not wrong. Wrong is to *mix* the two: to take the half in the gradient and not in F, or to draw
-# targets with variance 1 and square the gradients of ||z - y||^2 there, which gives four times F, not two:
+# what it was (with a damping lambda added to F, if lambda doubles too). That is not wrong. Wrong is to *mix* the two:
+# to take the half in the gradient or in the damping's strength and not in F, or to draw targets with variance 1 and
+# square the gradients of ||z - y||^2 there, which gives four times F, not two:
 
 # %%
 signs = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])           # targets about z: mean zero, variance 1
@@ -205,7 +206,8 @@ for variance, times in ((1 / 2, 2), (1, 4)):
 # %% [markdown]
 # ### Confusion box: the squared loss without its half
 #
-# "Layer 1: the diagonal alone", since its G is the identity. A "pair" is two mistakes made at once.
+# The oracle's problem is that of the halved loss, gradient and damping included; G of ||z - y||^2 in it is such a
+# mix. "Layer 1: the diagonal alone", since its G is the identity. A "pair" is two mistakes made at once.
 
 # %%
 v = kr.oracle.vector("gaussian-tanh")

@@ -71,9 +71,10 @@ assert np.allclose(empirical, kr.empirical_factors(at, y).G[-1])
 # ## The exact one without enumeration
 #
 # Enumerating the classes costs C backward passes, and is impossible for a Gaussian, which has a continuum of targets.
-# A root of F_R does it in closed form: find columns b_k with sum_k b_k b_k^T = F_R, the Fisher of the likelihood of
-# tutorial 3, and send the b_k back one by one. For the softmax, column k of such a root is sqrt(p_k) (e_k - p), e_k
-# being the one-hot vector of class k. Written as a matrix:
+# A root of F_R does it in closed form, also for a Gaussian, and for d bits with d columns in place of 2^d outcomes:
+# find columns b_k with sum_k b_k b_k^T = F_R, the Fisher of the likelihood of tutorial 3, and send the b_k back one
+# by one. For the softmax, column k of such a root is sqrt(p_k) (e_k - p), e_k being the one-hot vector of class k.
+# Written as a matrix:
 #
 # $$ \mathrm{diag}(\sqrt p) - p \sqrt p^{\,T} $$
 
@@ -102,7 +103,8 @@ assert np.linalg.norm(wrong - exact) > 0.01 * np.linalg.norm(exact)
 #
 # The error falls like one over the root of the number of samples. One target for each case is what the paper uses:
 # there are many cases, and a running average over the steps of the training (tutorial 9) sees many batches. Late in a
-# training that is not enough: there G is small, and the average is of an older, larger one (tutorials 9 and 11).
+# training G falls fast, and a long average is of an older, larger one: then neither many steps nor few serve well
+# (tutorials 9 and 11).
 
 # %%
 counts = np.array([1, 4, 16, 64])
@@ -129,10 +131,11 @@ plotting.Picture(figure, "Error of the sampled G of the last layer against the n
 # ## Why not the labels?
 #
 # The gradients at the labels are small where the model fits and large where it does not. Their squares measure *how
-# far the labels are from the model*: misfit far from the optimum, noise near it, and never the curvature. On linear
-# regression everything can be seen: F = mean of x x^T (x with the bias's 1), whatever the labels; the empirical matrix
-# is the mean of r^2 x x^T, with the residuals r = z - y. Fit a line to points whose noise has the standard deviation
-# 0.2; the two parameters are its slope and its bias:
+# far the labels are from the model*: misfit far from the optimum, noise near it. Only if that noise is what the model
+# says it is (here a standard deviation of 1), and there, is it the curvature. On linear regression everything can be
+# seen: F = mean of x x^T (x with the bias's 1), whatever the labels; the empirical matrix is the mean of r^2 x x^T,
+# with the residuals r = z - y. Fit a line to points whose noise has the standard deviation 0.2; the two parameters
+# are its slope and its bias:
 
 # %%
 regression = kr.Model(kr.MLP((1, 1)), kr.Gaussian())
@@ -191,11 +194,12 @@ plotting.Picture(figure, "Directions of three steps from 48 points around the op
                  f"{degrees[1]:.0f}, empirical Fisher {degrees[2]:.0f}.")
 
 # %% [markdown]
-# The natural gradient arrives in one step from anywhere. The empirical one has two faults. *Far away* the residuals are
-# misfit, large and different from point to point: its step is too short and turned, on this grid further off the way
-# than the plain gradient. *Near the optimum* they are noise of one size, the empirical matrix is about 0.2^2 F, and the
-# step points about right but is about 1/0.2^2 = 25 times too long. Multiply the residuals by c and the empirical matrix
-# is c^2 times as large, so that its step (whose gradient has c in it) changes by 1/c; F does not change at all.
+# The natural gradient arrives in one step from anywhere. The empirical one has two faults, which pass into one
+# another. *Far away* the residuals are misfit, large and different from point to point: its step is too short and
+# turned; on this grid, in between, turned further off the way than the plain gradient. *Near the optimum* they are
+# noise of one size, the empirical matrix is about 0.2^2 F, and the step points about right but is about 1/0.2^2 = 25
+# times too long. Multiply the residuals by c and the empirical matrix is c^2 times as large, so that its step (whose
+# gradient has c in it) changes by 1/c; F does not change at all.
 
 # %%
 here = regression.at([optimum[None] + 1.0], X)

@@ -160,9 +160,10 @@ plotting.Picture(figure, "Three tables, a row a pair of gradients, a column a pa
 # %% [markdown]
 # ## Cumulants
 #
-# The paper (section 3) writes the error of an entry with joint **cumulants** kappa: of three variables the mean of the
-# product of their deviations from their means; of four the same, minus E[..] E[..] for each way to make two pairs of
-# deviations. All of these are zero for jointly Gaussian variables, so the error tells how far a and g are from them.
+# The paper (section 3) writes the error of an entry with joint **cumulants** kappa: of three variables the mean of
+# the product of their deviations from their means; of four the same, minus E[..] E[..] for each way to make two pairs
+# of deviations. All of these are zero for jointly Gaussian variables; and they can be zero for others, as the table
+# below shows.
 #
 # Let b and b' be the deviations of two inputs, so that a a' = b b' + E[a] b' + E[a'] b + a constant. The covariance of
 # this with g g' is a sum of three, the terms of the paper:
@@ -243,7 +244,8 @@ for steps in (1, 50):
 # ## Exercises
 #
 # 1. Between two biases `A kron G` is always exact. Why? Find these entries in F_00.
-# 2. Do the same for the block between layers 0 and 1, with `A_01 = E[a_0 a_1^T]` and `G_01 = E[g_0 g_1^T]`.
+# 2. Make the covariance and its three terms for the block between layers 0 and 1 (`at.a_bar[1]`, `g[1]`), with `A_01
+#    = E[a_0 a_1^T]` and `G_01 = E[g_0 g_1^T]`.
 # 3. Take labels in place of the model's targets. Is the error still a covariance? Are the three terms still cumulants?
 #
 # Graded exercises of this chapter: `tutorials/exercises/`.

@@ -86,10 +86,11 @@ assert np.isclose(1 / P[0, 0], S[0, 0] - S[0, 1:] @ others)
 # %% [markdown]
 # ## The same of a network
 #
-# F is a covariance too, that of D theta (its mean under the model is zero: tutorial 3). Let D_i = vec(g_i a_i^T) be the
-# part of layer i. The forward pass makes a_(i+1) from a_i, the backward pass g_i from g_(i+1): so a chain is a fair
-# guess. The guess is of F, but we use it of F~, as if F~ were the covariance; how well F itself obeys it, we see below.
-# What share of the variance of D_i does a regression on other layers leave?
+# F is a covariance too, that of D theta (its mean under the model is zero: tutorial 3). Let D_i = vec(g_i a_i^T) be
+# the part of layer i. The forward pass makes a_(i+1) from a_i, the backward pass g_i from g_(i+1): so a chain is a
+# fair guess, and a chain reads alike in both directions. The guess is of F, but we use it of F~, as if F~ were the
+# covariance; how well F itself obeys it, we see below. What share of the variance of D_i does a regression on other
+# layers leave?
 
 # %%
 def left(i, *others):

@@ -65,8 +65,8 @@ assert np.allclose(1e6 * look(1e6)[0], -grad, rtol=1e-5)        # the other limi
 
 # %% [markdown]
 # lambda = 0 is the natural gradient; a large lambda is gradient descent with a rate of 1/lambda. In between the step
-# turns: along an eigenvector of F it is -c / (f + lambda), c the gradient along it, f the eigenvalue. Directions with f
-# above lambda are hardly touched, those below are held back.
+# turns: along an eigenvector of F it is -c / (f + lambda), c the gradient along it, f the eigenvalue. Directions with
+# f above lambda are hardly touched, those below are held back; one that equals lambda is halved.
 #
 # ## A trust region
 #
@@ -210,12 +210,12 @@ plotting.Picture(plotting.decreases(strengths, {"step 21": gain}, {"step 21": st
 #
 # ## Why gamma is not lambda
 #
-# lambda says how far Q is trusted, in which F is exact. The strength inside Delta has to make up for A kron G not being
-# F. Without re-scaling that takes far more than sqrt(lambda + eta), see above. With re-scaling it takes less: alpha
-# sees to the length, and what is left to choose, the direction, is better with a weaker damping. In the factors it is
-# to be weaker still, since there it brings the unwanted terms. So the paper (section 6.6) gives it a name of its own,
-# **gamma**: it starts at sqrt(lambda + eta); every T2 steps gamma, omega2 gamma and gamma / omega2 are tried, the
-# lowest M decides.
+# lambda says how far Q is trusted, in which F is exact. The strength inside Delta has to make up for A kron G not
+# being F. Without re-scaling that takes far more than sqrt(lambda + eta), see above. With re-scaling it takes less:
+# alpha sees to the length, and what is left to choose, the direction, is better with a weaker damping; in the factors
+# weaker still, since there it brings the unwanted terms. That is so *here*; in the runs of tutorials 9 and 11 it ends
+# up stronger. So the paper (section 6.6) gives it a name of its own, **gamma**: it starts at sqrt(lambda + eta);
+# every T2 steps gamma, omega2 gamma and gamma / omega2 are tried, the lowest M decides.
 
 # %%
 weaker = strengths[of_M["exact damping"].argmax()]

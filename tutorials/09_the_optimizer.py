@@ -15,7 +15,8 @@
 # **What you will learn.** What alpha, mu, rho, lambda and gamma are for; that momentum here is the method of conjugate
 # gradients; and what a few products with the exact F guard a crude approximation of it against, and what not.
 #
-# **What you need.** Tutorials 2 (a network by hand), 3 (products with F), 4 (sampled targets) and 8 (damping).
+# **What you need.** Tutorials 2 (a network by hand), 3 (products with F), 4 (sampled targets), 6 (A and G) and 8
+# (damping).
 
 # %%
 import numpy as np
@@ -312,7 +313,8 @@ assert h[0] > h[1] > h[2] > run[-1]["h"] > h[-1]
 # 1. Let F be zero in M, Delta = -grad h, and no momentum. What is alpha? Which known method has such steps?
 # 2. Put lambda = 0.1 into M in the regression: is it still the method of conjugate gradients? Why?
 # 3. Let gamma be sqrt(lambda + eta) at every step. At which step do the runs part, and which is ahead at the end?
-# 4. With lambda_0 = 0.0001, at which step does h rise, and why does `undo` not prevent it? Try T1 = 1.
+# 4. With lambda_0 = 0.0001, at which step does h rise, and why does the rule that undoes such steps (`undo`, on by
+#    default, asked where rho is measured) not prevent it? Try T1 = 1.
 #
 # Graded exercises of this chapter: `tutorials/exercises/`.
 #

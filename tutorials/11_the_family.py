@@ -12,9 +12,10 @@
 # **What you will do.** Write K-FAC's relatives by hand, a few lines each, and measure them all against the same exact
 # Fisher: how far the matrix is off, and what its step is worth.
 #
-# **What you will learn.** What EKFAC, FOOF, KFRA, TKFAC, Shampoo and the diagonal change; which of them must be
-# nearer to the Fisher than A kron G; that a small error of the matrix does not make a good step; and where K-FAC's
-# own error comes from, part by part.
+# **What you will learn.** What EKFAC (eigenvalue-corrected K-FAC), FOOF (A alone), KFRA (a recursion for G), TKFAC
+# (with the block's trace), Shampoo (from gradients alone) and the diagonal change; which of them must be nearer to
+# the Fisher than A kron G; that a small error of the matrix does not make a good step; and where K-FAC's own error
+# comes from, part by part.
 #
 # **What you need.** Tutorials 1 (rearrangement), 4 (root of F_R), 5 (natural gradient), 6 (A kron G), 7 and 8
 # (damping).
@@ -70,8 +71,8 @@ assert np.allclose(found["A x G"], kr.curvature.Full(kr.exact_factors(at)).dense
 # ## The relatives, by hand
 #
 # **Diagonal.** *Keep the diagonal of the Fisher and nothing else.* An entry of one case's gradient is g_j a_k, so the
-# mean of its square is a product of squared arrays. Adam keeps something like it, with three differences: it squares
-# the *mean* gradient of a batch, at the *labels*, and divides by the *root*.
+# mean of its square is a product of squared arrays. Adam keeps something like it, with these differences: it averages
+# over steps, squares the *mean* gradient of a batch, at the *labels*, and divides by the *root*.
 
 # %%
 squares = np.square(g).sum(axis=0).T @ np.square(a) / N         # (m, n), shaped like the weights

@@ -268,7 +268,7 @@ print("with the wrong layout:", message)
 assert "shape" in message
 
 # %% [markdown]
-# A network whose layers are all square would be read without a word: check `z` first. Sums in the place of means are
+# Square layers are read without a word (`check` tells by the numbers): give `z` too. Sums in the place of means are
 # named like any mistake: here A and G were summed over the batch, and the gradient is a mean.
 
 # %%

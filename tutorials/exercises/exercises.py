@@ -144,8 +144,8 @@ def gauss_newton(J, F_R):
 def fisher_product(g, a_bar, V):
     """Multiply the exact Fisher with a direction, without forming it. (3 points)
 
-    g : list of L arrays, g[i] (K, N, m_i): what comes back to layer i from the K columns of a root of F_R, so that
-        F = (1/N) sum_k sum_n of (gradient of k, n) (gradient of k, n)^T, all layers in one vector
+    g : list of L arrays, g[i] (K, N, m_i): what comes back to layer i from the K columns of a root of F_R
+        (tutorial 4), so that F = (1/N) sum_k sum_n of (gradient of k, n) (gradient of k, n)^T, all layers in one vector
     a_bar : list of L arrays (N, n_i); V : list of L arrays (m_i, n_i)
     Return F V as a list of L arrays (m_i, n_i).
 
