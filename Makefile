@@ -86,9 +86,10 @@ handout: $(VENV)/run  ## pack the exercises without their solutions, for student
 docs: $(VENV)/docs  ## build the course's site from the sources into the folder site; it opens without a network
 	$(BIN)/python docs/build.py
 
-notebooks: $(VENV)/docs  ## write each tutorial as a notebook into the folder notebooks
-	mkdir -p notebooks
-	for script in $(wildcard tutorials/[0-9]*.py); do $(BIN)/jupytext --quiet --to ipynb --output notebooks/$$(basename $$script .py).ipynb $$script || exit 1; done
+notebooks: $(VENV)/docs  ## write each tutorial and its answers as notebooks into the folder notebooks
+	mkdir -p notebooks/answers
+	for script in $(wildcard tutorials/[0-9]*.py tutorials/answers/*.py); do to=notebooks/$${script#tutorials/}; $(BIN)/jupytext --quiet --to ipynb --output $${to%.py}.ipynb $$script || exit 1; done
+	sed -i 's#(\(answers/\|\.\./\)\([0-9a-z_]*\)\.py)#(\1\2.ipynb)#' notebooks/*.ipynb notebooks/answers/*.ipynb
 
 mutants: $(VENV)/test  ## break the package on purpose and print which tests notice
 	$(BIN)/python -m tests.mutants

@@ -2,8 +2,8 @@
 
     python docs/build.py [--out site]
 
-Pages are written by hand (docs/*.md, docs/pages/*.md), taken from README.md by section, run (tutorials/*.py), or made
-here: the gallery, the table of dialects, the pages of the reference. None of them holds a date, a version of a tool or
+Pages are written by hand (docs/*.md, docs/pages/*.md), taken from README.md by section, run (tutorials/), or made here:
+the gallery, the table of dialects, the pages of the reference. None of them holds a date, a version of a tool or
 a measured time of this build, so that two builds give the same bytes.
 """
 
@@ -30,7 +30,7 @@ from kfac_ref.oracle import dialects
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 #: Files of the repository that are pages or pictures of the site, at the same place.
-TAKEN = ("tutorials/[0-9]*.py", "figures/**/*.png", "docs/recipes/*.py")
+TAKEN = ("tutorials/[0-9]*.py", "tutorials/answers/*.py", "figures/**/*.png", "docs/recipes/*.py")
 
 #: The exercises, where they are: how they are used, and what reads their questions.
 EXERCISES = ROOT / "tutorials" / "exercises"

@@ -235,13 +235,13 @@ assert all(np.allclose(-s, d) for s, d in zip(step, v.expected["step"], strict=T
 # %% [markdown]
 # ## Exercises
 #
-# 1. Show with four random matrices that `(A kron G)(C kron D) = AC kron GD`.
+# 1. Show that `(A kron G)(C kron D) = AC kron GD`: by their blocks, and with random matrices.
 # 2. Write `vec` and its inverse without `order="F"`.
 # 3. The trace of `A kron G` is the product of the traces. What is its determinant? Check your guess.
 # 4. The eigenvalues of `A kron G` are all products of an eigenvalue of A and one of G. Use this to solve with `A kron
-#    G + damping I` exactly, from two small eigendecompositions. (Tutorial 8 needs it.)
+#    G + damping I` exactly, for symmetric A and G, from two small eigendecompositions. (Tutorial 8 needs it.)
 #
-# Graded exercises of this chapter: `tutorials/exercises/`.
+# [Answers](answers/01_vec_and_kronecker.py). Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #

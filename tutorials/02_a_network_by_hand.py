@@ -230,12 +230,15 @@ print("the package agrees")
 # ## Exercises
 #
 # 1. Replace tanh by relu: which single expression changes in `forward`, which in `backward` and in `tangent`?
-# 2. Write the backward pass of the Gaussian likelihood, -log p = 1/2 ||z - y||^2, and run both checks on it.
-# 3. Send K vectors back at once: let `dz` have shape (K, N, C). Which lines need to change?
+#    Some assertions of this page then fail. Which, and why?
+# 2. Write the backward pass of the Gaussian likelihood, -log p = 1/2 ||z - y||^2, and run both checks on it. Which of
+#    the two tests the line that is new?
+# 3. Send K vectors back at once: let `dz` have shape (K, N, C). Which lines of this page need to change?
 # 4. Break the backward pass on purpose: leave the slope out, put 1 - tanh(s) in its place, take the slope of s_1 for
 #    that of s_0 in a network of two hidden layers of one width. Which of the two checks notices, and how clearly?
+#    And where `tangent` has the same mistake?
 #
-# Graded exercises of this chapter: `tutorials/exercises/`.
+# [Answers](answers/02_a_network_by_hand.py). Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #

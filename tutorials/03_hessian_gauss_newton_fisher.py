@@ -72,7 +72,7 @@ assert np.linalg.norm(H - F) > 0.1 * np.linalg.norm(F)
 # %% tags=["hide-input"]
 sizes = [W.size for W in weights]
 figure = plotting.matrix_rows({"21 weights": {"|Hessian|": H, "|Gauss-Newton|": GN, "|Fisher|": F, "|H - F|": H - F}},
-                              sizes, "Absolute values on one scale, the two layers marked.", decades=3)
+                              sizes, "", decades=3)
 last = slice(sizes[0], None)
 assert np.allclose(H[last, last], F[last, last], rtol=1e-12, atol=1e-12)    # z is linear in its weights
 apart = np.subtract.outer(range(9), range(9)) % 3 != 0          # weights of layer 0 that lead into different units
@@ -80,8 +80,8 @@ assert np.allclose((H - F)[:9, :9][apart], 0, atol=1e-12)
 for text in figure.findobj(Text):
     text.set_fontsize(15)
 figure.axes[-1].set_ylabel("|entry|")
-plotting.Picture(figure, "Absolute entries of the Hessian, Gauss-Newton, the Fisher, and Hessian minus Fisher. The "
-                 "second and the third look the same. The first differs from them by "
+plotting.Picture(figure, "Absolute entries of the Hessian, Gauss-Newton, the Fisher, and Hessian minus Fisher, the two "
+                 "layers marked. The second and the third look the same. The first differs from them by "
                  f"{100 * np.linalg.norm(H - F) / np.linalg.norm(F):.0f}% of the Fisher in norm, in all blocks but "
                  "that of the last layer with itself. In that of layer 0 it is chequered: z is a sum over hidden "
                  "units, so weights that lead into different units have no mixed second derivative.")
@@ -234,11 +234,12 @@ assert np.allclose(kr.params.flatten(FV), kr.exact_fisher(at) @ kr.params.flatte
 # 1. The Bernoulli likelihood has bits for targets, independent, each 1 with probability p = 1 / (1 + exp(-z)). Show
 #    that its F_R is diag(p (1 - p)), by enumerating the bits of two outputs.
 # 2. Why is the Hessian of `model` positive definite at no weights at all? That of `squares` is, at targets y = z. Move
-#    them away, to z + t r with r random: up to which t does it stay positive definite?
+#    them away, to z + t r with r random: up to which t > 0 does it stay positive definite? (H is linear in t. Look at
+#    the lowest eigenvalue of F first: that t is small.)
 # 3. Replace the Gaussian's variance by sigma^2. How do the gradient, F, and the natural gradient F^-1 grad change?
 # 4. Write `gauss_newton` without the einsum, as a loop over the examples.
 #
-# Graded exercises of this chapter: `tutorials/exercises/`.
+# [Answers](answers/03_hessian_gauss_newton_fisher.py). Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #

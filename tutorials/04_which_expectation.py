@@ -239,9 +239,9 @@ assert report.ok
 # 3. Why is the trace of the last G at the likeliest target never above the exact one's? (The exact one is the mean of
 #    1 - ||p||^2.) For a confident model it is far below: how far?
 # 4. Train a classifier (tutorial 6 ends with how) until its loss is nearly zero. Which trace of G falls faster, the
-#    empirical one's or the exact one's?
+#    empirical one's or the exact one's? And which is the larger on cases that were held out?
 #
-# Graded exercises of this chapter: `tutorials/exercises/`.
+# [Answers](answers/04_which_expectation.py). Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #

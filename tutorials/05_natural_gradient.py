@@ -235,9 +235,11 @@ assert np.allclose(kr.params.flatten(state.weights), mine, rtol=1e-8, atol=1e-10
 # 2. Show that two natural steps of size 1 in (m, s^2) land on the minimum from anywhere. In the parameters (E[y],
 #    E[y^2]) one is enough: compute F'^-1 grad' there and compare it with the means of y and y^2 in the data.
 # 3. Put the empirical Fisher of the five numbers in `path`. Do its two paths stay together? Where do they go?
-# 4. Which of these are the same in all parameters: ||grad||^2, grad^T F^-1 grad, the trace of F, d^T F d?
+#    Try other starts, too.
+# 4. Which of these are the same in all parameters: ||grad||^2, grad^T F^-1 grad, the trace of F, d^T F d of a
+#    small step d?
 #
-# Graded exercises of this chapter: `tutorials/exercises/`.
+# [Answers](answers/05_natural_gradient.py). Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #

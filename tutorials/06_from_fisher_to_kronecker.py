@@ -248,7 +248,7 @@ for steps in (1, 50):
 #    = E[a_0 a_1^T]` and `G_01 = E[g_0 g_1^T]`.
 # 3. Take labels in place of the model's targets. Is the error still a covariance? Are the three terms still cumulants?
 #
-# Graded exercises of this chapter: `tutorials/exercises/`.
+# [Answers](answers/06_from_fisher_to_kronecker.py). Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #

@@ -261,10 +261,10 @@ assert model.at(state.weights, data.x).loss(data.labels) < record.loss
 # 2. Write the first and the third sweep in place. In which order must i run in each? How wrong is the other order?
 # 3. Print the largest s1 and the largest s2 of a layer for several gammas, and undamped. Why is that s1 then exactly 1?
 #    (Which entry of a is the same in all layers?) Were there no tanh, g_i would be a matrix times g_(i+1): what would
-#    s2 be, undamped, and what would become of Sigma?
+#    s2 be, undamped, and what would become of Sigma? (To try it, start from "glorot" weights.)
 # 4. Turn the chain around (layer i + 1 predicted from layer i). Is F-hat another matrix?
 #
-# Graded exercises of this chapter: `tutorials/exercises/`.
+# [Answers](answers/07_inverting.py). Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #

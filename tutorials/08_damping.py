@@ -244,9 +244,10 @@ assert ratio[1] < 1 < ratio[0]
 #
 # 1. Multiply A by 100 and divide G by 100. Does the factored damped product change: with pi, with pi = 1?
 # 2. Find by bisection the lambda whose step has length 2. Which lambda lowers h most? What is rho there?
-# 3. Draw the last picture after 100 steps. Where do the best strengths go, where does lambda?
+# 3. Draw the last picture after 100 steps, over `strengths = np.geomspace(1e-6, 100, 41)` (the asserts are about step
+#    21). Where do the best strengths go, where does lambda?
 #
-# Graded exercises of this chapter: `tutorials/exercises/`.
+# [Answers](answers/08_damping.py). Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #

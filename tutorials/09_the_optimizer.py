@@ -95,10 +95,10 @@ def average(old, new, k):
 AG = average([*state.average.factors.A, *state.average.factors.G], factors(at, np.random.default_rng((0, 20))), 20)
 assert all(close([ours], [theirs]) for ours, theirs in zip(AG, told.A + told.G, strict=True))
 exact = kr.exact_factors(at)                                    # of this batch
-off = [np.linalg.norm(M - E) / np.linalg.norm(E) for M, E in zip(AG, exact.A + exact.G, strict=True)]
-print("the averages are off by {:.2f}, {:.2f} (A) and {:.2f}, {:.2f} (G), relative to the exact ones".format(*off))
-assert max(off[:2]) < 0.5 < 1 < min(off[2:])
-assert all(np.trace(M) > 1.5 * np.trace(E) for M, E in zip(AG[2:], exact.G, strict=True))          # too large
+times = [np.trace(M) / np.trace(E) for M, E in zip(AG, exact.A + exact.G, strict=True)]
+print("traces, in times the exact ones: {:.2f}, {:.2f} (averages of A), {:.2f}, {:.2f} (of G)".format(*times))
+assert np.allclose(times[:2], 1, atol=0.3)
+assert min(times[2:]) > 1.5
 
 # %% [markdown]
 # ## Line 2: Delta for each gamma
@@ -294,29 +294,29 @@ plotting.Player([frame(k) for k in shown], captions, "Forty steps of K-FAC on th
 # `opt.step(state, x, y)` returns a record with these numbers, `opt.explain` every intermediate. The package adds
 # safeguards (`help(kr.optimizers.KFAC)`): gamma and lambda stay in ranges, and a step that is looked at and raises h
 # too much is undone. They are no substitute for a sound lambda_0, which is the one setting to tune. Where h rises at
-# the first steps, begin anew with ten times as much:
+# the first steps, begin anew with ten times as much. Here a tenth and ten times of the lambda_0 above:
 
 # %%
-bolder = kr.optimizers.KFAC(model, lambda_0=0.0001)
-state = bolder.init(start, seed=0)
-for x, y in batches:
-    state, record = bolder.step(state, x, y)
-print(f"with lambda_0 = 0.0001, h is {'above 100' if record.loss > 100 else 'fine'} after forty steps")
-assert record.loss > 100                                        # how far above is rounding: the run is chaotic
-h = [line["h"] for _, line in kfac(start, batches, 0.01)]
-print(f"with lambda_0 = 0.01, h is {h[0]:.1f}, {h[1]:.1f}, {h[2]:.1f}, ... {h[-1]:.3f}")
-assert h[0] > h[1] > h[2] > run[-1]["h"] > h[-1]
+h = {}
+for lambda_0 in (0.0001, 0.01):
+    other = kr.optimizers.KFAC(model, lambda_0=lambda_0)
+    state = other.init(start, seed=0)
+    for x, y in batches:
+        state, record = other.step(state, x, y)
+    h[lambda_0] = record.loss
+print(f"after forty steps h is {h[0.01]:.3f} with 0.01, {'above 100' if h[0.0001] > 100 else 'fine'} with 0.0001")
+assert h[0.01] < run[-1]["h"] < 100 < h[0.0001]                  # how far above is rounding: that run is chaotic
 
 # %% [markdown]
 # ## Exercises
 #
 # 1. Let F be zero in M, Delta = -grad h, and no momentum. What is alpha? Which known method has such steps?
 # 2. Put lambda = 0.1 into M in the regression: is it still the method of conjugate gradients? Why?
-# 3. Let gamma be sqrt(lambda + eta) at every step. At which step do the runs part, and which is ahead at the end?
+# 3. Let gamma be sqrt(lambda + eta) at every step of `kfac`. At which step do the runs part? Is one clearly ahead?
 # 4. With lambda_0 = 0.0001, at which step does h rise, and why does the rule that undoes such steps (`undo`, on by
-#    default, asked where rho is measured) not prevent it? Try T1 = 1.
+#    default, asked where rho is measured) not prevent it? Try T1 = 1. What does it cost? And with omega1 = 0.5?
 #
-# Graded exercises of this chapter: `tutorials/exercises/`.
+# [Answers](answers/09_the_optimizer.py). Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #

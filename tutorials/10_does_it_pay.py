@@ -29,12 +29,10 @@ import kfac_ref as kr
 from kfac_ref import oracle, plotting, training
 from kfac_ref.experiments import autoencoder, comparison
 
-FIGURES = Path(kr.__file__).parents[1] / "figures"
+FIGURES = Path(kr.__file__).parents[1] / "figures"              # comes with the repository, not with the package
 
 
 def read(path):
-    if not (FIGURES / path).exists():
-        raise FileNotFoundError(f"{FIGURES / path} is missing: the results come with the repository alone")
     return json.loads((FIGURES / path).read_text())
 
 
@@ -228,7 +226,7 @@ curves = {method: {int(m): (np.array(c["iterations"]), np.array(c["error"])) for
 message = ("Training error of the digits autoencoder by batch size m. From m = 100 to 1500, iterations to an error of "
            f"1 go like m^-p with p = {p['K-FAC']:.2f} for K-FAC and {p['SGD']:.2f} for SGD. Counted in cases, m = 100 "
            "is the quickest for both.")
-plotting.Picture(plotting.batch_sizes(curves, "training error", message), message)
+plotting.Picture(plotting.batch_sizes(curves, "training error", ""), message)
 
 # %% [markdown]
 # Here only the second half is seen. K-FAC makes use of a larger batch and SGD does not, but with p below 1 a larger
@@ -237,7 +235,8 @@ plotting.Picture(plotting.batch_sizes(curves, "training error", message), messag
 # ## A small run of your own
 #
 # The digits again: K-FAC and the baselines with the demo's settings at m = 500, and SGD with a tenth of its tuned rate,
-# as somebody might choose it who wants K-FAC to look good. Iterations only; seconds are for quiet machines:
+# as somebody might choose it who wants K-FAC to look good. Iterations only (K-FAC's run ends at 100); seconds are for
+# quiet machines:
 
 # %%
 data, model, at_steps = kr.datasets.digits(), autoencoder.untrained(), (0, 4, 16, 40, 100, 180, 260)
@@ -299,6 +298,8 @@ assert not set(c.seeds) & set(c.tuning_seeds)
 # 2. On which of your own problems would you expect a plateau, or very uneven curvature? How could you find out cheaply?
 # 3. "K-FAC is ten times faster" is reported of one seed, with Adam at its default rate. Which runs do you ask for?
 # 4. `figures/convergence/mnist/results` holds the held-out error along each run. Does stopping K-FAC earlier help?
+#
+# [Answers](answers/10_does_it_pay.py).
 #
 # ## Further reading
 #

@@ -22,7 +22,7 @@
 
 # %%
 import json
-import pathlib
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -31,7 +31,12 @@ import kfac_ref as kr
 from kfac_ref import kronecker, oracle, plotting
 from kfac_ref.experiments import family
 
-FIGURES = pathlib.Path(kr.__file__).parents[1] / "figures"      # comes with the repository, not with the package
+FIGURES = Path(kr.__file__).parents[1] / "figures"              # comes with the repository, not with the package
+
+
+def read(path):
+    return json.loads((FIGURES / path).read_text())
+
 
 # %% [markdown]
 # ## One point, one exact matrix
@@ -228,17 +233,13 @@ plotting.Picture(figure, "The approximations, the smallest error on top: error o
 # better step than A kron G: it fits the large entries. (A few points, on nine cases, are no result by themselves.)
 
 # %%
-path = FIGURES / "approximations" / "approximations.json"
-if path.exists():
-    stages = [s for net in json.loads(path.read_text())["networks"].values() for s in net.values()]
-    steps = [{e["name"]: e["judgement"]["decrease"] for e in stage} for stage in stages]
-    worse = sum(s["nearest A x G"] < s["A x G (exact damping)"] for s in steps)
-    print(f"the nearest gives less than A kron G in {worse} of {len(steps)} cases; mean decrease in per cent:")
-    means = {name: 100 * np.mean([s[name] for s in steps]) for name in steps[0]}
-    print("\n".join(f"{name:28}{mean:4.0f}" for name, mean in means.items()))
-    assert means["nearest A x G"] < means["A x G (exact damping)"] + 1
-else:
-    print(f"{path} is not there: it comes with a clone of the repository, not with the installed package")
+stages = [s for net in read("approximations/approximations.json")["networks"].values() for s in net.values()]
+steps = [{e["name"]: e["judgement"]["decrease"] for e in stage} for stage in stages]
+worse = sum(s["nearest A x G"] < s["A x G (exact damping)"] for s in steps)
+print(f"the nearest gives less than A kron G in {worse} of {len(steps)} cases; mean decrease in per cent:")
+means = {name: 100 * np.mean([s[name] for s in steps]) for name in steps[0]}
+print("\n".join(f"{name:28}{mean:4.0f}" for name, mean in means.items()))
+assert means["nearest A x G"] < means["A x G (exact damping)"] + 1
 
 # %% [markdown]
 # ## The error budget of K-FAC
@@ -260,9 +261,9 @@ assert budget[5].error > 1.5 * budget[4].error
 assert abs(budget[5].angle - budget[4].angle) < 3
 assert budget[5].decrease < budget[4].decrease - 0.05
 figure = plotting.error_budget([j.name for j in budget], [j.error for j in budget], [j.angle for j in budget],
-                               [j.decrease for j in budget], "From the exact damped Fisher (top) to what K-FAC solves "
-                               "with (bottom), one change a row.")
-plotting.Picture(figure, "Six matrices, one change a row; relative error, angle of the step, decrease of M: "
+                               [j.decrease for j in budget], "")
+plotting.Picture(figure, "From the exact damped Fisher (top) to what K-FAC solves with (bottom), one change a row. "
+                 "Relative error, angle of the step, decrease of M: "
                  + "; ".join(f"{j.name} {j.error:.2f}, {j.angle:.0f} degrees, {100 * j.decrease:.0f}%" for j in budget))
 
 # %% [markdown]
@@ -274,15 +275,13 @@ plotting.Picture(figure, "Six matrices, one change a row; relative error, angle 
 # forgets:
 
 # %%
-path = FIGURES / "estimators" / "estimators.json"
-if path.exists():
-    run = json.loads(path.read_text())["along_training"]        # "off by" as above, root mean square over the layers
-    wins, last = sum(s["average"] < s["fresh_part"] for s in run), max(run, key=lambda s: s["average"])
-    print(f"the average of G is nearer to the exact one than a fresh sample at {wins} of {len(run)} steps; at step "
-          f"{last['step']}\nit is off by {last['average']:.1f}, a fresh sample by {last['fresh_part']:.1f} (all but "
-          f"zero), the average of A by {last['average_A']:.2f}")
-    assert wins < len(run) / 2
-    assert last["average"] > 5 * last["fresh_part"]
+run = read("estimators/estimators.json")["along_training"]      # "off by" as above, root mean square over the layers
+wins, last = sum(s["average"] < s["fresh_part"] for s in run), max(run, key=lambda s: s["average"])
+print(f"the average of G is nearer to the exact one than a fresh sample at {wins} of {len(run)} steps; at step "
+      f"{last['step']}\nit is off by {last['average']:.1f} times the exact one, a fresh sample by "
+      f"{last['fresh_part']:.1f}, the average of A by {last['average_A']:.2f}")
+assert wins < len(run) / 2
+assert last["average"] > 5 * last["fresh_part"]
 
 # %% [markdown]
 # ## In practice
@@ -300,12 +299,13 @@ assert record.predicted < 0
 # ## Exercises
 #
 # 1. Show that EKFAC's S is the best diagonal in its basis. (The Frobenius norm does not change under rotations.)
-# 2. Which of these matrices are exact for a single case (N = 1)? Try it.
+# 2. Which of these matrices are exact for a single case (N = 1), in the block of a layer, and in the whole? Try it.
 # 3. KFRA's G is the exact G of a linear network. Replace "relu" by "identity", and its slopes by ones, and check. Is
-#    A kron G then the block?
-# 4. Multiply FOOF's matrix by the number that makes its trace right. What becomes of its error, what of its step?
+#    A kron G then the block? For which likelihood?
+# 4. Multiply FOOF's matrix by the number that makes its trace right. What becomes of its error, what of its step? And
+#    with a number for each layer?
 #
-# Graded exercises of this chapter: `tutorials/exercises/`.
+# [Answers](answers/11_the_family.py). Graded exercises of this chapter: `tutorials/exercises/`.
 #
 # ## Further reading
 #

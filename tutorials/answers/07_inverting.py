@@ -1,0 +1,147 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+# ---
+
+# %% [markdown]
+# # Answers to tutorial 7
+#
+# The questions stand at the end of [tutorial 7](../07_inverting.py). Try them first.
+#
+# Network, factors and damping are the tutorial's.
+
+# %%
+import numpy as np
+import scipy.linalg
+
+import kfac_ref as kr
+from kfac_ref.experiments import middle_layers
+
+data, sizes = kr.datasets.digits(), (64, 8, 8, 8, 8, 8, 10)
+model = kr.Model(kr.MLP(sizes, "tanh"), kr.Categorical())
+at = model.at(middle_layers.trained(model, data, "sparse", steps=(7,))[7], data.x)
+undamped, gamma, L = middle_layers.middle_factors(at), 0.01, 4
+f, grad = middle_layers.damped(undamped, gamma), at.gradient(data.labels)[1:-1]
+F, g = kr.curvature.Full(f).dense(), kr.params.flatten(grad)    # F~
+
+# %% [markdown]
+# ## 1. Two layers
+#
+# F-hat has the tridiagonal blocks of F~, and with two layers there are no others. Nothing was assumed either: that
+# layer 0 is explained by the next layer *alone* says something only if there is a third. What is left is elimination of
+# a block: Sigma_0 is the Schur complement of layer 1, and Xi F~ Xi^T is block diagonal for any symmetric matrix whose
+# block of layer 1 can be inverted. Factors of random numbers, of no network at all, show it as well as the tutorial's.
+
+# %%
+def off(factors):
+    hat = kr.curvature.BlockTridiagonal(factors, gamma**2).dense()
+    full = kr.curvature.Full(middle_layers.damped(factors, gamma)).dense()
+    return np.linalg.norm(hat - full) / np.linalg.norm(full)
+
+
+rng = np.random.default_rng(0)
+A, G = ([X @ X.T for X in (rng.standard_normal((n, 2 * n)) for n in ns)] for ns in ((3, 4), (2, 3)))
+random = kr.Factors(A, G, [rng.standard_normal((3, 4))], [rng.standard_normal((2, 3))], 1)
+two, three = (middle_layers.restrict(undamped, range(n)) for n in (2, 3))
+print(f"with two layers F-hat = F~ to rounding, with three it is off by {off(three):.2f}")
+assert max(off(random), off(two)) < 1e-10
+assert off(three) > 1e-3
+
+# %% [markdown]
+# ## 2. The sweeps in place
+#
+# Both sweeps want the *unchanged* neighbour. The first changes V_i and reads V_(i+1): i runs up, so that i + 1 is
+# changed after it was read. The third changes U_(i+1) and reads U_i: i runs down. In the other order a layer reads what
+# its neighbour has become. With the first one wrong the step loses what the chain gains over F-breve; with the third
+# one wrong, less. Both still lower the model. Two tests do not notice: with two layers there is one i and no order, and
+# at gamma = 1 the Psi are so small that a step is off by a hundredth.
+
+# %%
+def sweeps(gamma, first, third):
+    f = middle_layers.damped(undamped, gamma)
+    PsiA, PsiG = ([X[i] @ np.linalg.inv(Y[i + 1]) for i in range(L - 1)]
+                  for X, Y in ((f.A_cross, f.A), (f.G_cross, f.G)))
+    U = [V.copy() for V in grad]
+    for i in first:
+        U[i] -= PsiG[i] @ U[i + 1] @ PsiA[i].T
+    for i in range(L):
+        S = np.kron(f.A[i], f.G[i])
+        if i < L - 1:
+            S -= np.kron(PsiA[i] @ f.A_cross[i].T, PsiG[i] @ f.G_cross[i].T)
+        U[i] = kr.kronecker.unvec(np.linalg.solve(S, kr.kronecker.vec(U[i])), *U[i].shape)
+    for i in third:
+        U[i + 1] -= PsiG[i].T @ U[i] @ PsiA[i]
+    return kr.params.flatten(U)
+
+
+def decrease(d):
+    """Return by how much the best multiple of d lowers the quadratic model, as a share of what the right step does."""
+    return (g @ d)**2 / (d @ C @ d) / (g @ right)**2 * (right @ C @ right)
+
+
+up, down = range(L - 1), range(L - 2, -1, -1)
+C = F + middle_layers.middle_fisher(at) - kr.curvature.Full(undamped).dense()       # the exact F, damped as F~ is
+right, weak = sweeps(gamma, up, down), sweeps(1.0, up, down)
+assert np.allclose(right, kr.params.flatten(kr.curvature.BlockTridiagonal(undamped, gamma**2).solve(grad)), rtol=1e-6)
+shares = {"F-breve": decrease(kr.params.flatten(kr.curvature.BlockDiagonal(undamped, gamma**2).solve(grad)))}
+print(f"F-breve: decrease {shares['F-breve']:.0%} of that of F-hat")
+for name, first, third in (("first wrong", down, down), ("third wrong", up, up), ("both wrong", down, up)):
+    wrong = sweeps(gamma, first, third)
+    change = np.linalg.norm(wrong - right) / np.linalg.norm(right)
+    shares[name] = decrease(wrong)
+    print(f"{name}: off by {change:.0%}, decrease {shares[name]:.0%}")
+    assert 0.03 < change < 1
+    assert np.linalg.norm(sweeps(1.0, first, third) - weak) < 0.03 * np.linalg.norm(weak)
+assert 0.5 < max(shares["F-breve"], shares["first wrong"], shares["both wrong"]) < 0.9 < shares["third wrong"]
+
+# %% [markdown]
+# ## 3. Where Sigma is nearly singular
+#
+# s1 are squared canonical correlations of a_i and a_(i+1): how much of the one is told by the other. The appended 1 is
+# in both, and tells itself exactly: undamped, the largest s1 is 1. Damping adds to A_ii and not to A_i,i+1, as a noise
+# would: the largest s fall. s2 is the same of g_i and g_(i+1); the slopes of tanh, which differ from case to case, keep
+# it below 1. Without tanh g_i = W^T g_(i+1), with the weights W of layer i + 1. Then G_(i+1) explains all of G_i: E^G =
+# G_i, and **all** s2 are 1. So 1 - s1 s2 is zero where s1 is 1, in the direction of the biases: undamped Sigma is
+# singular, and F-hat has no inverse. Here it is worse still. W is square and can be inverted, so a_i can be told from
+# a_(i+1), all s1 are 1 too, and Sigma = 0.
+
+# %%
+def s(f, i=0):
+    """Return s1 and s2 of layer i, ascending."""
+    return [scipy.linalg.eigh(cross[i] @ np.linalg.solve(X[i + 1], cross[i].T), X[i])[0]
+            for X, cross in ((f.A, f.A_cross), (f.G, f.G_cross))]
+
+
+largest = []
+for level in (1, 0.1, 0.01, 0.001, 0):
+    largest.append([v[-1] for v in s(middle_layers.damped(undamped, level))])
+    print(f"gamma = {level:5}: largest s1 {largest[-1][0]:.4f}, largest s2 {largest[-1][1]:.4f}")
+assert np.all(np.diff(largest, axis=0) > 0)
+assert np.isclose(largest[-1][0], 1, rtol=0, atol=1e-9)
+assert 0.9 < largest[-1][1] < 0.99
+linear = kr.Model(kr.MLP(sizes, "identity"), kr.Categorical())
+without = middle_layers.middle_factors(linear.at(linear.init(np.random.default_rng(1), "glorot"), data.x[:300]))
+s1, s2 = s(without)
+print(f"without tanh: least s1 {s1[0]:.4f}, least s2 {s2[0]:.4f}, so 1 - s1 s2 = 0 throughout")
+assert np.allclose(np.concatenate([s1, s2]), 1, rtol=0, atol=1e-4)
+
+# %% [markdown]
+# ## 4. The chain turned around
+#
+# No. "Layers i - 1 and i + 1 are uncorrelated given layer i" names no direction, and it fixes all the far blocks:
+# F_(i-1,i+1) = F_(i-1,i) F_ii^-1 F_(i,i+1), and so on outwards, from the blocks that F-hat shares with F~. There is one
+# matrix that has these blocks and a block-tridiagonal inverse. Psi and Sigma do become others: now the first layer is
+# the one of which nothing is subtracted.
+
+# %%
+turned = kr.Factors(f.A[::-1], f.G[::-1], [X.T for X in f.A_cross[::-1]], [X.T for X in f.G_cross[::-1]], f.n)
+backwards = np.concatenate([np.arange(72 * i, 72 * i + 72) for i in (3, 2, 1, 0)])
+hat = kr.curvature.BlockTridiagonal(f).dense()
+difference = kr.curvature.BlockTridiagonal(turned).dense()[np.ix_(backwards, backwards)] - hat
+print("the chain turned around: F-hat is the same to rounding")
+assert np.linalg.norm(difference) < 1e-10 * np.linalg.norm(hat)
+zero, one, two = (slice(72 * i, 72 * i + 72) for i in range(3))
+assert np.allclose(hat[zero, two], F[zero, one] @ np.linalg.solve(F[one, one], F[one, two]), rtol=0, atol=1e-8)
