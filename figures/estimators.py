@@ -83,7 +83,7 @@ def slope(x: np.ndarray, repeats: np.ndarray) -> tuple[float, float]:
 
 
 def sampling(at: kr.Point, draws: Sequence[int], cases: Sequence[int], repeats: int) -> dict[str, np.ndarray]:
-    """Return the distances of sampled factors, a row a repeat, against draws for each case and against cases."""
+    """Return the distances of sampled factors, a row for each repeat, against draws for each case and against cases."""
     rng, exact = np.random.default_rng(1), kr.exact_factors(at, 0)
     by_draws = [[distance(kr.sampled_factors(at, at.sample(rng, M), 0).G, exact.G) for M in draws]
                 for _ in range(repeats)]

@@ -137,7 +137,7 @@ plotting.Player(frames, captions, "Means over cases: F, A and G form")
 # leading singular triple of R(F_00); the norm of the other singular values is an error that stays.
 
 # %% tags=["hide-input"]
-Gammas, Alphas = (np.einsum("ki,kj->kji", v, v).reshape(6, -1) for v in (g, a))          # vec of each, a row a case
+Gammas, Alphas = (np.einsum("ki,kj->kji", v, v).reshape(6, -1) for v in (g, a))       # vec of each, a row for each case
 covariance = (Gammas - w @ Gammas).T * w @ (Alphas - w @ Alphas)
 R, R_product = (kronecker.rearrange(M, (3, 3), (2, 2)) for M in (F, np.kron(A, G)))
 assert np.allclose(R - R_product, covariance, rtol=0, atol=1e-14)
@@ -153,9 +153,9 @@ with plotting.style():
         draw(axes, M, title)
         axes.set(xticks=range(9), xticklabels=pairs[0], yticks=range(4), yticklabels=pairs[1])
         axes.grid(False)
-plotting.Picture(figure, "Three tables, a row a pair of gradients, a column a pair of inputs (a2 is the one appended): "
-                 f"R(F), R(A ⊗ G), their difference. Relative error of A ⊗ G {off:.2f}, of the nearest product "
-                 f"{best:.2f}. The last column of the difference, bias with bias, is zero.")
+plotting.Picture(figure, "Three tables, a row for each pair of gradients, a column for each pair of inputs (a2 is the "
+                 f"one appended): R(F), R(A ⊗ G), their difference. Relative error of A ⊗ G {off:.2f}, of the nearest "
+                 f"product {best:.2f}. The last column of the difference, bias with bias, is zero.")
 
 # %% [markdown]
 # ## Cumulants

@@ -23,9 +23,9 @@ class Curve:
     iterations : (T,) array
         Where the error was measured.
     seconds : (S, T) array
-        Time until then, a row a seed.
+        Time until then, a row for each seed.
     error : (S, T) array
-        The error, a row a seed.
+        The error, a row for each seed.
     """
 
     iterations: Array

@@ -25,8 +25,8 @@ class Panel:
     x_label, y_label : str
         What the axes show, with units.
     lines : mapping from name to (x, y)
-        (T,) arrays; or y (S, T), a row a repeat, drawn as their median with a band from the least to the largest. NaN
-        leaves a gap.
+        (T,) arrays; or y (S, T), a row for each repeat, drawn as their median with a band from the least to the
+        largest. NaN leaves a gap.
     x_scale, y_scale : str
         Matplotlib's name of the scale: ``log``, ``linear``.
     """

@@ -1,4 +1,4 @@
-"""Pictures of a number under many settings, over repeats: a dot with its range, a row a setting."""
+"""Pictures of a number under many settings, over repeats: a dot with its range, a row for each setting."""
 
 from __future__ import annotations
 

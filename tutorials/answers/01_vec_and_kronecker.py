@@ -67,10 +67,10 @@ assert np.sum(slip != V) > m * n / 2
 # %% [markdown]
 # ## 3. The determinant
 #
-# With A (n, n) and G (m, m), det(A kron G) = det(A)^m det(G)^n. Each determinant has the size of the *other* matrix for
-# its power. The reason: by answer 1, `A kron G` is `(A kron I)(I kron G)`. The second is block diagonal with n copies
-# of G, so its determinant is det(G)^n. The first is `I kron A`, m copies of A, after rows and columns are put into
-# another order, the same for both, which changes no determinant. The trace has no powers, since the diagonal of
+# With A (n, n) and G (m, m), det(A kron G) = det(A)^m det(G)^n: each is raised to the size of the *other* matrix. The
+# reason: by answer 1, `A kron G` is `(A kron I)(I kron G)`. The second is block diagonal with n copies of G, so its
+# determinant is det(G)^n. The first is `I kron A`, m copies of A, after rows and columns are put into another order,
+# the same for both, which changes no determinant. The trace has no powers, since the diagonal of
 # `A kron G` holds each product A[i, i] G[j, j] once.
 #
 # The guess det(A) det(G) fails already for A = I: there `A kron G` is n copies of G.
@@ -95,8 +95,8 @@ assert np.isclose(np.trace(K), np.trace(A) * np.trace(G), rtol=1e-10)
 # $$ X = Q_G \left[ \frac{Q_G^T V Q_A}{g a^T + \mathrm{damping}} \right] Q_A^T $$
 #
 # Two Cholesky factorizations cannot do it. Unless A or G is a multiple of I, the sum is no Kronecker product: its
-# rearrangement, vec(G) vec(A)^T + damping vec(I) vec(I)^T, has rank two. With damped factors, `(A + r I) kron (G + r
-# I)` and r^2 = damping, two would do, but that is another matrix: it has r (A kron I + I kron G) too much.
+# rearrangement, vec(G) vec(A)^T + damping vec(I) vec(I)^T, has rank two. For damped factors, `(A + r I) kron (G + r
+# I)` with r^2 = damping, they would do, but that is another matrix: it exceeds this one by r (A kron I + I kron G).
 
 # %%
 A, G = A @ A.T / n, G @ G.T / m

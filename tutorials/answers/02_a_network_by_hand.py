@@ -73,9 +73,11 @@ u = rng.standard_normal((N, 5))
 # In `forward`, `np.tanh(s_0)` becomes `np.maximum(s_0, 0)`. In `backward` and in `tangent` it is one and the same
 # expression, the slope: `1 - np.tanh(s_0)**2` becomes `s_0 > 0`, which is 1 or 0. Nothing else knows of phi.
 #
-# Some assertions of the tutorial then fail. A step h so large that some s changes its sign crosses a kink: the error of
-# the difference is no multiple of h^2 any more. "Too large everywhere" in the first confusion box becomes "never too
-# small", since a slope is 1 or 0. And phi'(0) is 0, so `0 * s_0` no longer stands for a slope that was left out.
+# Three assertions of the tutorial then fail. The ratio of 10^4: a step h so large that some s changes its sign crosses
+# a kink, and the error of the difference is no multiple of h^2 any more. "Too large everywhere" in the first confusion
+# box: it becomes "never too small", since a slope is 1 or 0. And the last cell, until its model, too, is given "relu".
+# One assertion still passes and has lost its sense: phi'(0) is 0 now, so `0 * s_0` sets the slope to 0, in `backward`
+# and in `tangent`, and no longer leaves it out.
 
 # %%
 def relu(s):
@@ -117,8 +119,10 @@ for name, dz in (("z - y", s[-1] - targets), ("2 (z - y)", 2 * (s[-1] - targets)
 #
 # In `backward`, none. `@` multiplies the last two axes for each of the K, and the slope, (N, d), is broadcast over K:
 # phi'(s) is the same for all vectors sent back. What must change is every line with `g.T @ a_bar`, since of three axes
-# `.T` reverses all. Swap the last two (`g.swapaxes(-1, -2) @ a_bar`) for K separate gradients. For K-FAC's G, the sum
-# over K of g g^T, lay the stack out as K N rows. (Where K = N the old line runs, and is wrong.)
+# `.T` reverses all. Swap the last two (`g.swapaxes(-1, -2) @ a_bar`) for K separate gradients. (Where K = N the old
+# line runs, and is wrong.) Lines that pick an example must change, too, since axis 0 is now that of K: `g_0[2]` becomes
+# `g_0[:, 2]`. And for K-FAC's G, of which `g_1.T @ g_1 / N` is one, lay the stack out as K N rows: the squares are
+# summed over K and averaged over the examples.
 
 # %%
 K = 4

@@ -48,7 +48,7 @@ outcomes = np.array(list(itertools.product((0, 1), repeat=3)))[:, None, :]      
 probabilities = np.prod(np.where(outcomes == 1, p, 1 - p), axis=-1)             # (2^d, N)
 enumerated = at.backward(np.sqrt(probabilities)[..., None] * (p - outcomes))
 by_root = at.backward(np.sqrt(p * (1 - p)) * np.eye(3)[:, None, :])
-print(f"1. {len(enumerated[0])} backward passes or {len(by_root[0])}: the same G, of the last layer")
+print(f"1. {len(enumerated[0])} backward passes or {len(by_root[0])}: the same G. That of the last layer:")
 print(mean_squares(by_root[-1]).round(3))
 for one, other, G in zip(enumerated, by_root, kr.exact_factors(at).G, strict=True):
     assert np.allclose(mean_squares(one), G)
@@ -88,10 +88,11 @@ assert np.linalg.norm(gradients[1]) > 0.1
 # ||p||^2, is more than that by 2 (p_m - ||p||^2). Since no p_c is above p_m, ||p||^2 = sum_c p_c p_c <= sum_c p_m p_c =
 # p_m, so the difference is not negative. It is zero where all classes that are possible at all are equally likely.
 #
-# A confident model has p_m = 1 - e with a small e. Let q be the sum of p_c^2 over the other classes, between 0 (many,
-# all alike) and e^2 (one of them alone). The exact trace is 2e - e^2 - q, about 2e. That at the likeliest is e^2 + q.
-# Their ratio is between e/2 and e / (1 - e): about a hundredth at most where p_m = 0.99, and it goes to zero as the
-# model becomes sure. The curvature is of the order e, and this is of the order e^2.
+# A confident model has p_m = 1 - e with a small number e (e_m, with an index, is the one-hot vector). Let q be the sum
+# of p_c^2 over the other classes, between 0 (many, all alike) and e^2 (one of them alone). The exact trace is 2e - e^2
+# - q, about 2e. That at the likeliest is e^2 + q. Their ratio is between e/2 and e / (1 - e): about a hundredth at most
+# where p_m = 0.99, and it goes to zero as the model becomes sure: the exact trace is of the order e, that at the
+# likeliest class of the order e^2.
 
 # %%
 def traces(p):
@@ -114,10 +115,12 @@ for e in (0.3, 0.1, 0.01, 0.001):
 # The empirical one. Once every label has a probability of 1 - e, the label *is* the likeliest class, and answer 3
 # applies, with an e for each case. The exact trace of the last G is about 2 mean(e), the empirical one between
 # mean(e^2) and 2 mean(e^2). The loss is the mean of -log(1 - e), about mean(e), so the exact trace falls in step with
-# it. The empirical one falls like a square. So it does in the layers below, since a backward pass is linear.
+# it. The empirical one falls like the square of e. So it does in the layers below: there g is a matrix times what is
+# sent back, the same matrix for both.
 #
-# At the start it is the other way round: labels that do not fit give larger gradients than the model expects. On
-# held-out digits it ends the other way round, too. Some are wrong with confidence, and their p - e_y does not become
+# Which of the two is larger is another matter. At the start the empirical one is: labels that do not fit give larger
+# gradients than the model expects. On the training cases it soon is the smaller one. On held-out digits it is the
+# larger one at the end, too. On some of them the model is wrong with confidence, and p - onehot(y) does not become
 # small, while the exact trace, which asks the model alone, does. The empirical one measures the misfit.
 
 # %%

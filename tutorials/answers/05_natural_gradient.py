@@ -67,12 +67,16 @@ assert abs(orders[-1] - 3) < 0.1
 # %% [markdown]
 # ## 2. Two natural steps, or one
 #
-# In (m, v) the Fisher is diag(1/v, 1/(2 v^2)). A step of size 1 sets m to the mean of y, and v to var(y) + (m - mean
-# y)^2 with the *old* m: the deviation that fits the data best around that m. The second step starts from the right m.
+# In (m, v) the Fisher is diag(1/v, 1/(2 v^2)) and the gradient ((m - mean y) / v, (v - c) / (2 v^2)), where c = var(y)
+# + (m - mean y)^2. So F^-1 grad h = (m - mean y, v - c), and a step of size 1 sets m to the mean of y, and v to c with
+# the *old* m: the variance that fits the data best around that m. The second step starts from the right m, where c is
+# var(y).
 #
-# In eta = (E[y], E[y^2]) one step is enough. The model is an exponential family, h = psi(phi) - phi^T t, with t the
-# means of y and y^2 in the data and phi the natural parameters (m/v, -1/(2v)). There grad_phi = eta - t, since the
-# gradient of psi is eta, and the Fisher is the Hessian of psi, d eta / d phi. So J = d phi / d eta = F_phi^-1, and
+# In eta = (E[y], E[y^2]) one step is enough. Let phi = (m/v, -1/(2v)), the natural parameters (not the nonlinearity of
+# tutorial 2). Then -log p(y) = psi(phi) - phi_1 y - phi_2 y^2, where psi is the log of the integral that makes p add up
+# to 1. Differentiate that integral: the gradient of psi is eta. So h = psi(phi) - phi^T t, with t the means of y and
+# y^2 in the data, has the gradient eta - t. The second derivative of -log p is that of psi, whatever y is, so the
+# Fisher is F_phi = d eta / d phi. With J = d phi / d eta = F_phi^-1,
 #
 # $$ F' = J^T F_\phi J = F_\phi^{-1}, \qquad \nabla h' = J^T(\eta - t), \qquad F'^{-1} \nabla h' = \eta - t $$
 #
@@ -95,15 +99,17 @@ assert away > 0.5
 # %% [markdown]
 # ## 3. The empirical Fisher in `path`
 #
-# Yes, they stay together. Each of the five gradients becomes J^T times itself, so the mean of their outer products
-# becomes J^T F J, as the Fisher does. Invariance is no sign of the right matrix. Both paths go to the minimum: the mean
-# gradient is zero there, and the matrix is regular. From theta they go nearly along the curve of the true Fisher, at
-# another speed; from other starts the directions are tens of degrees apart. The empirical Fisher minus grad grad^T is a
-# covariance, so grad^T F_emp^-1 grad is at most 1: h falls by at most 1 in a unit of time, however far away the start.
+# Yes, they stay together. Each of the five gradients becomes J^T times itself, so the mean of their outer products,
+# F_emp, becomes J^T F_emp J, as the Fisher does. Invariance is no sign of the right matrix. Both paths go to the
+# minimum: F_emp is positive definite, so small steps lower h wherever the mean gradient is not zero, and it is zero
+# there alone. From theta they go nearly along the curve of the true Fisher, at another speed; from other starts the
+# directions are tens of degrees apart. F_emp - grad grad^T is a covariance C, and with q = grad^T C^-1 grad this gives
+# grad^T F_emp^-1 grad = q / (1 + q) < 1: a small step of size epsilon lowers h by less than epsilon, to first order,
+# however far away the start is.
 
 # %%
 def empirical(m, u):
-    each = np.array([(m - y) / np.exp(2 * u), 1 - (m - y)**2 / np.exp(2 * u)])      # a column a number y
+    each = np.array([(m - y) / np.exp(2 * u), 1 - (m - y)**2 / np.exp(2 * u)])      # one column for each number y
     return each @ each.T / len(y)
 
 
@@ -144,6 +150,6 @@ m, u = theta
 gap = []
 for e in (0.01 * d, 0.005 * d):                                  # the same change of the model in (m, u) and in (m, v)
     dv = np.exp(2 * (u + e[1])) - np.exp(2 * u)
-    gap.append(e @ F(m, u) @ e - (e[0]**2 / np.exp(2 * u) + dv**2 / (2 * np.exp(4 * u))))       # F' = diag(1/v, 1/2v^2)
+    gap.append(e @ F(m, u) @ e - (e[0]**2 / np.exp(2 * u) + dv**2 / (2 * np.exp(4 * u))))   # F' = diag(1/v, 1/(2 v^2))
 print(f"d^T F d in (m, log s) and in (m, s^2): the difference is of order {np.log2(gap[0] / gap[1]):.2f}")
 assert abs(np.log2(gap[0] / gap[1]) - 3) < 0.1

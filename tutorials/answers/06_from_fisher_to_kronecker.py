@@ -11,7 +11,7 @@
 #
 # The questions stand at the end of [tutorial 6](../06_from_fisher_to_kronecker.py). Try them first.
 #
-# The network and its six cases are the tutorial's. Here `a` and `g` are lists, an array a layer.
+# The network and its six cases are the tutorial's. Here `a` and `g` are lists with one array for each layer.
 
 # %%
 import numpy as np
@@ -69,7 +69,8 @@ assert np.allclose((F_01 - product_01)[4:, 4:], 0, rtol=0, atol=1e-14)
 # of vec(Gamma) vec(Alpha)^T, and the error is their covariance. With deviations b_0, b_1 of the inputs, a_0 a_1 = b_0
 # b_1 + E[a_0] b_1 + b_0 E[a_1] + a constant gives the three terms. The first is still a fourth cumulant: g has mean
 # zero at every input, and a_1, as a_0, depends on the input alone, so that E[b_1 g_0] = 0 too. Of the pairs only
-# E[b_0 b_1] E[g_0 g_1] is left. In F_00 the two terms of third order were each other's transpose; here they are not.
+# E[b_0 b_1] E[g_0 g_1] is left. In F_00 the two terms of third order (before the rearrangement) were each other's
+# transpose; here they are not, since the inputs of two layers are different variables.
 
 # %%
 def three_terms(w, a, a_next, Gamma):
@@ -79,7 +80,7 @@ def three_terms(w, a, a_next, Gamma):
             for u, v in ((b, b_next), (m, b_next), (b, m_next))]
 
 
-Gamma, Alpha = (np.einsum("ki,kj->kji", u, v).reshape(6, -1) for u, v in (g, a))      # vec of each, a row a case
+Gamma, Alpha = (np.einsum("ki,kj->kji", u, v).reshape(6, -1) for u, v in (g, a))      # vec of each, a row for each case
 covariance = (Gamma - w @ Gamma).T * w @ (Alpha - w @ Alpha)
 assert np.allclose(F_01, kr.fisher_block(at, 0, 1))
 assert np.allclose(kronecker.rearrange(F_01 - product_01, (3, 3), (2, 2)), covariance, rtol=0, atol=1e-14)
@@ -98,10 +99,12 @@ print("shares of the terms:", np.tensordot(terms, covariance) / norm(covariance)
 # ## 3. Labels
 #
 # The error is still a covariance: a mean of products less the product of the means is one, whatever the expectation.
-# And the three terms still add up to it, since only a a' was split. But they are no cumulants now: at labels E[g] and
-# E[b g] are not zero, while cumulants have g less its mean, and all pairs. So the cumulants of the paper's formula do
-# not add up to the error. Each part that lacks has a factor E[g] or E[a g]. Now E[g a^T] is the gradient of the loss,
-# and E[g] its last column: where the gradient is zero nothing lacks, and the formula holds for labels too.
+# And the three terms still add up to it, since only a a' was split. But they are no longer cumulants. A cumulant is
+# made of the deviations of g, not of g, and the fourth subtracts all three ways to make two pairs. At the model's own
+# targets that changes nothing, as E[g] and E[b g] are zero. At labels they are not, and the cumulants of the paper's
+# formula do not add up to the error. Every part that is missing has a factor E[g] or E[a g]. Now E[g a^T] is the
+# gradient of the loss, and E[g] its last column: where the gradient is zero nothing is missing, and the formula holds
+# for labels too.
 
 # %%
 labels, w, a = np.array([0, 1, 0]), np.full(3, 1 / 3), at.a_bar[0]

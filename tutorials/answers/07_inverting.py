@@ -31,9 +31,10 @@ F, g = kr.curvature.Full(f).dense(), kr.params.flatten(grad)    # F~
 # ## 1. Two layers
 #
 # F-hat has the tridiagonal blocks of F~, and with two layers there are no others. Nothing was assumed either: that
-# layer 0 is explained by the next layer *alone* says something only if there is a third. What is left is elimination of
-# a block: Sigma_0 is the Schur complement of layer 1, and Xi F~ Xi^T is block diagonal for any symmetric matrix whose
-# block of layer 1 can be inverted. Factors of random numbers, of no network at all, show it as well as the tutorial's.
+# layer 0 is explained by the next layer *alone* says something only if there is a third. What is left is to eliminate
+# a block: with Psi_0 = F~_01 F~_11^-1 the matrix Xi F~ Xi^T is block diagonal, of Sigma_0 = F~_00 - Psi_0 F~_10 and
+# F~_11. That is Lambda^-1, which is also Xi F-hat Xi^T; Xi can be inverted, so F~ = F-hat. It holds for any symmetric
+# matrix whose block of layer 1 can be inverted: factors of random numbers, of no network, show it as well.
 
 # %%
 def off(factors):
@@ -55,9 +56,10 @@ assert off(three) > 1e-3
 #
 # Both sweeps want the *unchanged* neighbour. The first changes V_i and reads V_(i+1): i runs up, so that i + 1 is
 # changed after it was read. The third changes U_(i+1) and reads U_i: i runs down. In the other order a layer reads what
-# its neighbour has become. With the first one wrong the step loses what the chain gains over F-breve; with the third
-# one wrong, less. Both still lower the model. Two tests do not notice: with two layers there is one i and no order, and
-# at gamma = 1 the Psi are so small that a step is off by a hundredth.
+# its neighbour has become. With the first sweep in the wrong order the step loses what the chain gains over F-breve;
+# with the third in the wrong order it loses less. The quadratic model still falls in both cases. Two tests would not
+# notice: with two layers there is one i and no order, and at gamma = 1 the Psi are so small that the step is off by
+# less than 3%.
 
 # %%
 def sweeps(gamma, first, third):
@@ -100,13 +102,15 @@ assert 0.5 < max(shares["F-breve"], shares["first wrong"], shares["both wrong"])
 # %% [markdown]
 # ## 3. Where Sigma is nearly singular
 #
-# s1 are squared canonical correlations of a_i and a_(i+1): how much of the one is told by the other. The appended 1 is
-# in both, and tells itself exactly: undamped, the largest s1 is 1. Damping adds to A_ii and not to A_i,i+1, as a noise
-# would: the largest s fall. s2 is the same of g_i and g_(i+1); the slopes of tanh, which differ from case to case, keep
-# it below 1. Without tanh g_i = W^T g_(i+1), with the weights W of layer i + 1. Then G_(i+1) explains all of G_i: E^G =
-# G_i, and **all** s2 are 1. So 1 - s1 s2 is zero where s1 is 1, in the direction of the biases: undamped Sigma is
-# singular, and F-hat has no inverse. Here it is worse still. W is square and can be inverted, so a_i can be told from
-# a_(i+1), all s1 are 1 too, and Sigma = 0.
+# Take a combination u^T a_i of the inputs. Its mean square is u^T A u, and u^T E^A u is the part of it that a
+# regression on a_(i+1) explains. As K_1 makes both matrices diagonal, s1 are such shares, between 0 and 1, and the
+# largest s1 is the largest share that any u has. (Statistics calls them squared canonical correlations.) The appended 1
+# is in both, and explains itself: undamped, the largest s1 is 1. Damping adds to A_ii and not to A_i,i+1, as a noise
+# would: the largest s fall. s2 says the same of g_i and g_(i+1); the slopes of tanh, which differ from case to case,
+# keep it below 1. Without tanh g_i = W^T g_(i+1), with the weights W of layer i + 1 (no bias column). Then g_(i+1)
+# explains all of g_i: E^G = G_i, and **all** s2 are 1. So 1 - s1 s2 is zero where s1 is 1, in the direction of the
+# biases: undamped Sigma is singular, and F-hat has no inverse. Here it is worse still. W is square and can be inverted,
+# so a_(i+1) determines a_i, all s1 are 1 too, and Sigma = 0.
 
 # %%
 def s(f, i=0):
@@ -131,10 +135,10 @@ assert np.allclose(np.concatenate([s1, s2]), 1, rtol=0, atol=1e-4)
 # %% [markdown]
 # ## 4. The chain turned around
 #
-# No. "Layers i - 1 and i + 1 are uncorrelated given layer i" names no direction, and it fixes all the far blocks:
-# F_(i-1,i+1) = F_(i-1,i) F_ii^-1 F_(i,i+1), and so on outwards, from the blocks that F-hat shares with F~. There is one
-# matrix that has these blocks and a block-tridiagonal inverse. Psi and Sigma do become others: now the first layer is
-# the one of which nothing is subtracted.
+# No. "Layers i - 1 and i + 1 are uncorrelated given layer i" names no direction, and it fixes all the far blocks of
+# F-hat: block (i - 1, i + 1) is F~_(i-1,i) F~_ii^-1 F~_(i,i+1), and so on outwards, from the blocks that F-hat shares
+# with F~. There is one matrix that has these blocks and a block-tridiagonal inverse. Psi and Sigma do become others:
+# now the first layer is the one of which nothing is subtracted.
 
 # %%
 turned = kr.Factors(f.A[::-1], f.G[::-1], [X.T for X in f.A_cross[::-1]], [X.T for X in f.G_cross[::-1]], f.n)

@@ -69,8 +69,9 @@ assert np.isclose(alpha[1], alpha[0], rtol=0.01)
 #
 # $$ \nabla h(\theta + \delta)^T \delta = -\lambda\, \|\delta\|^2 < 0 $$
 #
-# The next penalty is about the new point. So the solution stays that of h, but it is approached, not reached after
-# five steps. Were lambda part of h and of its gradient too, it would be the method again, with another solution.
+# The next step pays for its length from the new point, not from the start: so the solution stays that of h, but it is
+# approached, not reached in five steps. Were lambda part of h and of its gradient too, it would be the method of
+# conjugate gradients again, with another solution.
 
 # %%
 regression, rng = kr.Model(kr.MLP((4, 1)), kr.Gaussian(), weight_decay=0.1), np.random.default_rng(1)
@@ -101,11 +102,12 @@ assert np.linalg.norm(ridge - solution) > 0.01
 # %% [markdown]
 # ## 3. gamma tied to lambda
 #
-# At step 6. gamma starts there, so the two runs are one until lambda changes, first after step 5. That is so in `kfac`,
-# which damps anew at each step. (In the package the inverses of step 3 serve until step 20: a subclass that changes
-# `gammas` alone parts there. The one below damps the old factors anew.) Neither is ahead by much. With the tutorial's
-# seed the tied gamma has the lower h on all cases, by a tenth, and with others it may be the higher one. gamma decides
-# the direction alone, and alpha and mu mend some of what it gets wrong. One run does not say which rule is better.
+# At step 6. gamma is sqrt(lambda + eta) at first in both, so the two runs are one until lambda changes, which it does
+# first after step 5. That is so in `kfac`, which damps anew at each step. (The package uses the inverses of step 3
+# until step 20, so that a subclass with other `gammas` alone would part at step 20. `Tied` damps the old factors anew
+# at each step, as `kfac` does.) Neither is clearly ahead: on three seeds the last h of the one is between 2/3 and 3/2
+# of that of the other. gamma decides only the direction of Delta, and alpha and mu mend some of what it gets wrong. One
+# run does not say which rule is better.
 
 # %%
 class Tied(kr.optimizers.KFAC):
@@ -132,12 +134,15 @@ for seed in range(3):                                           # of batches and
 # %% [markdown]
 # ## 4. A step that is not undone
 #
-# h rises at the first step, and at the next three. The rule asks where rho is measured, every T1 = 5 steps, and takes
-# back that one step only. When it first asks, h is far too large already, and this very step lowers it: nothing is
-# undone. The four steps before are never looked at.
-# With T1 = 1 each bad step is undone, and h does not rise. But lambda grows by no more than 1 / 0.95 at each of them:
-# it takes some eighty steps, all undone, until lambda is large enough. A stronger factor (omega1 = 0.5) gets there in a
-# few. Each is a step paid for nothing: a sound lambda_0 is cheaper.
+# h rises at the first step, and at the next three. The rule asks where rho is measured, every T1 = 5 steps, whether h
+# rose by more than M promised that it would fall (rho below -1) or by more than h itself, and takes back that one step
+# only. When it first asks, h is far too large already, and this very step lowers it: nothing is undone. The four steps
+# before are never looked at.
+#
+# With T1 = 1 each step that is so bad is undone. But lambda grows by no more than 1 / 0.95 at each of them: it takes
+# some eighty steps, all undone, until lambda is large enough. A stronger factor (omega1 = 0.5) gets there in a few. The
+# cost: each undone step is paid for nothing, and to measure rho takes one more forward pass at every step, in place of
+# every fifth. A sound lambda_0 is cheaper.
 
 # %%
 records = [record for _, record in run(kr.optimizers.KFAC(model, lambda_0=0.0001), 6)]

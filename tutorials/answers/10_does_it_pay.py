@@ -42,13 +42,14 @@ def trained(opt, steps, y, m):                                  # the model on a
 # The fraction is 4/5: K-FAC takes a quarter longer. There are two ways above 1.
 #
 # **Cheaper iterations.** Look where the seconds go (`record.seconds`). To come from 5 below 4, more than a fifth of an
-# iteration has to go. Make inverses more rarely (T3), take a smaller part for the factors (tau1), the block-diagonal
-# structure in place of the tridiagonal one, float32. On the digits T3 = 20 in place of 1 costs no more progress than
-# seeds differ. Take tau2 below 1 last: steps may grow then without bound.
+# iteration has to go. Make inverses more rarely (T3), take a smaller part for the factors (tau1), or float32; or the
+# block-diagonal structure in place of the tridiagonal one, if the iterations that this adds do not eat up the gain. On
+# the digits T3 = 20 in place of 1 costs no more progress than seeds differ. Take tau2 below 1 last: with few cases in B
+# the exact F can look flat along Delta, and alpha comes out too large (`docs/what_we_found.md`).
 #
 # **Fewer iterations.** Tune lambda_0, and take larger batches: K-FAC makes use of them, SGD does not. The inverses cost
 # the same for any batch, so that *dearer* falls with m, too. But cases are paid for: against SGD at a small batch this
-# wins only where 1500 cases take hardly longer than 100. And no win is to leave the baseline untuned.
+# wins only where 1500 cases take hardly longer than 100. And a win over a baseline that was left untuned is none.
 
 # %%
 settings = read("safeguards/safeguards.json")["settings"]["large"]
@@ -64,15 +65,16 @@ assert fewer["1500"] > 2 * fewer["100"]
 # %% [markdown]
 # ## 2. Plateaus and uneven curvature
 #
-# Plateaus: deep networks with a narrow layer, saturating units or very small weights at the start; all where a constant
-# output takes most of the loss away, so that it is learned first. Uneven curvature: inputs that are not centred, of
-# different scales, or strongly correlated, as pixels are; rare features and rare classes; depth.
+# Plateaus: deep networks with a narrow layer, saturating units or very small weights at the start; and wherever a
+# constant output removes most of the loss, so that it is learned first. Uneven curvature: inputs that are not centred,
+# of different scales, or strongly correlated, as pixels are; rare features and rare classes; depth.
 #
 # Plateaus are found out by some dozen steps of SGD and one forward pass: is the error that of the best constant, and do
 # the outputs vary over cases at all? Uneven curvature by one batch: A takes a forward pass, G a backward pass, and the
-# eigenvalues of A kron G are the products of theirs. The largest bounds the rate of gradient descent; the largest over
-# the median says, roughly, how many steps it needs then in an ordinary direction. Here the autoencoder has both, the
-# classifier less of the second and nothing of the first.
+# eigenvalues of A kron G are the products of theirs. The largest bounds the rate of gradient descent: at a rate of 1 /
+# (the largest) the error along an eigenvector with eigenvalue f shrinks by a factor 1 - f / (the largest) in a step. So
+# the largest over the median is, roughly, the number of steps that an ordinary direction needs. Here the autoencoder
+# has both, the classifier less of the second and nothing of the first.
 
 # %%
 def unevenness(at):
@@ -102,7 +104,8 @@ assert found["autoencoder"][2] > 10 * found["classifier"][2]
 #
 # - Adam tuned, with as many trials as K-FAC had, on seeds other than those reported; SGD with momentum tuned as well.
 #   On the digits (m = 500) the best rate of Adam is 50 times its default; on MNIST it is the default.
-# - At least three seeds for every method, all of them shown. Over three seeds SGD differs by more than a factor of 3.
+# - At least three seeds for every method, all of them shown. On the digits SGD at m = 500 takes, to an error of 1, more
+#   than three times as many iterations from one seed as from another.
 # - Several levels of the error, since "times fewer" depends on the level; the end of the runs; the held-out error.
 # - Seconds as well as iterations, on the same quiet machine, each method at the batch size that suits it best.
 
@@ -123,11 +126,12 @@ assert fewer["3"] > 2 * fewer["0.6"]
 # %% [markdown]
 # ## 4. Stopping earlier
 #
-# Yes, by about a tenth. The held-out error of K-FAC is lowest after a third of the iterations and rises from then on,
-# while the training error falls to a third. But SGD at its best is still better, and so it is at the *same* training
-# error: that K-FAC ran for too long does not explain all of the gap. What K-FAC has is the early part: it comes to a
-# held-out error of 8 in a twentieth of the iterations, and in seconds it is at least near. And the best iteration was
-# chosen by the held-out cases, so that its error is too good a number: to choose takes a third set of cases.
+# Yes, by about a tenth. The held-out error of K-FAC is lowest after about a third of the iterations and rises from then
+# on, while the training error goes on falling. But SGD at its best is still better, and it is better at the *same*
+# training error, too: so that K-FAC ran for too long does not explain all of the gap. K-FAC's advantage is early: it
+# reaches a held-out error of 8 in less than a tenth of SGD's iterations (the seconds are printed). And the best
+# iteration was chosen on the held-out cases, so that its error is too good a number: to choose takes a third set of
+# cases.
 
 # %%
 files = [json.loads(path.read_text()) for path in sorted((FIGURES / "convergence/mnist/results").glob("*.json"))]

@@ -49,9 +49,9 @@ block = F[layers[1], layers[1]]
 # $$ \|Q\, \mathrm{diag}(s)\, Q^T - F\|^2 = \|\mathrm{diag}(s) - Q^T F Q\|^2
 #    = \sum_i \left(s_i - (Q^T F Q)_{ii}\right)^2 + \sum_{i \ne j} (Q^T F Q)_{ij}^2 $$
 #
-# The second sum does not know s. The first is zero at s_i = (Q^T F Q)_ii, and that is the mean square of coordinate i
-# of the gradients: EKFAC's S. So any other s, also the products of eigenvalues that A kron G has, is further off by
-# its squared distance from S, and by nothing else.
+# The second sum does not depend on s. (F stands for the block of the layer.) The first is zero at s_i = (Q^T F Q)_ii,
+# and that is the mean square of coordinate i of the gradients: EKFAC's S. For any other s, such as the products of
+# eigenvalues that A kron G has, the squared error is larger by exactly ||s - S||^2.
 
 # %%
 Q = np.kron(*(np.linalg.eigh(M)[1] for M in (factors.A[1], factors.G[1])))
@@ -70,15 +70,16 @@ for name, s in (("products", products), ("ones", np.ones(len(S))), ("half of S",
 #
 # $$ F_{11} = \mathrm{E}[a a^T \otimes g g^T] = a a^T \otimes \mathrm{E}[g g^T] $$
 #
-# where the expectation left is that over the targets. So the block is exact in A kron G, and in what would be exact
-# for any Kronecker product: EKFAC, TKFAC, the nearest. KFRA's slopes are constants, too. Between layers the same holds,
-# so F~ is the whole F, and F-hat too, but for the damping without which it does not exist (1e-8, of which the root is
-# seen). Not exact are: the diagonal; FOOF, which does not know G; one sampled target, as E[g g^T] takes all of them;
-# and Shampoo, whose roots give
+# where the expectation that is left is over the targets. So in the block of a layer A kron G is exact, and so are all
+# that are exact wherever the block is a Kronecker product: EKFAC, TKFAC, the nearest. So is KFRA: its slopes do not
+# vary. Between layers the same holds, so F~ is the whole F. F-hat is, too: with a fixed and the slopes fixed, g_i is a
+# constant matrix times g_(i+1), so the next layer explains a layer completely, as the chain assumes. (It is off by a
+# little, since it needs a damping: of 1e-8 the factors get the root, 1e-4.) Not exact are: the diagonal; FOOF, which
+# does not know G; one sampled target, as E[g g^T] takes all of them; and Shampoo, whose roots give
 #
 # $$ (\mathrm{tr}\, G)^{1/2}\; a a^T \otimes G^{1/2}, $$
 #
-# which is the block where G has rank one alone. All that drop the blocks between layers are off in the whole matrix.
+# which is the block only where G has rank one. All that drop the blocks between layers are off in the whole matrix.
 
 # %%
 one = at.model.at(at.weights, x[1:2])
@@ -121,13 +122,13 @@ for name, likelihood, labels in (("Categorical", kr.Categorical(), y), ("Gaussia
 # %% [markdown]
 # ## 4. FOOF with the right trace
 #
-# The number is about 0.02, so that the error falls from 31 to just below 1: that of the zero matrix. It had the wrong
-# size; what remains is the wrong shape. The step does not change at all: a number in front of the matrix is a number
-# in front of the step, and alpha takes it out again. The damping has to be multiplied by it, too; where each matrix
-# chooses its damping that is no loss.
+# The number makes the error fall from above 20 to just below 1, which is the error of the zero matrix. FOOF had the
+# wrong size; what remains is the wrong shape. The step does not change at all: a factor c of the matrix is a factor 1/c
+# of the step, and alpha takes it out again. The damping has to be multiplied by c, too; where each matrix chooses its
+# own damping, the choice sees to that.
 #
-# A number for *each layer* does change the direction of the whole step, and betters it here: G, as K-FAC has it, is
-# needed at least for its size in each layer.
+# A number for *each layer* does change the direction of the whole step, and here the step improves: G, as K-FAC has it,
+# is needed at least for its size in each layer.
 
 # %%
 foof = kr.curvature.InputOnly(factors).dense()

@@ -68,8 +68,9 @@ assert min(row.digits for row in oracle.check(problem, right).rows) > 12
 # %% [markdown]
 # ## 2. Two mistakes at once
 #
-# All ten pairs of the five are named, each by that pair alone. (`kfac` compares its argument by `==`: with `in` in its
-# place a text of two mistakes serves.) The oracle tries all pairs of its catalogue; three at once are not searched.
+# All ten pairs of the five are named, each by that pair alone. (`slope` and `kfac` compare by `==`: write `"labels" in
+# mistake` and so on, and pass one text with both names, "labels, no root".) The oracle tries all pairs of its
+# catalogue; three at once are not searched.
 # Then it goes on one quantity at a time, with those before it taken as they are, and still finds each.
 #
 # One can hide another where their factors cancel. A summed over the examples is N times too large. With a G that is N
@@ -104,7 +105,8 @@ for given in ({"step": step}, {"A": A, "G": G, "step": step}):
 # both G are 0. There is nothing to compare. But that is so for p = 1 *exactly*. Let 1 - p be a small e. The labels give
 # a G of the order e^2. In the exact one the other classes have the probability e and gradients of the order 1: it is of
 # the order e. So the relative difference goes to 1, and the oracle, which looks at relative errors, tells the two apart
-# best where the network is nearly certain. Check with weights that leave p well inside: untrained ones do.
+# the better the nearer p is to 1, until p is rounded to 1 and both G are 0. To stay clear of that, check with weights
+# that leave p well inside (0, 1), as untrained ones do.
 
 # %%
 for scale in (1, 10, 30, 1e4):
@@ -119,10 +121,10 @@ for scale in (1, 10, 30, 1e4):
 # %% [markdown]
 # ## 4. Sampled targets
 #
-# "as sampled", and what that is worth. Without the targets the oracle cannot compare digits. It simulates what M draws
-# for each example give, and accuses a G that is further off than all of these. With M = 1 and five examples much
-# is possible: of G at the labels it says itself that this would be noticed in 0%. With M = 1000 it is
-# noticed in all cases. State M (`samples`): else it is inferred from the spread, and five examples say little about
+# It says "as sampled", and how much that is worth. Without the targets the oracle cannot compare digits. It simulates
+# what M draws for each example give, and accuses a G that is further off than all of these. With M = 1 and five
+# examples much is possible: the report itself says that G at the labels would be noticed in 0% of cases. With M = 1000
+# it would be in all. State M (`samples`): else it is inferred from the spread, and five examples say little about
 # it. Give the targets in the problem, and all digits are compared. And do not give a sampled G as `G`: that is the
 # exact one.
 
