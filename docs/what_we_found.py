@@ -174,6 +174,15 @@ def convergence(name: str, title: str) -> list[Finding]:
         Finding(f"faster in seconds: {title}", "13", "reproduced" if s["ratio"] > 1.1 else "not reproduced",
                 f"to an error of {level}: {s['kfac']} takes {s['kfac_value']:.1f} s, {s['baseline']} takes "
                 f"{s['baseline_value']:.1f} s ({s['ratio']:.2f} times as long)", "convergence")]
+    averaged = numbers("convergence")["ratios_of_the_better_iterate"][name]
+    level = [level for level, row in averaged.items() if row["iterations"]["ratio"]][-1]
+    ai, as_ = averaged[level]["iterations"], averaged[level]["seconds"]
+    found.append(Finding(
+        f"the same where the average of the iterates counts (of the two the better, for every method): {title}", "13",
+        f"{ai['ratio']:.1f} times fewer iterations, {as_['ratio']:.2f} times as fast",
+        f"to an error of {level}: {ai['kfac']} takes {ai['kfac_value']:.0f} iterations, {ai['baseline']} takes "
+        f"{ai['baseline_value']:.0f}; {as_['kfac']} takes {as_['kfac_value']:.1f} s, {as_['baseline']} takes "
+        f"{as_['baseline_value']:.1f} s", "convergence"))
     methods = numbers(f"convergence/{name}", "comparison")["methods"]
     levels = list(next(iter(methods.values()))["runs"][0]["levels"])
 
