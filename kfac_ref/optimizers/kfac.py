@@ -82,7 +82,7 @@ class KFAC:
     argument          paper               default            why it differs
     ================  ==================  =================  ==========================================================
     structure         both                block-diagonal
-    lambda_0          150                 1                  suits small networks and classifiers; adapts either way
+    lambda_0          150                 1                  suits classifiers; autoencoders chose 1e-4 to 1e-2
     omega1, T1        (19/20)^T1, 5       the same
     omega2, T2        (19/20)^(T2/2), 20  the same
     T3                20, and k <= 3      the same
