@@ -252,8 +252,20 @@ def tables() -> str:
                 cells = [spread_of_seeds(reached(content, level, what), form) for level in levels]
                 head = "| seconds" if what else f"{method} | iterations"
                 text.append(" | ".join([f"| {head}", *cells, f"{last} |"]))
-        text.append("")
+        text += ["", why(name, methods), ""]
     return "\n".join(text)
+
+
+def why(name: str, methods: dict[str, Any]) -> str:
+    """Say out of which two factors the ratio of the seconds comes, at the lowest level that both sides reach."""
+    rows = {level: row["seconds"] for level, row in numbers("convergence")["ratios"][name].items()
+            if row["seconds"]["ratio"]}
+    level, row = list(rows.items())[-1]
+    ours, theirs = (middle(reached(methods[row[who]], level, 0)) or 1 for who in ("kfac", "baseline"))
+    fewer = theirs / ours
+    return (f"To an error of {level} the quickest K-FAC ({row['kfac']}) is {row['ratio']:.2f} times as fast as the "
+            f"quickest baseline ({row['baseline']}): it takes {fewer:.1f} times fewer iterations, and each of them "
+            f"takes {fewer / row['ratio']:.1f} times as long.")
 
 
 def settings() -> str:
