@@ -33,6 +33,11 @@ def test_every_question_has_an_answer_that_runs(path: Path) -> None:
     runpy.run_path(str(path), run_name="__main__")
 
 
+@pytest.mark.parametrize("path", TUTORIALS + ANSWERS, ids=lambda p: f"{p.parent.name}_{p.stem}")
+def test_no_line_inside_a_paragraph_begins_a_list(path: Path) -> None:
+    assert re.findall(r"^# \w.*\n# [-+*] .*", re.sub(r"^# \d\. ", "# - ", path.read_text(), flags=re.M), re.M) == []
+
+
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
 def test_it_has_the_parts_of_every_tutorial_in_their_order(path: Path) -> None:
     text = path.read_text()

@@ -89,10 +89,10 @@ assert np.linalg.norm(gradients[1]) > 0.1
 # p_m, so the difference is not negative. It is zero where all classes that are possible at all are equally likely.
 #
 # A confident model has p_m = 1 - e with a small number e (e_m, with an index, is the one-hot vector). Let q be the sum
-# of p_c^2 over the other classes, between 0 (many, all alike) and e^2 (one of them alone). The exact trace is 2e - e^2
-# - q, about 2e. That at the likeliest is e^2 + q. Their ratio is between e/2 and e / (1 - e): about a hundredth at most
-# where p_m = 0.99, and it goes to zero as the model becomes sure: the exact trace is of the order e, that at the
-# likeliest class of the order e^2.
+# of p_c^2 over the other classes, between 0 (many, all alike) and e^2 (one of them alone). The exact trace is
+# 2e - e^2 - q, about 2e. That at the likeliest is e^2 + q. Their ratio is between e/2 and e / (1 - e): about a
+# hundredth at most where p_m = 0.99, and it goes to zero as the model becomes sure: the exact trace is of the order e,
+# that at the likeliest class of the order e^2.
 
 # %%
 def traces(p):

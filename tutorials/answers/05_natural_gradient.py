@@ -67,10 +67,10 @@ assert abs(orders[-1] - 3) < 0.1
 # %% [markdown]
 # ## 2. Two natural steps, or one
 #
-# In (m, v) the Fisher is diag(1/v, 1/(2 v^2)) and the gradient ((m - mean y) / v, (v - c) / (2 v^2)), where c = var(y)
-# + (m - mean y)^2. So F^-1 grad h = (m - mean y, v - c), and a step of size 1 sets m to the mean of y, and v to c with
-# the *old* m: the variance that fits the data best around that m. The second step starts from the right m, where c is
-# var(y).
+# In (m, v) the Fisher is diag(1/v, 1/(2 v^2)) and the gradient ((m - mean y) / v, (v - c) / (2 v^2)). Here c stands for
+# var(y) + (m - mean y)^2. So F^-1 grad h = (m - mean y, v - c), and a step of size 1 sets m to the mean of y, and v to
+# c with the *old* m: the variance that fits the data best around that m. The second step starts from the right m, where
+# c is var(y).
 #
 # In eta = (E[y], E[y^2]) one step is enough. Let phi = (m/v, -1/(2v)), the natural parameters (not the nonlinearity of
 # tutorial 2). Then -log p(y) = psi(phi) - phi_1 y - phi_2 y^2, where psi is the log of the integral that makes p add up
