@@ -4,7 +4,8 @@
 
 MNIST, generated curves (a stand-in for CURVES) and digits: K-FAC block-diagonal, block-tridiagonal and without
 momentum, SGD with Nesterov's momentum and Adam at m = 100 and 500. What is run is in ``figures/convergence/*.json``:
-every method has four trials on another seed, one setting is chosen for all error levels, and three seeds are reported.
+all methods of a problem have as many trials, on other seeds; one setting is chosen for all error levels, and three
+seeds are reported. The JSON has the ratios twice: of the iterates, and where their average counts if it is the better.
 The runs take about two hours; each is kept in ``results/`` when it is done, and the picture is drawn from those. From
 the committed ones this script draws at once; with ``--out`` elsewhere it runs everything anew, and goes on where it was
 interrupted. MNIST is read from the folder that the variable KFAC_REF_MNIST names, and left out where there
