@@ -77,3 +77,15 @@ def test_the_findings_tell_medians_of_ratios_and_what_the_grids_hold() -> None:
 def test_the_findings_are_written_from_the_numbers_beside_the_figures() -> None:
     page = runpy.run_path(str(ROOT / "docs" / "what_we_found.py"))["page"]
     assert (ROOT / "docs" / "what_we_found.md").read_text() == page()
+
+
+def test_the_average_of_the_iterates_counts_where_it_is_better() -> None:
+    folder = ROOT / "figures" / "convergence"
+    row = json.loads((folder / "convergence.json").read_text())["ratios_of_the_better_iterate"]["mnist"]["2"]["seconds"]
+    seconds = []
+    for path in (folder / "mnist" / "results").glob("*.json"):
+        run = json.loads(path.read_text())
+        if run["method"] == row["baseline"] and run["seed"] in (0, 1, 2):
+            seconds.append(next(e["seconds"] for e in run["evaluations"] if min(e["error"], e["averaged_error"]) <= 2))
+    assert len(seconds) == 3
+    assert sorted(seconds)[1] == row["baseline_value"]
