@@ -152,11 +152,29 @@ def count(name: str, value: Any, low: int = 1) -> int:
     return int(value)
 
 
+def layer(name: str, value: Any, layers: int) -> int:
+    """Return `value` as the number of a layer, from 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < layers:
+        raise ValueError(f"{name} must be a layer 0..{layers - 1}, got {value!r}")
+    return int(value)
+
+
 def known(name: str, key: Any, entries: Mapping[str, Entry]) -> Entry:
     """Return ``entries[key]``, or say which keys there are."""
     if key not in entries:
         raise ValueError(f"{name} must be one of {', '.join(sorted(entries))}; got {key!r}")
     return entries[key]
+
+
+def offers(name: str, value: Any, protocol: type) -> None:
+    """Refuse a class in place of an instance, and an object that lacks a method or attribute of a protocol."""
+    if isinstance(value, type):
+        raise ValueError(f"{name} must be an instance, such as {value.__name__}(), got the class")
+    missing = [member for member in (*vars(protocol), *protocol.__annotations__)
+               if not member.startswith("_") and not hasattr(value, member)]
+    if missing:
+        raise ValueError(f"{name} must offer {', '.join(missing)}, which {type(value).__name__} lacks "
+                         f"(see {protocol.__module__}.{protocol.__name__})")
 
 
 def dense_size(what: str, rows: int, columns: int, itemsize: int, max_bytes: int | None = None) -> None:

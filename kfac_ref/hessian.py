@@ -1,11 +1,9 @@
 """The Hessian of the mean loss, by differentiating the backward pass: what the Fisher leaves out.
 
-With R the derivative in the direction V of the weights (Pearlmutter 1994), F_R the Hessian of nll with respect to z (z
-is natural), and g_i the gradients of the mean loss with respect to s_i::
+With R the derivative in the direction V of the weights (Pearlmutter 1994; see `network`), F_R the Hessian of nll with
+respect to z (z is natural), and g_i the gradients of the mean loss with respect to s_i::
 
     R g_{L-1} = F_R (J V) / N
-    R da_i    = R g_i W_i[:, :-1] + g_i V_i[:, :-1]                    da_i = g_i W_i[:, :-1]
-    R g_{i-1} = R da_i * phi'(s_{i-1}) + da_i * phi''(s_{i-1}) * R s_{i-1}
     (H V)_i   = R g_i^T a_bar_i + g_i^T R a_bar_i                      R a_bar_i = [R a_i, 0]
 
 H = F + E[ sum_c (d nll / d z_c) (second derivative of z_c) ]. The added term vanishes where all d nll / d z do, and for
@@ -21,6 +19,7 @@ import numpy as np
 
 from . import checks
 from .checks import Array, Direction
+from .layers import adjoint
 from .model import Point
 from .params import flatten, unflatten
 
@@ -52,27 +51,11 @@ def hessian_product(at: Point, y: Any, V: Direction) -> list[Array]:
     Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian".
     """
     V = checks.direction("V", V, at.model.network.shapes, at.z.dtype)
-    W, N = at.weights, len(at)
-    Rs, Ra_bar = [at.a_bar[0] @ V[0].T], [np.zeros_like(at.a_bar[0])]
-    for i, slope in enumerate(at.forward.slopes, 1):
-        Ra_bar.append(np.zeros_like(at.a_bar[i]))
-        Ra_bar[i][:, :-1] = slope * Rs[i - 1]
-        Rs.append(at.a_bar[i] @ V[i].T + Ra_bar[i] @ W[i].T)
-    dz = at.model.likelihood.gradient(at.z, y)
-    if dz.ndim != 2:
-        raise ValueError(f"y must hold one target for each example, got a stack of {len(dz)}")
-    g = at.backward(dz / N)
-    Rg = at.model.likelihood.fisher_product(at.z, Rs[-1]) / N
-    HV: list[Array] = []
-    for i in reversed(range(len(W))):
-        HV.append(Rg.T @ at.a_bar[i] + g[i].T @ Ra_bar[i])
-        if i:
-            s, a = at.s[i - 1], at.a_bar[i][:, :-1]
-            curve = at.forward.activations[i - 1].ddphi(s, a)
-            da = g[i] @ W[i][:, :-1]
-            Rda = Rg @ W[i][:, :-1] + g[i] @ V[i][:, :-1]
-            Rg = Rda * at.forward.slopes[i - 1] + da * curve * Rs[i - 1]
-    return HV[::-1]
+    likelihood, N = at.model.likelihood, len(at)
+    g = at.backward(at.output_gradient(y) / N)
+    Rg, Ra_bar = at.model.network.tangent_backward(at.weights, at.forward, V, g,
+                                                   lambda Rz: likelihood.fisher_product(at.z, Rz) / N)
+    return [adjoint(Rg[i], at.a_bar[i]) + adjoint(g[i], Ra_bar[i]) for i in range(len(g))]
 
 
 def hessian(at: Point, y: Any, max_bytes: int | None = None) -> Array:

@@ -204,6 +204,10 @@ class Eigen:
         """Decompose the symmetric (n, n) matrix `S`, whose lower triangle is read; errors call it `name`."""
         return cls(*scipy.linalg.eigh(checks.finite(name, S), check_finite=False))
 
+    def root(self) -> Array:
+        """Return the symmetric square root of a positive semi-definite matrix; eigenvalues below 0 count as 0."""
+        return (self.Q * np.sqrt(np.maximum(self.values, 0))) @ self.Q.T
+
 
 def spectrum(A: Eigen, G: Eigen) -> Array:
     """Return the eigenvalues of A kron G as an (m, n) matrix: entry (j, i) is ``values_G[j] values_A[i]``.

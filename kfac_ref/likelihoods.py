@@ -10,20 +10,21 @@ For each likelihood, of ONE example (paper: sec. 2.2)::
 =============  ====================  ==================  ==============================  ===========================
                nll                   gradient            F_R                             root
 =============  ====================  ==================  ==============================  ===========================
-Gaussian       1/2 ||z - y||^2       z - y               I                               I
+Gaussian       1/(2v) ||z - y||^2    (z - y)/v           I/v                             I/sqrt(v)
 Categorical    logsumexp(z) - z_y    p - onehot(y)       diag(p) - p p^T                 diag(sqrt p) - p sqrt(p)^T
 Bernoulli      sum softplus(z) - yz  p - y               diag(p (1 - p))                 diag(sqrt(p (1 - p)))
 =============  ====================  ==================  ==============================  ===========================
 
-The Gaussian has unit variance, and its constant C/2 log(2 pi) is left out. Wherever 1 - p occurs it is computed from
+The Gaussian has variance v (default: 1); its constant C/2 log(2 pi v) is left out. Wherever 1 - p occurs it is computed from
 the small numbers that make it up, never by subtraction from 1: at z = 40 that difference has no digit left.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -39,7 +40,14 @@ class Likelihood(Protocol):
 
     z is (N, C) throughout; y is (N,) labels for a categorical, else (N, C). A stack of draws, (M, N) or (M, N, C), is
     taken wherever one y is, and a stack (K, N, C) wherever one v is.
+
+    Attributes
+    ----------
+    labels : bool
+        Whether targets are labels (N,) rather than numbers (N, C).
     """
+
+    labels: bool
 
     def check(self, z: Array, y: Any) -> Any:
         """Return `y` as the other methods want it, or raise a ``ValueError`` that says what is wrong."""
@@ -71,7 +79,17 @@ class Likelihood(Protocol):
 
 @dataclass(frozen=True)
 class Gaussian:
-    """``y ~ N(z, I)``: nll 1/2 ||z - y||^2, without its constant.
+    """``y ~ N(z, v I)``: nll ``||z - y||^2 / (2 v)``, without its constant.
+
+    Parameters
+    ----------
+    variance : float
+        The noise variance v, above 0.
+
+    Raises
+    ------
+    ValueError
+        For a variance that is not positive.
 
     Notes
     -----
@@ -84,34 +102,40 @@ class Gaussian:
     [2.5]
     """
 
+    labels: ClassVar[bool] = False
+    variance: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "variance", checks.number("variance", self.variance, 0, above=True))
+
     def check(self, z: Array, y: Any) -> Array:
         """Return `y` as real numbers of the shape of z, (N, C), or a stack of those."""
         return checks.targets("y", y, z.shape, z.dtype)
 
     def nll(self, z: Array, y: Any) -> Array:
-        """Return 1/2 ||z - y||^2 of each example, (N,)."""
-        return self.error(z, y) / 2
+        """Return ``||z - y||^2 / (2 v)`` of each example, (N,)."""
+        return self.error(z, y) / (2 * self.variance)
 
     def gradient(self, z: Array, y: Any) -> Array:
-        """Return ``z - y``."""
-        return z - self.check(z, y)
+        """Return ``(z - y) / v``."""
+        return (z - self.check(z, y)) / self.variance
 
     def fisher(self, z: Array) -> Array:
-        """Return the identity, (N, C, C)."""
-        return np.broadcast_to(np.eye(z.shape[1], dtype=z.dtype), (*z.shape, z.shape[1]))
+        """Return ``I / v``, (N, C, C)."""
+        return self._identity(z, 1 / self.variance)
 
     def fisher_root(self, z: Array) -> Array:
-        """Return the identity, (N, C, C)."""
-        return self.fisher(z)
+        """Return ``I / sqrt(v)``, (N, C, C)."""
+        return self._identity(z, 1 / math.sqrt(self.variance))
 
     def fisher_product(self, z: Array, v: Array) -> Array:
-        """Return `v`."""
-        return v
+        """Return `v` over the variance."""
+        return v / self.variance
 
     def sample(self, z: Array, rng: np.random.Generator, draws: int | None = None) -> Array:
-        """Draw ``z + noise``: (N, C), or (draws, N, C)."""
+        """Draw ``z + sqrt(v) noise``: (N, C), or (draws, N, C)."""
         shape = z.shape if draws is None else (draws, *z.shape)
-        return z + rng.standard_normal(shape, dtype=z.dtype.type)
+        return z + math.sqrt(self.variance) * rng.standard_normal(shape, dtype=z.dtype.type)
 
     def outcomes(self, z: Array) -> tuple[Array, Array]:
         """Refuse: a Gaussian has no finite list of targets."""
@@ -120,6 +144,9 @@ class Gaussian:
     def error(self, z: Array, y: Any) -> Array:
         """Return ||z - y||^2 of each example, (N,)."""
         return np.sum(np.square(z - self.check(z, y)), axis=-1)
+
+    def _identity(self, z: Array, scale: float) -> Array:
+        return np.broadcast_to(scale * np.eye(z.shape[1], dtype=z.dtype), (*z.shape, z.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -137,6 +164,8 @@ class Categorical:
     >>> np.round(np.exp(-Categorical().nll(z, [1])), 4).tolist()
     [0.75]
     """
+
+    labels: ClassVar[bool] = True
 
     def check(self, z: Array, y: Any) -> Labels:
         """Return `y` as integer labels (N,), or a stack (M, N)."""
@@ -220,6 +249,8 @@ class Bernoulli:
     >>> np.round(Bernoulli().nll(np.array([[0.0, 1e4]]), np.array([[1.0, 1.0]])), 6).tolist()
     [0.693147]
     """
+
+    labels: ClassVar[bool] = False
 
     def check(self, z: Array, y: Any) -> Array:
         """Return `y` as numbers in [0, 1] of the shape of z, (N, C), or a stack of those."""

@@ -5,22 +5,29 @@ The objective (paper: sec. 2.2) is the mean over the batch, plus the weight deca
     h(theta)      = (1/N) sum_n -log p(y_n | z_n) + (eta/2) ||theta||^2
     grad h, W_i   = (1/N) g_i^T a_bar_i + eta W_i
 
-One forward pass serves all that is asked at a point: loss, gradient, samples, and everything in `fisher` and
-`factors`.
+One forward pass serves all that is computed at a point: loss, gradient, samples, and everything in `fisher` and
+`factors`. All of these are means over the examples, so a data set can be processed in parts (`Model.parts`,
+`mean_over`)::
+
+    mean over all examples = sum over parts of (n_part / N) (mean over the part)
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from . import checks
+from . import checks, layers
 from .checks import Array, Direction, Rows
 from .likelihoods import Likelihood
 from .network import Network, Pass
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,8 @@ class Model:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.likelihood, type):
-            raise ValueError(f"likelihood must be an instance, such as {self.likelihood.__name__}(), got the class")
+        for name, value, protocol in (("network", self.network, Network), ("likelihood", self.likelihood, Likelihood)):
+            checks.offers(name, value, protocol)
         object.__setattr__(self, "weight_decay", checks.number("weight_decay", self.weight_decay, 0))
 
     def init(self, rng: np.random.Generator, scheme: str = "sparse", dtype: DTypeLike = np.float64) -> list[Array]:
@@ -107,8 +114,139 @@ class Model:
         x = checks.real_array("x", x, (None, self.network.sizes[0]), W[0].dtype)
         return Point(self, W, self.network.forward(W, x))
 
+    def parts(self, weights: Direction, x: Any, y: Any = None, size: int = 2000) -> list[Part]:
+        """Cut a data set into parts, to be evaluated one at a time by `mean_over`.
 
-@dataclass(frozen=True)
+        Parameters
+        ----------
+        weights : list of (d_{i+1}, d_i + 1) arrays
+            The parameters.
+        x : (N, d_0) array
+            One example per row.
+        y : (N,) or (N, C) array, optional
+            Labels or targets.
+        size : int
+            The largest number of examples in a part.
+
+        Returns
+        -------
+        list of Part
+            In the order of the examples. A part holds a view of its rows and is small when pickled.
+
+        Raises
+        ------
+        ValueError
+            For no examples, or x and y of different lengths.
+        """
+        checks.count("size", size)
+        weights = checks.weights("weights", weights, self.network.shapes)
+        x = checks.array("x", x)
+        y = None if y is None else checks.array("y", y)
+        N = len(x) if x.ndim else 0
+        if not N:
+            raise ValueError("x must hold at least one example")
+        if y is not None and (not y.ndim or len(y) != N):
+            raise ValueError(f"y must hold one target for each of the {N} examples of x, got shape {y.shape}")
+        cuts = [slice(start, min(start + size, N)) for start in range(0, N, size)]
+        return [Part(self, weights, x[rows], None if y is None else y[rows], rows) for rows in cuts]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some examples of a data set and the weights to evaluate them at; `point` runs the forward pass.
+
+    Attributes
+    ----------
+    model : Model
+        The model.
+    weights : tuple of (d_{i+1}, d_i + 1) arrays
+        The parameters.
+    x : (n, d_0) array or function
+        The inputs of the part, or a function without arguments that returns ``(x, y)`` where they are needed.
+    y : (n,) or (n, C) array or None
+        The labels or targets of the part.
+    rows : slice
+        Where the part lies in the whole data set.
+    """
+
+    model: Model
+    weights: tuple[Array, ...]
+    x: Any
+    y: Any
+    rows: slice
+
+    def point(self) -> Point:
+        """Run the network on the examples of this part."""
+        x, y = self.x() if callable(self.x) else (self.x, self.y)
+        at = self.model.at(self.weights, x)
+        return Point(self.model, at.weights, at.forward, y, self.rows)
+
+
+def mean_over(parts: Iterable[Part], f: Callable[[Point], Value],
+              map: Callable[..., Iterable[tuple[int, Value]]] = map) -> Value:
+    """Return the mean of `f` over all examples, computed part by part.
+
+    Parameters
+    ----------
+    parts : iterable of Part
+        From `Model.parts`.
+    f : function of a Point
+        Its result is a mean over the examples of that point: a number, an array, a sequence or mapping of them (such as
+        a direction), `Moments`, or the `Factors` of an estimator that is a plain mean.
+    map : function
+        ``map(function, parts)``, such as that of an executor (default: the built-in one). It must keep the order. `f` is
+        evaluated inside it, so no more forward passes are in memory than are evaluated at once.
+
+    Returns
+    -------
+    the type that `f` returns
+        ``sum (n / N) f(part)``, added up in the order of the parts.
+
+    Raises
+    ------
+    ValueError
+        For no parts, or results that cannot be averaged.
+
+    Examples
+    --------
+    >>> import numpy as np, kfac_ref as kr
+    >>> model = kr.Model(kr.MLP((1, 1)), kr.Gaussian())
+    >>> parts = model.parts([np.array([[1.0, 0.0]])], [[1.0], [2.0], [6.0]], size=2)
+    >>> kr.mean_over(parts, lambda at: at.z.mean())
+    3.0
+    """
+    total, N = None, 0
+    for n, value in map(functools.partial(_evaluate, f), parts):
+        weighted = _combine(lambda a, n=n: n * a, value)
+        total = weighted if total is None else _combine(lambda a, b: a + b, total, weighted)
+        N += n
+    if not N:
+        raise ValueError("parts must hold at least one part")
+    result: Value = _combine(lambda a: a / N, total)
+    return result
+
+
+def _evaluate(f: Callable[[Point], Value], part: Part) -> tuple[int, Value]:
+    at = part.point()
+    return len(at), f(at)
+
+
+def _combine(mix: Callable[..., Any], *values: Any) -> Any:
+    """Apply `mix` to numbers and arrays at the same place of equally built values."""
+    first = values[0]
+    if hasattr(first, "combine"):
+        return first.combine(mix, *values[1:])
+    if isinstance(first, Mapping):
+        return {key: _combine(mix, *(value[key] for value in values)) for key in first}
+    if isinstance(first, (list, tuple)):
+        return type(first)(_combine(mix, *items) for items in zip(*values, strict=True))
+    if isinstance(first, (float, int, np.ndarray, np.generic)):
+        return mix(*values)
+    raise ValueError(f"f must return means over the examples (numbers, arrays, directions, moments or plain factors), "
+                     f"got {type(first).__name__}")
+
+
+@dataclass(frozen=True, eq=False)
 class Point:
     """A model at one point: weights, inputs, and every intermediate of the forward pass. Made by `Model.at`.
 
@@ -120,11 +258,22 @@ class Point:
         The parameters.
     forward : Pass
         The forward pass, whose parts have names of their own here: ``x``, ``a_bar``, ``s``, ``z``.
+    y : (N,) or (N, C) array or None
+        Labels or targets, if the point carries them.
+    rows : slice, array of int or None
+        Which examples of a whole data set these are; None if they are all that there is.
     """
 
     model: Model
     weights: tuple[Array, ...]
     forward: Pass
+    y: Any = None
+    rows: Rows | None = None
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        return (f"Point of {len(self)} examples, {'-'.join(map(str, self.model.network.sizes))}, "
+                f"{type(self.model.likelihood).__name__}, {self.z.dtype}")
 
     @property
     def x(self) -> Array:
@@ -179,7 +328,8 @@ class Point:
             rows = np.asarray(rows, dtype=np.intp)
             if len(rows) and not (-len(self) <= rows.min() and rows.max() < len(self)):
                 raise ValueError(f"rows must lie in 0..{len(self) - 1}, got {rows.min()}..{rows.max()}")
-        part = Point(self.model, self.weights, self.forward.take(rows))
+        kept = None if self.rows is None else _rows_of(self.rows, rows)
+        part = Point(self.model, self.weights, self.forward.take(rows), None if self.y is None else self.y[rows], kept)
         if not len(part):
             raise ValueError("rows must choose at least one example")
         return part
@@ -247,15 +397,33 @@ class Point:
         """
         if np.ndim(dz) != 2:
             raise ValueError(f"dz must have shape {self.z.shape}, got {np.shape(dz)}")
-        return [g.T @ a_bar for g, a_bar in zip(self.backward(dz), self.a_bar, strict=True)]
+        return [layers.adjoint(g, a_bar) for g, a_bar in zip(self.backward(dz), self.a_bar, strict=True)]
 
-    def loss(self, y: Any) -> float:
+    def output_gradient(self, y: Any = None) -> Array:
+        """Return the gradient of -log p(y | z) with respect to z of each example, (N, C).
+
+        Parameters
+        ----------
+        y : (N,) or (N, C) array, optional
+            The labels or targets (default: those that the point carries).
+
+        Raises
+        ------
+        ValueError
+            For labels that do not fit, or a stack of draws.
+        """
+        dz = self.model.likelihood.gradient(self.z, self._targets(y))
+        if dz.ndim != self.z.ndim:
+            raise ValueError(f"y must hold one target for each example, got a stack of {len(dz)}")
+        return dz
+
+    def loss(self, y: Any = None) -> float:
         """Return h: the mean nll over the batch, in nats, plus ``(eta/2) ||theta||^2``.
 
         Parameters
         ----------
-        y : (N,) or (N, C) array
-            The labels or targets.
+        y : (N,) or (N, C) array, optional
+            The labels or targets (default: those that the point carries).
 
         Raises
         ------
@@ -268,15 +436,15 @@ class Point:
         """
         # Summed in double precision whatever the dtype: rho is made from differences of losses.
         squares = sum(float(np.einsum("mn,mn->", W, W, dtype=np.float64)) for W in self.weights)
-        return self._mean(self.model.likelihood.nll(self.z, y)) + self.model.weight_decay / 2 * squares
+        return self._mean(self.model.likelihood.nll(self.z, self._targets(y))) + self.model.weight_decay / 2 * squares
 
-    def gradient(self, y: Any) -> list[Array]:
+    def gradient(self, y: Any = None) -> list[Array]:
         """Return grad h: the mean over the batch, weight decay included.
 
         Parameters
         ----------
-        y : (N,) or (N, C) array
-            The labels or targets.
+        y : (N,) or (N, C) array, optional
+            The labels or targets (default: those that the point carries).
 
         Returns
         -------
@@ -292,9 +460,7 @@ class Point:
         -----
         Source: Martens & Grosse 2015, sec. 2.2.
         """
-        dz = self.model.likelihood.gradient(self.z, y) / len(self)
-        if dz.ndim != 2:
-            raise ValueError(f"y must hold one target for each example, got a stack of {len(dz)}")
+        dz = self.output_gradient(y) / len(self)
         eta = self.model.weight_decay
         return [D + eta * W if eta else D for D, W in zip(self.adjoint(dz), self.weights, strict=True)]
 
@@ -306,7 +472,7 @@ class Point:
         rng : numpy.random.Generator
             Where randomness comes from.
         draws : int, optional
-            The number M of targets for each example; one, without the leading axis, unless told.
+            The number M of targets for each example; one, without the leading axis, by default.
 
         Returns
         -------
@@ -322,22 +488,32 @@ class Point:
             checks.count("draws", draws)
         return self.model.likelihood.sample(self.z, rng, draws)
 
-    def error(self, y: Any) -> float:
+    def error(self, y: Any = None) -> float:
         """Return the reported error: mean of sum (y - t)^2 for autoencoders, the rate of wrong labels for classes.
 
         Parameters
         ----------
-        y : (N,) or (N, C) array
-            The labels or targets.
+        y : (N,) or (N, C) array, optional
+            The labels or targets (default: those that the point carries).
 
         Raises
         ------
         ValueError
             For labels that do not fit, or a stack of draws.
         """
-        return self._mean(self.model.likelihood.error(self.z, y))
+        return self._mean(self.model.likelihood.error(self.z, self._targets(y)))
+
+    def _targets(self, y: Any) -> Any:
+        if y is None and self.y is None:
+            raise ValueError("y is missing: give labels or targets, or a point that carries them")
+        return self.y if y is None else y
 
     def _mean(self, values: Array) -> float:
         if values.ndim != 1:
             raise ValueError(f"y must hold one target for each example, got a stack of {len(values)}")
         return float(values.sum(dtype=np.float64) / len(self))
+
+
+def _rows_of(outer: Rows, inner: Rows) -> Rows:
+    """Return which rows of the whole are meant by rows of a part."""
+    return np.arange(outer.stop)[outer][inner] if isinstance(outer, slice) else outer[inner]

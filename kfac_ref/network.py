@@ -9,15 +9,22 @@ Layer i (from 0) maps the activations of the examples, one a ROW, to those of th
 For a loss of one example with gradient dz with respect to z, ``g_i`` is the gradient with respect to s_i::
 
     g_{L-1} = dz
-    g_{i-1} = (g_i W_i[:, :-1]) * phi'_{i-1}(s_{i-1})            the bias column carries no signal backwards
+    g_{i-1} = (g_i W_i[:, :d_i]) * phi'_{i-1}(s_{i-1})           the bias column carries no signal backwards
 
 and the gradient of that example with respect to W_i is ``g_i a_bar_i^T``. The R-operator (sec. 6.4 and app. C)
 differentiates the forward pass in the direction V of the weights::
 
-    R s_i     = a_bar_i V_i^T + R a_i W_i[:, :-1]^T             R a_0 = 0
+    R s_i     = a_bar_i V_i^T + R a_i W_i[:, :d_i]^T            R a_0 = 0
     R a_{i+1} = phi'_i(s_i) * R s_i
 
-so that ``tangent`` is J V, ``backward`` followed by ``g_i^T a_bar_i`` is J^T dz, and the two are adjoints.
+so that ``tangent`` is J V, ``backward`` followed by ``g_i^T a_bar_i`` is J^T dz, and the two are adjoints. Applied to
+the backward pass, R gives the products with the Hessian (`hessian`)::
+
+    R g_{L-1} = R dz
+    R da_i    = R g_i W_i[:, :d_i] + g_i V_i[:, :d_i]                     da_i = g_i W_i[:, :d_i]
+    R g_{i-1} = R da_i * phi'_{i-1}(s_{i-1}) + da_i * phi''_{i-1}(s_{i-1}) * R s_{i-1}
+
+A layer without bias has ``a_bar_i = a_i`` and W_i of shape (d_{i+1}, d_i).
 """
 
 from __future__ import annotations
@@ -45,6 +52,13 @@ class Activation:
     dphi: Callable[[Array, Array], Array]
     ddphi: Callable[[Array, Array], Array]
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Pickle a nonlinearity of `ACTIVATIONS` by its name: its functions cannot be pickled."""
+        for name, f in ACTIVATIONS.items():
+            if f is self:
+                return _activation, ("hidden", name)
+        return super().__reduce__()
+
 
 def _logistic(s: Array) -> Array:
     return (1 + np.tanh(s / 2)) / 2         # several times faster than scipy.special.expit; see likelihoods for tails
@@ -70,27 +84,28 @@ class Pass:
     ----------
     activations : tuple of L `Activation`
         The nonlinearity after each layer; the last is the identity.
+    a : tuple of (N, d_i) arrays, i = 0..L-1
+        The input of layer i; a view of its `a_bar`.
     a_bar : tuple of (N, d_i + 1) arrays, i = 0..L-1
-        The input of layer i with its column of ones.
+        The input of layer i with its column of ones, where the layer has a bias.
     s : tuple of (N, d_{i+1}) arrays, i = 0..L-1
         The output of layer i before its nonlinearity; ``s[-1]`` is the network's output z.
     """
 
     activations: tuple[Activation, ...]
+    a: tuple[Array, ...]
     a_bar: tuple[Array, ...]
     s: tuple[Array, ...]
 
     @cached_property
     def slopes(self) -> tuple[Array, ...]:
         """The arrays ``phi'_i(s_i)`` of the hidden layers, i = 0..L-2, each (N, d_{i+1})."""
-        inputs = self.a_bar[1:]
-        return tuple(f.dphi(s, a_bar[:, :-1])
-                     for f, s, a_bar in zip(self.activations[:-1], self.s[:-1], inputs, strict=True))
+        return tuple(f.dphi(s, a) for f, s, a in zip(self.activations[:-1], self.s[:-1], self.a[1:], strict=True))
 
     @property
     def x(self) -> Array:
         """The inputs, (N, d_0)."""
-        return self.a_bar[0][:, :-1]
+        return self.a[0]
 
     @property
     def z(self) -> Array:
@@ -110,7 +125,9 @@ class Pass:
         Pass
             Of n examples, in the order of `rows`.
         """
-        return Pass(self.activations, tuple(a[rows] for a in self.a_bar), tuple(s[rows] for s in self.s))
+        a_bar = tuple(a_bar[rows] for a_bar in self.a_bar)
+        a = tuple(taken[:, :a.shape[1]] for taken, a in zip(a_bar, self.a, strict=True))
+        return Pass(self.activations, a, a_bar, tuple(s[rows] for s in self.s))
 
 
 class Network(Protocol):
@@ -151,12 +168,14 @@ class MLP:
         Widths d_0, ..., d_L: inputs, hidden layers, outputs.
     hidden : str or sequence of L-1 str
         The nonlinearity of the hidden layers, one for all or one each: ``tanh``, ``logistic``, ``relu``,
-        ``softplus``, ``identity``.
+        ``softplus``, ``identity``, or an `Activation` of your own.
+    bias : bool or sequence of L bool
+        Whether the layers have a bias, one value for all or one per layer.
 
     Raises
     ------
     ValueError
-        For fewer than two sizes, a size below 1, an unknown nonlinearity, or a wrong number of them.
+        For fewer than two sizes, a size below 1, an unknown nonlinearity, or a wrong number of them or of biases.
 
     Notes
     -----
@@ -169,27 +188,34 @@ class MLP:
     """
 
     sizes: tuple[int, ...]
-    hidden: str | tuple[str, ...] = "tanh"
+    hidden: str | Activation | tuple[str | Activation, ...] = "tanh"
+    bias: bool | tuple[bool, ...] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.sizes, (int, str)) or len(self.sizes) < 2:
             raise ValueError(f"sizes must hold at least the number of inputs and of outputs, got {self.sizes!r}")
         sizes = tuple(checks.count(f"sizes[{i}]", d) for i, d in enumerate(self.sizes))
-        hidden = (self.hidden,) * (len(sizes) - 2) if isinstance(self.hidden, str) else tuple(self.hidden)
-        if isinstance(self.hidden, str):
-            checks.known("hidden", self.hidden, ACTIVATIONS)
+        one = isinstance(self.hidden, (str, Activation))
+        hidden = (self.hidden,) * (len(sizes) - 2) if one else tuple(self.hidden)
+        if one:
+            _activation("hidden", self.hidden)
         if len(hidden) != len(sizes) - 2:
             raise ValueError(f"hidden must name one nonlinearity for each of the {len(sizes) - 2} hidden layers, "
                              f"got {len(hidden)}")
         for i, name in enumerate(hidden):
-            checks.known(f"hidden[{i}]", name, ACTIVATIONS)
+            _activation(f"hidden[{i}]", name)
+        bias = (self.bias,) * (len(sizes) - 1) if isinstance(self.bias, bool) else tuple(self.bias)
+        if len(bias) != len(sizes) - 1 or not all(isinstance(b, bool) for b in bias):
+            raise ValueError(f"bias must be True, False, or one of them for each of the {len(sizes) - 1} layers, "
+                             f"got {self.bias!r}")
         object.__setattr__(self, "sizes", sizes)
         object.__setattr__(self, "hidden", hidden)
+        object.__setattr__(self, "bias", bias)
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
-        """The shape (d_{i+1}, d_i + 1) of each layer's weights."""
-        return tuple((m, n + 1) for n, m in zip(self.sizes[:-1], self.sizes[1:], strict=True))
+        """The shape (d_{i+1}, d_i + 1) of each layer's weights; (d_{i+1}, d_i) without bias."""
+        return tuple((m, n + b) for n, m, b in zip(self.sizes[:-1], self.sizes[1:], self.bias, strict=True))
 
     @property
     def parameters(self) -> int:
@@ -199,7 +225,7 @@ class MLP:
     @property
     def activations(self) -> tuple[Activation, ...]:
         """The nonlinearity after each layer; the last one is the identity."""
-        return (*(ACTIVATIONS[name] for name in self.hidden), ACTIVATIONS["identity"])
+        return (*(_activation("hidden", f) for f in self.hidden), ACTIVATIONS["identity"])
 
     def init(self, rng: np.random.Generator, scheme: str = "sparse", dtype: DTypeLike = np.float64) -> list[Array]:
         """Draw initial weights.
@@ -228,7 +254,8 @@ class MLP:
         dtype = checks.precision("dtype", dtype)
         draw = checks.known("scheme", scheme, {"sparse": _sparse, "glorot": _glorot})
         names = (*self.hidden, "identity")
-        return [draw(rng, m, n - 1, name).astype(dtype) for (m, n), name in zip(self.shapes, names, strict=True)]
+        return [draw(rng, m, n, name)[:, :n + b].astype(dtype)
+                for n, m, name, b in zip(self.sizes[:-1], self.sizes[1:], names, self.bias, strict=True)]
 
     def forward(self, weights: Direction, x: Array) -> Pass:
         """Run the network and keep every intermediate.
@@ -245,13 +272,14 @@ class MLP:
         Pass
             All ``a_bar`` and ``s``.
         """
-        a_bar, s = [], []
-        a = x
-        for W, f in zip(weights, self.activations, strict=True):
-            a_bar.append(_with_ones(a))
+        a, a_bar, s = [], [], []
+        now = x
+        for W, f, b in zip(weights, self.activations, self.bias, strict=True):
+            a_bar.append(_with_ones(now) if b else now)
+            a.append(a_bar[-1][:, :now.shape[1]])
             s.append(a_bar[-1] @ W.T)
-            a = f.phi(s[-1])
-        return Pass(self.activations, tuple(a_bar), tuple(s))
+            now = f.phi(s[-1])
+        return Pass(self.activations, tuple(a), tuple(a_bar), tuple(s))
 
     def backward(self, weights: Direction, forward: Pass, dz: Array) -> list[Array]:
         """Send gradients with respect to the output back through the network.
@@ -272,8 +300,9 @@ class MLP:
         """
         g = [dz]
         for W, slope in zip(reversed(weights[1:]), reversed(forward.slopes), strict=True):
+            d = slope.shape[1]
             # A stack is one tall matrix product; the slopes are shared by its K members.
-            da = (g[-1].reshape(-1, W.shape[0]) @ W[:, :-1]).reshape(*dz.shape[:-1], W.shape[1] - 1)
+            da = (g[-1].reshape(-1, W.shape[0]) @ W[:, :d]).reshape(*dz.shape[:-1], d)
             da *= slope
             g.append(da)
         return g[::-1]
@@ -298,8 +327,47 @@ class MLP:
         ds = forward.a_bar[0] @ V[0].T
         for W, v, a_bar, slope in zip(weights[1:], V[1:], forward.a_bar[1:], forward.slopes, strict=True):
             ds *= slope                                                 # now R a
-            ds = ds @ W[:, :-1].T + a_bar @ v.T
+            ds = ds @ W[:, :ds.shape[1]].T + a_bar @ v.T
         return ds
+
+    def tangent_backward(self, weights: Direction, forward: Pass, V: Direction, g: Direction,
+                         Rdz: Callable[[Array], Array]) -> tuple[list[Array], list[Array]]:
+        """Differentiate the backward pass in a direction of the weights.
+
+        Parameters
+        ----------
+        weights : list of (d_{i+1}, d_i + 1) arrays
+            The parameters at which `forward` was computed.
+        forward : Pass
+            The result of `forward`.
+        V : list of (d_{i+1}, d_i + 1) arrays
+            The direction.
+        g : list of (N, d_{i+1}) arrays
+            The result of `backward`.
+        Rdz : function of an (N, d_L) array
+            The derivative of dz, from that of z.
+
+        Returns
+        -------
+        Rg, Ra_bar : lists of (N, d_{i+1}) and (N, d_i + 1) arrays
+            The derivatives of g and a_bar along V.
+        """
+        Ra_bar, Rs = [np.zeros_like(forward.a_bar[0])], [forward.a_bar[0] @ V[0].T]
+        for W, v, a_bar, slope in zip(weights[1:], V[1:], forward.a_bar[1:], forward.slopes, strict=True):
+            Ra_bar.append(np.zeros_like(a_bar))
+            Ra_bar[-1][:, :slope.shape[1]] = slope * Rs[-1]
+            Rs.append(a_bar @ v.T + Ra_bar[-1] @ W.T)
+        Rg = [Rdz(Rs[-1])]
+        for i in range(len(weights) - 1, 0, -1):
+            s, a, slope = forward.s[i - 1], forward.a[i], forward.slopes[i - 1]
+            d = slope.shape[1]
+            da, Rda = g[i] @ weights[i][:, :d], Rg[-1] @ weights[i][:, :d] + g[i] @ V[i][:, :d]
+            Rg.append(Rda * slope + da * forward.activations[i - 1].ddphi(s, a) * Rs[i - 1])
+        return Rg[::-1], Ra_bar
+
+
+def _activation(name: str, f: str | Activation) -> Activation:
+    return f if isinstance(f, Activation) else checks.known(name, f, ACTIVATIONS)
 
 
 def _with_ones(a: Array) -> Array:

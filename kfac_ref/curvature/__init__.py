@@ -5,12 +5,14 @@ from .block_diagonal import BlockDiagonal
 from .block_tridiagonal import BlockTridiagonal
 from .diagonal import Diagonal
 from .eigen_damped import EigenDamped
-from .ekfac import EKFAC
+from .eigenbasis import Eigenbasis
+from .ekfac import EKFAC, ekfac_over, eigenbasis_moments
 from .exact import Exact
 from .exact_block_diagonal import ExactBlockDiagonal
 from .exact_dual import ExactDual
 from .full import Full
 from .input_only import InputOnly
 
-__all__ = ["EKFAC", "BlockDiagonal", "BlockTridiagonal", "Curvature", "Diagonal", "EigenDamped", "Exact",
-           "ExactBlockDiagonal", "ExactDual", "Full", "InputOnly", "OfFactors", "OfPoint"]
+__all__ = ["EKFAC", "BlockDiagonal", "BlockTridiagonal", "Curvature", "Diagonal", "EigenDamped",
+           "Eigenbasis", "Exact", "ExactBlockDiagonal", "ExactDual", "Full", "InputOnly", "OfFactors", "OfPoint", "ekfac_over",
+           "eigenbasis_moments"]

@@ -12,13 +12,14 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
 
 from .. import checks, params
 from ..checks import Array, Direction
+from ..expectations import Expectation, exact, gradients
 from ..factors import Factors
 from ..model import Point
 
@@ -26,19 +27,9 @@ from ..model import Point
 class Curvature(abc.ABC):
     """A symmetric positive (semi-)definite matrix on parameter space.
 
-    A structure is made as ``Structure(factors, damping=...)``, or as ``Structure(at, damping=...)`` if it sets
-    `takes_point`. A subclass of the user's own writes `shapes`, `dtype`, `product` and `solve`; the dense forms follow.
-
-    Attributes
-    ----------
-    reach : int or inf
-        Which cross factors it needs, as in `exact_factors`: 0 none, 1 neighbours, inf all.
-    takes_point : bool
-        Whether it is made from a `Point` in place of `Factors`.
+    A structure is made as ``Structure(factors, damping=...)``, or as ``Structure(at, damping=..., expectation=...)``. A
+    subclass of your own defines `shapes`, `dtype`, `product` and `solve`; the dense forms follow.
     """
-
-    reach: ClassVar[float] = 0
-    takes_point: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod
@@ -90,16 +81,22 @@ class Curvature(abc.ABC):
             For wrong shapes (naming the layer), NaN or infinity, or where C is singular to rounding.
         """
 
+    def __repr__(self) -> str:
+        """Return one line."""
+        damping = getattr(self, "damping", None)
+        return (f"{type(self).__name__} of {len(self.shapes)} layers, {sum(m * n for m, n in self.shapes)} parameters"
+                f"{'' if damping is None else f', damping {damping:.3g}'}")
+
     def kept(self) -> Curvature:
         """Return the same matrix in the form that suits many solves; itself, where there is no better one."""
         return self
 
     def dense(self, max_bytes: int | None = None) -> Array:
-        """Return C, (P, P); refuses more than `max_bytes` (4 GiB unless told)."""
+        """Return C, (P, P); refuses more than `max_bytes` (default: 4 GiB)."""
         return self._columns(self.product, max_bytes)
 
     def inverse_dense(self, max_bytes: int | None = None) -> Array:
-        """Return ``C^{-1}``, (P, P); refuses more than `max_bytes` (4 GiB unless told)."""
+        """Return ``C^{-1}``, (P, P); refuses more than `max_bytes` (default: 4 GiB)."""
         return self._columns(self.solve, max_bytes)
 
     def _columns(self, apply: Callable[[Direction], list[Array]], max_bytes: int | None) -> Array:
@@ -122,7 +119,7 @@ def block_diagonal(blocks: Sequence[Array]) -> Array:
     Parameters
     ----------
     blocks : sequence of (p_i, p_i) arrays
-        One a layer.
+        One per layer.
 
     Returns
     -------
@@ -132,14 +129,14 @@ def block_diagonal(blocks: Sequence[Array]) -> Array:
     return scipy.linalg.block_diag(*blocks)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class OfFactors(Curvature):
-    """A structure made from factors; its subclasses say how.
+    """A structure made from factors.
 
     Parameters
     ----------
     factors : Factors
-        A and G of each layer, and the cross factors that `reach` tells of.
+        A and G of each layer, and the cross factors that the structure needs.
     damping : float
         The number under the root, at least 0.
     """
@@ -150,13 +147,13 @@ class OfFactors(Curvature):
     def __post_init__(self) -> None:
         if not isinstance(self.factors, Factors):
             raise ValueError(f"factors must be Factors, got {type(self.factors).__name__}: estimate them first, "
-                             "for example by exact_factors(at)")
+                             "for example with kronecker_factors(at)")
         object.__setattr__(self, "damping", checks.number("damping", self.damping, 0))
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """The shapes of the weights."""
-        return tuple((len(G), len(A)) for A, G in zip(self.factors.A, self.factors.G, strict=True))
+        return self.factors.shapes
 
     @property
     def dtype(self) -> np.dtype[np.floating]:
@@ -164,26 +161,28 @@ class OfFactors(Curvature):
         return self.factors.A[0].dtype
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class OfPoint(Curvature):
-    """A structure made from a point, since factors do not say enough; its subclasses say how.
+    """A structure made from a point, for matrices that factors do not determine.
 
     Parameters
     ----------
     at : Point
-        Where.
+        Point of evaluation.
     damping : float
         The number under the root, at least 0.
+    expectation : function of a Point
+        `exact`, ``sampled(targets)`` or ``empirical(y)``.
     """
 
-    takes_point: ClassVar[bool] = True
     at: Point
     damping: float = 0.0
+    expectation: Expectation = exact
 
     def __post_init__(self) -> None:
         if not isinstance(self.at, Point):
             raise ValueError(f"at must be a Point, got {type(self.at).__name__}: {type(self).__name__} cannot be made "
-                             "from factors (a function that makes it for an optimizer needs takes_point = True)")
+                             "from factors")
         object.__setattr__(self, "damping", checks.number("damping", self.damping, 0))
 
     @property
@@ -195,3 +194,8 @@ class OfPoint(Curvature):
     def dtype(self) -> np.dtype[np.floating]:
         """The precision of the matrix."""
         return self.at.z.dtype
+
+    @cached_property
+    def _gradients(self) -> list[Array]:
+        """The gradients g of all columns, (K, N, d_{i+1}) for each layer."""
+        return gradients(self.at, self.expectation)

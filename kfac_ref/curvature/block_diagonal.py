@@ -18,7 +18,7 @@ from ..kronecker import Cholesky, Inverse
 from .base import OfFactors, block_diagonal
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BlockDiagonal(OfFactors):
     """The block-diagonal approximation with factored Tikhonov damping.
 
@@ -45,13 +45,13 @@ class BlockDiagonal(OfFactors):
     @cached_property
     def pis(self) -> tuple[float, ...]:
         """The pi of each layer."""
-        return tuple(self.pi(A, G) for A, G in zip(self.factors.A, self.factors.G, strict=True))
+        return tuple(self.pi(A, G) for A, G in self.factors.layers)
 
     @cached_property
     def damped(self) -> tuple[tuple[Array, Array], ...]:
         """The damped factors (A, G) of each layer."""
         return tuple(factored_tikhonov(A, G, self.damping, pi)
-                     for A, G, pi in zip(self.factors.A, self.factors.G, self.pis, strict=True))
+                     for (A, G), pi in zip(self.factors.layers, self.pis, strict=True))
 
     def kept(self) -> BlockDiagonal:
         """Return the same matrix with inverses in place of Cholesky factors."""

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
 
 import numpy as np
 
@@ -32,7 +31,7 @@ from ..kronecker import Cholesky, KroneckerSum
 from .base import OfFactors
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BlockTridiagonal(OfFactors):
     """The block-tridiagonal approximation of the inverse, with factored Tikhonov damping.
 
@@ -51,13 +50,12 @@ class BlockTridiagonal(OfFactors):
     Source: Martens & Grosse 2015, sec. 4.3 and app. B.
     """
 
-    reach: ClassVar[float] = 1
     pi: Balance = trace_pi
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for i in range(len(self.factors) - 1):
-            self.factors.pair(i, i + 1)             # refuses factors without their cross factors
+            _ = self.factors.A[i, i + 1]               # refuses factors without their cross factors
 
     def product(self, V: Direction) -> list[Array]:
         """Return ``Xi^{-1} blockdiag(Sigma) Xi^{-T} v``: up, across and down again."""
@@ -84,13 +82,13 @@ class BlockTridiagonal(OfFactors):
     @cached_property
     def pis(self) -> tuple[float, ...]:
         """The pi of each layer."""
-        return tuple(self.pi(A, G) for A, G in zip(self.factors.A, self.factors.G, strict=True))
+        return tuple(self.pi(A, G) for A, G in self.factors.layers)
 
     @cached_property
     def damped(self) -> tuple[tuple[Array, Array], ...]:
         """The damped factors (A, G) of each layer."""
         return tuple(factored_tikhonov(A, G, self.damping, pi)
-                     for A, G, pi in zip(self.factors.A, self.factors.G, self.pis, strict=True))
+                     for (A, G), pi in zip(self.factors.layers, self.pis, strict=True))
 
     @cached_property
     def _double(self) -> BlockTridiagonal:
@@ -116,7 +114,7 @@ class BlockTridiagonal(OfFactors):
         """PsiA_i and PsiG_i, i = 0..L-2."""
         if self._double is not self:
             return _rounded(self._double._regressions, self.dtype)
-        pairs = (self.factors.pair(i, i + 1) for i in range(len(self.factors) - 1))
+        pairs = ((self.factors.A[i, i + 1], self.factors.G[i, i + 1]) for i in range(len(self.factors) - 1))
         return tuple((A.solve_right(A_cross), G.solve_right(G_cross))
                      for (A_cross, G_cross), (A, G) in zip(pairs, self._later, strict=True))
 

@@ -1,38 +1,34 @@
 """The diagonal of the Fisher, without the rest of it.
 
-    diag(F)_{W_i} = (1/N) sum_n [ sum_k (g_i^k)^2 ] (a_bar_i^2)^T            squares taken entry by entry
+    diag(F)_{W_i} = (1/N) sum_n sum_k (D_n^k)^2 = (1/N) sum_n [ sum_k (g_i^k)^2 ] (a_bar_i^2)^T
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from ..checks import Array, Direction
-from ..fisher import columns_of, exact_columns
 from ..kronecker import vec
-from ..model import Point
+from ..layers import rotated_squares
 from .base import OfPoint
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Diagonal(OfPoint):
     """``diag(F) + damping I``.
 
     Parameters
     ----------
     at : Point
-        Where.
+        Point of evaluation.
     damping : float
         lambda + eta, at least 0.
-    columns : function of at
-        The expectation: `exact_columns`, or ``lambda at: sampled_columns(at, targets)``, or the empirical ones.
+    expectation : function of a Point
+        `exact`, ``sampled(targets)`` or ``empirical(y)``.
     """
-
-    columns: Callable[[Point], Array] = exact_columns
 
     def product(self, V: Direction) -> list[Array]:
         """Multiply entry by entry."""
@@ -54,7 +50,6 @@ class Diagonal(OfPoint):
 
     @cached_property
     def scales(self) -> tuple[Array, ...]:
-        """The damped diagonal, as an array a layer, shaped like the weights."""
-        g = self.at.backward(columns_of(self.at, self.columns(self.at)))
-        return tuple(np.square(gi).sum(axis=0).T @ np.square(a_bar) / len(self.at) + self.damping
-                     for gi, a_bar in zip(g, self.at.a_bar, strict=True))
+        """The damped diagonal of each layer, shaped like the weights."""
+        return tuple(rotated_squares(g, a_bar) / len(self.at) + self.damping
+                     for g, a_bar in zip(self._gradients, self.at.a_bar, strict=True))

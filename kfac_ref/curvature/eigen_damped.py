@@ -14,12 +14,14 @@ import numpy as np
 from .. import kronecker
 from ..checks import Array, Direction
 from ..damping import add_to_diagonal
+from ..factors import Factors
 from ..kronecker import Eigen
 from .base import OfFactors, block_diagonal
+from .eigenbasis import InEigenbasis
 
 
-@dataclass(frozen=True, eq=False)
-class EigenDamped(OfFactors):
+@dataclass(frozen=True, eq=False, repr=False)
+class EigenDamped(OfFactors, InEigenbasis):
     """``blockdiag(A_i kron G_i) + damping I``.
 
     Parameters
@@ -38,38 +40,31 @@ class EigenDamped(OfFactors):
     def product(self, V: Direction) -> list[Array]:
         """Return ``G_i V_i A_i + damping V_i``."""
         return [kronecker.product(A, G, v) + self.damping * v
-                for A, G, v in zip(self.factors.A, self.factors.G, self._direction(V), strict=True)]
-
-    def solve(self, V: Direction) -> list[Array]:
-        """Return ``(A_i kron G_i + damping I)^{-1} v_i``, layer by layer."""
-        return [kronecker.apply_in_eigenbasis(A, G, 1 / scales, v)
-                for (A, G, scales), v in zip(self._eigen, self._direction(V), strict=True)]
+                for (A, G), v in zip(self.factors.layers, self._direction(V), strict=True)]
 
     def dense(self, max_bytes: int | None = None) -> Array:
         """Return the block-diagonal matrix, (P, P)."""
         self._dense_size(max_bytes)
-        return block_diagonal([add_to_diagonal(np.kron(A, G), self.damping)
-                               for A, G in zip(self.factors.A, self.factors.G, strict=True)])
-
-    def inverse_dense(self, max_bytes: int | None = None) -> Array:
-        """Return its inverse, (P, P)."""
-        self._dense_size(max_bytes)
-        blocks = []
-        for A, G, scales in self._eigen:
-            Q = np.kron(A.Q, G.Q)
-            blocks.append((Q / kronecker.vec(scales)) @ Q.T)
-        return block_diagonal(blocks)
+        return block_diagonal([add_to_diagonal(np.kron(A, G), self.damping) for A, G in self.factors.layers])
 
     @cached_property
-    def _eigen(self) -> tuple[tuple[Eigen, Eigen, Array], ...]:
-        """The eigenvectors of each layer's factors, and the damped eigenvalues of the product."""
-        layers = []
-        for i, pair in enumerate(zip(self.factors.A, self.factors.G, strict=True)):
-            A, G = (Eigen.factor(S, f"factor {name} of layer {i}") for S, name in zip(pair, "AG", strict=True))
-            scales = kronecker.spectrum(A, G) + self.damping
-            if scales.min() <= max(scales.shape) * np.finfo(self.dtype).eps * scales.max():
-                name, worst = min((("A", A), ("G", G)), key=lambda e: e[1].values[0] / (e[1].values[-1] or 1))
-                raise np.linalg.LinAlgError(f"layer {i} is singular to rounding: factor {name} has the smallest "
-                                            f"eigenvalue {worst.values[0]:.3g}; give a larger damping")
-            layers.append((A, G, scales))
-        return tuple(layers)
+    def bases(self) -> tuple[tuple[Eigen, Eigen], ...]:
+        """The eigenvectors of A and G of each layer."""
+        return bases_of(self.factors)
+
+    @cached_property
+    def scales(self) -> tuple[Array, ...]:
+        """The damped eigenvalues of each layer, (m, n)."""
+        return tuple(kronecker.spectrum(A, G) + self.damping for A, G in self.bases)
+
+
+def bases_of(factors: Factors) -> tuple[tuple[Eigen, Eigen], ...]:
+    """Return the eigendecompositions of A and G of each layer.
+
+    Parameters
+    ----------
+    factors : Factors
+        Symmetric ones.
+    """
+    return tuple((Eigen.factor(A, f"factor A of layer {i}"), Eigen.factor(G, f"factor G of layer {i}"))
+                 for i, (A, G) in enumerate(factors.layers))

@@ -1,89 +1,111 @@
 """EKFAC: K-FAC's eigenvectors with second moments that are measured in them (George et al. 2018).
 
     A = U_A diag U_A^T,  G = U_G diag U_G^T
-    S_i = (1/N) sum_n sum_k ( U_G^T g_i^k a_bar_i^T U_A )^2           squared entry by entry, (m, n)
+    S_i = (1/N) sum_n sum_k ( U_G^T D_n^k U_A )^2                     squared entry by entry, (m, n)
     C_ii = (U_A kron U_G) diag(vec S_i) (U_A kron U_G)^T + damping I
 
 vec S_i is the diagonal of the exact block in that basis, hence the best diagonal that the basis allows; K-FAC takes the
-products of eigenvalues in its place.
+products of eigenvalues in its place. Over a data set in parts it takes two passes: the factors, and then the second
+moments in their basis. Averaging the S of different bases is not the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-import numpy as np
-
-from .. import kronecker
-from ..checks import Array, Direction
-from ..fisher import columns_of, exact_columns
+from ..checks import Array
+from ..expectations import Expectation, exact, gradients
+from ..factors import Factors, kronecker_factors
 from ..kronecker import Eigen
-from ..model import Point
-from .base import OfPoint, block_diagonal
+from ..layers import rotated_squares, second_moment
+from ..model import Part, Point, mean_over
+from .base import OfPoint
+from .eigen_damped import bases_of
+from .eigenbasis import Eigenbasis, InEigenbasis
 
 
-@dataclass(frozen=True, eq=False)
-class EKFAC(OfPoint):
+def eigenbasis_moments(at: Point, bases: tuple[tuple[Eigen, Eigen], ...], expectation: Expectation = exact
+                       ) -> tuple[Array, ...]:
+    """Return the second moments S of each layer in given bases.
+
+    Parameters
+    ----------
+    at : Point
+        Point of evaluation.
+    bases : tuple of pairs of Eigen
+        Of A and G of each layer.
+    expectation : function of a Point
+        `exact`, ``sampled(targets)`` or ``empirical(y)``.
+
+    Returns
+    -------
+    tuple of (m, n) arrays
+        Means over the examples, undamped.
+    """
+    return _second_moments(at, gradients(at, expectation), bases)
+
+
+def _second_moments(at: Point, g: list[Array], bases: tuple[tuple[Eigen, Eigen], ...]) -> tuple[Array, ...]:
+    return tuple(rotated_squares(gi, a_bar, G.Q, A.Q) / len(at)
+                 for gi, a_bar, (A, G) in zip(g, at.a_bar, bases, strict=True))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EKFAC(OfPoint, InEigenbasis):
     """The eigenbasis of the Kronecker factors with re-estimated second moments, damped exactly.
 
     Parameters
     ----------
     at : Point
-        Where.
+        Point of evaluation.
     damping : float
         lambda + eta, at least 0.
-    columns : function of at
-        The expectation, of the factors and of the moments: `exact_columns`, or
-        ``lambda at: sampled_columns(at, targets)``, or the empirical ones.
+    expectation : function of a Point
+        `exact`, ``sampled(targets)`` or ``empirical(y)``; of the factors and of the second moments.
 
     Notes
     -----
     Source: George et al. 2018, "Fast approximate natural gradient descent in a Kronecker-factored eigenbasis".
     """
 
-    columns: Callable[[Point], Array] = exact_columns
-
-    def product(self, V: Direction) -> list[Array]:
-        """Return ``U_G [S_i * (U_G^T V_i U_A)] U_A^T``, with the damped S."""
-        return [kronecker.apply_in_eigenbasis(A, G, S, v)
-                for (A, G), S, v in zip(self.bases, self.scales, self._direction(V), strict=True)]
-
-    def solve(self, V: Direction) -> list[Array]:
-        """Return ``U_G [(U_G^T V_i U_A) / S_i] U_A^T``, with the damped S."""
-        V = self._direction(V)
-        for i, S in enumerate(self.scales):
-            if S.min() <= max(S.shape) * np.finfo(S.dtype).eps * S.max():
-                raise np.linalg.LinAlgError(f"layer {i} is singular to rounding: the smallest eigenvalue in the basis "
-                                            f"of its factors A and G is {S.min():.3g}; give a larger damping")
-        return [kronecker.apply_in_eigenbasis(A, G, 1 / S, v)
-                for (A, G), S, v in zip(self.bases, self.scales, V, strict=True)]
-
-    def dense(self, max_bytes: int | None = None) -> Array:
-        """Return the block-diagonal matrix, (P, P)."""
-        self._dense_size(max_bytes)
-        blocks = []
-        for (A, G), S in zip(self.bases, self.scales, strict=True):
-            Q = np.kron(A.Q, G.Q)
-            blocks.append((Q * kronecker.vec(S)) @ Q.T)
-        return block_diagonal(blocks)
-
-    @cached_property
-    def _rows(self) -> tuple[tuple[Array, Array], ...]:
-        """a_bar (N, n) and the gradients of all columns (K, N, m) of each layer."""
-        return tuple(zip(self.at.a_bar, self.at.backward(columns_of(self.at, self.columns(self.at))), strict=True))
-
     @cached_property
     def bases(self) -> tuple[tuple[Eigen, Eigen], ...]:
         """The eigenvectors of A and G of each layer."""
         N = len(self.at)
-        flat = ((a_bar, g.reshape(-1, g.shape[-1])) for a_bar, g in self._rows)
-        return tuple((Eigen.factor(a_bar.T @ a_bar / N, f"factor A of layer {i}"),
-                      Eigen.factor(g.T @ g / N, f"factor G of layer {i}")) for i, (a_bar, g) in enumerate(flat))
+        A = [second_moment(a_bar, a_bar) / N for a_bar in self.at.a_bar]
+        return bases_of(Factors.of_layers(A, [second_moment(g, g) / N for g in self._gradients], N))
 
     @cached_property
     def scales(self) -> tuple[Array, ...]:
         """The damped second moments S of each layer, (m, n)."""
-        return tuple(np.square(g @ G.Q).sum(axis=0).T @ np.square(a_bar @ A.Q) / len(self.at) + self.damping
-                     for (a_bar, g), (A, G) in zip(self._rows, self.bases, strict=True))
+        return tuple(S + self.damping for S in _second_moments(self.at, self._gradients, self.bases))
+
+
+def ekfac_over(parts: Iterable[Part], damping: float = 0.0, expectation: Expectation = exact,
+               map: Callable[..., Iterable[Any]] = map) -> Eigenbasis:
+    """Return EK-FAC over a data set in parts, in two passes.
+
+    Parameters
+    ----------
+    parts : iterable of Part
+        From `Model.parts`; read twice.
+    damping : float
+        lambda + eta, at least 0.
+    expectation : function of a Point
+        As in `EKFAC`; it must return the same columns in both passes.
+    map : function
+        As in `mean_over`.
+
+    Returns
+    -------
+    Eigenbasis
+        The same matrix as `EKFAC` at a point that holds the whole data set.
+    """
+    parts = list(parts)
+    bases = bases_of(mean_over(parts, functools.partial(kronecker_factors, expectation=expectation), map))
+    S = mean_over(parts, functools.partial(eigenbasis_moments, bases=bases, expectation=expectation), map)
+    return Eigenbasis(bases, tuple(s + damping for s in S))

@@ -7,22 +7,24 @@ from functools import cached_property
 
 from ..checks import Array, Direction
 from ..damping import add_to_diagonal
-from ..fisher import exact_fisher, fisher_product
+from ..fisher import fisher_matrix, fisher_product
 from ..kronecker import Cholesky
 from ..params import add, flatten, scale, unflatten
 from .base import OfPoint
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Exact(OfPoint):
     """``F + damping I``, with F the exact Fisher at a point.
 
     Parameters
     ----------
     at : Point
-        Where.
+        Point of evaluation.
     damping : float
         lambda + eta, at least 0.
+    expectation : function of a Point
+        `exact` gives the exact Fisher; others put their own matrix in its place.
 
     Notes
     -----
@@ -33,7 +35,7 @@ class Exact(OfPoint):
     def product(self, V: Direction) -> list[Array]:
         """Return ``F v + damping v``."""
         V = self._direction(V)
-        return add(fisher_product(self.at, V), scale(self.damping, V))
+        return add(fisher_product(self.at, V, self.expectation), scale(self.damping, V))
 
     def solve(self, V: Direction) -> list[Array]:
         """Return ``(F + damping I)^{-1} v``."""
@@ -41,7 +43,7 @@ class Exact(OfPoint):
 
     def dense(self, max_bytes: int | None = None) -> Array:
         """Return ``F + damping I``, (P, P)."""
-        return add_to_diagonal(exact_fisher(self.at, max_bytes), self.damping)
+        return add_to_diagonal(fisher_matrix(self.at, self.expectation, max_bytes), self.damping)
 
     def inverse_dense(self, max_bytes: int | None = None) -> Array:
         """Return ``(F + damping I)^{-1}``, (P, P)."""

@@ -13,16 +13,18 @@ from ..kronecker import Cholesky, unvec, vec
 from .base import OfPoint, block_diagonal
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ExactBlockDiagonal(OfPoint):
     """``blockdiag(F_ii) + damping I``: what is left of the Fisher when layers are taken one by one.
 
     Parameters
     ----------
     at : Point
-        Where.
+        Point of evaluation.
     damping : float
         lambda + eta, at least 0.
+    expectation : function of a Point
+        As in `Exact`.
 
     Notes
     -----
@@ -51,7 +53,7 @@ class ExactBlockDiagonal(OfPoint):
     def _blocks(self) -> tuple[Array, ...]:
         sizes = [m * n for m, n in self.shapes]
         checks.dense_size("the largest Fisher block", max(sizes), max(sizes), self.dtype.itemsize)
-        return tuple(add_to_diagonal(fisher_block(self.at, i, i), self.damping) for i in range(len(sizes)))
+        return tuple(add_to_diagonal(fisher_block(self.at, i, i, self.expectation), self.damping) for i in range(len(sizes)))
 
     @cached_property
     def _choleskys(self) -> tuple[Cholesky, ...]:

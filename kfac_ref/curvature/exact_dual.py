@@ -21,22 +21,26 @@ import numpy as np
 from .. import checks
 from ..checks import Array, Direction
 from ..damping import add_to_diagonal
-from ..fisher import exact_columns, fisher_product
+from ..expectations import columns
+from ..fisher import fisher_product
 from ..kronecker import Cholesky
+from ..layers import example_gram
 from ..params import add, scale
 from .base import OfPoint
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ExactDual(OfPoint):
     """``F + damping I``, with F the exact Fisher at a point, solved through the Gram matrix of the Jacobian's rows.
 
     Parameters
     ----------
     at : Point
-        Where.
+        Point of evaluation.
     damping : float
         lambda + eta, above 0 for `solve`.
+    expectation : function of a Point
+        As in `Exact`.
 
     Notes
     -----
@@ -47,7 +51,7 @@ class ExactDual(OfPoint):
     def product(self, V: Direction) -> list[Array]:
         """Return ``F v + damping v``."""
         V = self._direction(V)
-        return add(fisher_product(self.at, V), scale(self.damping, V))
+        return add(fisher_product(self.at, V, self.expectation), scale(self.damping, V))
 
     def solve(self, V: Direction) -> list[Array]:
         """Return ``(F + damping I)^{-1} v``."""
@@ -55,24 +59,20 @@ class ExactDual(OfPoint):
         if self.damping == 0:
             raise np.linalg.LinAlgError("the exact Fisher cannot be solved in the space of the examples without "
                                         "damping: its smallest eigenvalue may be 0; give a larger damping")
-        w = np.einsum("knc,nc->kn", self._columns_of_root, self.at.tangent(V))                         # U^T v
+        w = np.einsum("knc,nc->kn", self._columns, self.at.tangent(V))                         # U^T v
         w = self._cholesky.solve(w.reshape(-1)).reshape(w.shape).astype(self.dtype, copy=False)
-        Uw = self.at.adjoint(np.einsum("knc,kn->nc", self._columns_of_root, w))
+        Uw = self.at.adjoint(np.einsum("knc,kn->nc", self._columns, w))
         return scale(1 / self.damping, add(V, scale(-1.0, Uw)))
 
     @cached_property
-    def _columns_of_root(self) -> Array:
-        return exact_columns(self.at)
+    def _columns(self) -> Array:
+        return columns(self.at, self.expectation)
 
     @cached_property
     def _cholesky(self) -> Cholesky:
-        """Of ``damping N I + K``, (NC, NC); rows in the order of the columns' stack, (k, n)."""
-        columns = self._columns_of_root
-        C, N = columns.shape[:2]
-        checks.dense_size("the Gram matrix of the examples", N * C, N * C, self.dtype.itemsize)
-        K = np.zeros((C, N, C, N), dtype=self.dtype)
-        for a_bar, g in zip(self.at.a_bar, self.at.backward(columns), strict=True):
-            flat = g.reshape(C * N, -1)
-            K += (flat @ flat.T).reshape(C, N, C, N) * (a_bar @ a_bar.T)[:, None, :]
-        damped = add_to_diagonal(K.reshape(C * N, C * N), self.damping * N)
-        return Cholesky.factor(damped, "the Gram matrix of the examples", "give a larger damping")
+        """Of ``damping N I + K``, (NK, NK) for K columns; rows in the order of the columns' stack, (k, n)."""
+        K, N = self._columns.shape[:2]
+        checks.dense_size("the Gram matrix of the examples", N * K, N * K, self.dtype.itemsize)
+        gram = sum(map(example_gram, self.at.backward(self._columns), self.at.a_bar))
+        return Cholesky.factor(add_to_diagonal(gram, self.damping * N), "the Gram matrix of the examples",
+                               "give a larger damping")

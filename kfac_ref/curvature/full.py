@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from ..params import flatten, unflatten
 from .base import OfFactors
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Full(OfFactors):
     """``F~ + damping I``, all layers with all.
 
@@ -37,12 +36,11 @@ class Full(OfFactors):
     Source: Martens & Grosse 2015, sec. 3.
     """
 
-    reach: ClassVar[float] = math.inf
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for j in range(len(self.factors)):
-            self.factors.pair(0, j)                 # refuses factors without their cross factors
+            _ = self.factors.A[0, j]                    # refuses factors without their cross factors
 
     def product(self, V: Direction) -> list[Array]:
         """Return ``U_i = sum over j of G_ij V_j A_ij^T``, plus ``damping V_i``."""
@@ -50,7 +48,7 @@ class Full(OfFactors):
         U = [self.damping * v for v in V]
         for i, u in enumerate(U):
             for j, v in enumerate(V):
-                u += product(*self.factors.pair(i, j), v)
+                u += product(self.factors.A[i, j], self.factors.G[i, j], v)
         return U
 
     def solve(self, V: Direction) -> list[Array]:
@@ -61,8 +59,8 @@ class Full(OfFactors):
         """Return ``F~ + damping I``, (P, P)."""
         self._dense_size(max_bytes)
         layers = range(len(self.factors))
-        return add_to_diagonal(np.block([[np.kron(*self.factors.pair(i, j)) for j in layers] for i in layers]),
-                               self.damping)
+        return add_to_diagonal(np.block([[np.kron(self.factors.A[i, j], self.factors.G[i, j]) for j in layers]
+                                         for i in layers]), self.damping)
 
     def inverse_dense(self, max_bytes: int | None = None) -> Array:
         """Return ``(F~ + damping I)^{-1}``, (P, P)."""

@@ -16,7 +16,7 @@ from ..kronecker import Cholesky
 from .base import OfFactors, block_diagonal
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class InputOnly(OfFactors):
     """``blockdiag(A_i kron I) + damping I``: exactly damped K-FAC with G = I.
 
@@ -54,7 +54,7 @@ class InputOnly(OfFactors):
 
     @cached_property
     def _damped(self) -> tuple[Array, ...]:
-        return tuple(add_to_diagonal(A, self.damping) for A in self.factors.A)
+        return tuple(add_to_diagonal(A, self.damping) for A, _ in self.factors.layers)
 
     @cached_property
     def _choleskys(self) -> tuple[Cholesky, ...]:

@@ -1,9 +1,9 @@
-"""The running average of the factors over the steps of an optimizer (paper: sec. 5).
+"""The running average of moments over the steps of an optimizer (paper: sec. 5).
 
     new = epsilon old + (1 - epsilon) batch,      epsilon = min(1 - 1/k, 0.95),  k = 1, 2, ...
 
 so the first batch is taken whole (there is no identity to start from), the first 20 are averaged evenly, and then old
-ones fade.
+ones fade. Factors are finished from the averaged moments.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import checks
-from .base import Factors
+from .base import Moments
 
 
 @dataclass(frozen=True)
 class RunningAverage:
-    """An exponentially decayed average of `Factors`, with its own count.
+    """An exponentially decayed average of `Moments`, with its own count.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ class RunningAverage:
         The largest epsilon; the paper's 0.95.
     k : int
         How many batches are in it.
-    latest : Factors or None
+    latest : Moments or None
         The average; None before the first batch.
 
     Notes
@@ -34,14 +34,14 @@ class RunningAverage:
 
     ceiling: float = 0.95
     k: int = 0
-    latest: Factors | None = None
+    latest: Moments | None = None
 
     def __post_init__(self) -> None:
         checks.number("ceiling", self.ceiling, 0, 1)
 
     @property
-    def factors(self) -> Factors:
-        """The averaged factors.
+    def moments(self) -> Moments:
+        """The averaged moments.
 
         Raises
         ------
@@ -49,15 +49,15 @@ class RunningAverage:
             Before the first batch.
         """
         if self.latest is None:
-            raise ValueError("the running average holds no factors yet: call update first")
+            raise ValueError("the running average is empty: call update first")
         return self.latest
 
-    def update(self, factors: Factors) -> RunningAverage:
+    def update(self, moments: Moments) -> RunningAverage:
         """Return the average with one more batch in it; its ``n`` counts all examples seen.
 
         Parameters
         ----------
-        factors : Factors
+        moments : Moments
             Of the new batch.
 
         Returns
@@ -68,12 +68,11 @@ class RunningAverage:
         Raises
         ------
         ValueError
-            Where `factors` are not of the network and reach of those before.
+            Where `moments` are not of the network and estimator of those before.
         """
         k = self.k + 1
         epsilon = min(1 - 1 / k, self.ceiling)
         if self.latest is None:
-            return RunningAverage(self.ceiling, k, factors)
-        mixed = self.latest.combine(factors, lambda old, new: epsilon * old + (1 - epsilon) * new,
-                                    self.latest.n + factors.n)
+            return RunningAverage(self.ceiling, k, moments)
+        mixed = self.latest.combine(lambda old, new: epsilon * old + (1 - epsilon) * new, moments)
         return RunningAverage(self.ceiling, k, mixed)

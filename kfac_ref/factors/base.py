@@ -1,4 +1,9 @@
-"""The two small matrices of each layer, and those of pairs of layers, as one frozen value.
+"""Moments and factors: the means over examples that an estimator needs, and the Kronecker factors made from them.
+
+An estimator is two functions::
+
+    estimate(at, expectation) -> Moments        means over examples: they merge and average exactly
+    finish(moments, weights)  -> Factors        A and G of each layer (or pair of layers)
 
 With A_ij = E[a_bar_i a_bar_j^T] and G_ij = E[g_i g_j^T], means over examples (paper: sec. 3)::
 
@@ -10,88 +15,189 @@ layers from 1 and activations from 0, so these are its A_{i,i} and G_{i+1,i+1}.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..checks import Array
+from ..checks import Array, Direction
+
+#: The name of a moment and the layers that it belongs to, such as ("A", 0, 1).
+Key: TypeAlias = tuple[Any, ...]
 
 
-@dataclass(frozen=True)
-class Factors:
-    """Kronecker factors of all layers, and of pairs of layers.
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Means over examples, by name.
 
     Attributes
     ----------
-    A : tuple of (d_i + 1, d_i + 1) arrays
-        E[a_bar_i a_bar_i^T].
-    G : tuple of (d_{i+1}, d_{i+1}) arrays
-        E[g_i g_i^T].
-    A_cross, G_cross : tuples of L-1 arrays, or empty
-        E[a_bar_i a_bar_{i+1}^T] and E[g_i g_{i+1}^T]: neighbouring layers.
+    arrays : mapping
+        Each array is a mean over the examples.
+    n : int
+        The number of examples.
+    """
+
+    arrays: Mapping[Key, Array]
+    n: int
+
+    def combine(self, mix: Callable[..., Any], *others: Moments) -> Moments:
+        """Return the moments ``mix(ours, theirs, ...)``, array by array; their n is the sum.
+
+        Parameters
+        ----------
+        mix : function of arrays
+            Makes an array of the same shape.
+        *others : Moments
+            Of the same network and estimator.
+
+        Raises
+        ------
+        ValueError
+            Where the moments are not of the same network and estimator.
+        """
+        ours = {key: a.shape for key, a in self.arrays.items()}
+        for other in others:
+            theirs = {key: a.shape for key, a in other.arrays.items()}
+            if ours != theirs:
+                raise ValueError(f"moments must have the same names and shapes: expected {ours}, got {theirs}")
+        return Moments({key: mix(a, *(other.arrays[key] for other in others)) for key, a in self.arrays.items()},
+                       self.n + sum(other.n for other in others))
+
+    def merge(self, other: Moments) -> Moments:
+        """Return the moments of both sets of examples together: means weighted by their counts.
+
+        Parameters
+        ----------
+        other : Moments
+            Of the other set.
+
+        Raises
+        ------
+        ValueError
+            Where the two are not of the same network and estimator.
+        """
+        n = self.n + other.n
+        return self.combine(lambda a, b: (self.n * a + other.n * b) / n, other)
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        return f"Moments of {self.n} examples: {', '.join(' '.join(map(str, key)) for key in self.arrays)}"
+
+
+class ByLayers(dict[tuple[int, int], Array]):
+    """Matrices by pairs of layers: ``A[i, j]``; ``A[i]`` is short for ``A[i, i]`` and ``A[j, i]`` for ``A[i, j].T``."""
+
+    def __missing__(self, key: Any) -> Array:
+        """Return a matrix by one layer, or by a pair in the other order."""
+        if isinstance(key, (int, np.integer)) and (key, key) in self:
+            return self[key, key]
+        if isinstance(key, tuple) and key[::-1] in self:
+            return self[key[::-1]].T
+        pairs = f"layers {key[0]} and {key[1]}" if isinstance(key, tuple) and len(key) == 2 else repr(key)
+        raise ValueError(f"factors hold nothing for {pairs}: there are {len({i for i, _ in self})} layers; cross factors "
+                         "of layers i and j need an estimate with reach of at least |i - j|")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Factors:
+    """Kronecker factors of the layers, and of pairs of layers.
+
+    Attributes
+    ----------
+    A : mapping of (i, j) to (d_i + 1, d_j + 1) arrays
+        E[a_bar_i a_bar_j^T] for i <= j; ``A[i]`` is short for ``A[i, i]``.
+    G : mapping of (i, j) to (d_{i+1}, d_{j+1}) arrays
+        E[g_i g_j^T].
     n : int
         The number of examples behind the means.
-    A_far, G_far : dicts
-        The same for the pairs (i, j) with j > i + 1, as far as they were asked for.
+    means : bool
+        Whether A and G are themselves means over the examples, so that factors merge.
 
     Notes
     -----
     Source: Martens & Grosse 2015, sec. 3.
     """
 
-    A: tuple[Array, ...]
-    G: tuple[Array, ...]
-    A_cross: tuple[Array, ...]
-    G_cross: tuple[Array, ...]
+    A: Mapping[tuple[int, int], Array]
+    G: Mapping[tuple[int, int], Array]
     n: int
-    A_far: dict[tuple[int, int], Array] = field(default_factory=dict)
-    G_far: dict[tuple[int, int], Array] = field(default_factory=dict)
+    means: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.A) != len(self.G) or not self.A:
-            raise ValueError(f"A and G must hold one matrix for each layer, got {len(self.A)} and {len(self.G)}")
+        if set(self.A) != set(self.G) or not self.A:
+            raise ValueError(f"A and G must be mappings with the same pairs of layers, got {sorted(self.A)} and "
+                             f"{sorted(self.G)}")
         for name, matrices in (("A", self.A), ("G", self.G)):
-            for i, S in enumerate(matrices):
-                if np.ndim(S) != 2 or S.shape[0] != S.shape[1]:
-                    raise ValueError(f"{name}[{i}] must be square, got shape {np.shape(S)}")
+            for (i, j), S in matrices.items():
+                if np.ndim(S) != 2 or (i == j and S.shape[0] != S.shape[1]):
+                    raise ValueError(f"{name}[{i}, {j}] must be {'square' if i == j else 'a matrix'}, got shape "
+                                     f"{np.shape(S)}")
+            object.__setattr__(self, name, ByLayers(matrices))
 
-    def __len__(self) -> int:
-        """Return the number L of layers."""
-        return len(self.A)
-
-    def pair(self, i: int, j: int) -> tuple[Array, Array]:
-        """Return A_ij and G_ij for any two layers.
+    @classmethod
+    def of_layers(cls, A: Sequence[Array], G: Sequence[Array], n: int) -> Factors:
+        """Return factors without cross factors.
 
         Parameters
         ----------
-        i, j : int
-            Layers, 0..L-1.
-
-        Returns
-        -------
-        A : (d_i + 1, d_j + 1) array
-            E[a_bar_i a_bar_j^T].
-        G : (d_{i+1}, d_{j+1}) array
-            E[g_i g_j^T].
+        A, G : sequences of L square arrays
+            One per layer.
+        n : int
+            The number of examples behind them.
 
         Raises
         ------
         ValueError
-            Where the cross factors of this pair were not estimated.
+            For sequences of different lengths, or matrices that are not square.
         """
-        if i == j:
-            return self.A[i], self.G[i]
-        if i > j:
-            A, G = self.pair(j, i)
-            return A.T, G.T
-        if j == i + 1 and self.A_cross:
-            return self.A_cross[i], self.G_cross[i]
-        if (i, j) in self.A_far:
-            return self.A_far[i, j], self.G_far[i, j]
-        raise ValueError(f"factors hold no cross factors of layers {i} and {j}: estimate them with reach={j - i} or "
-                         "more (a structure asks an optimizer for them by its class attribute reach)")
+        if len(A) != len(G):
+            raise ValueError(f"A and G must hold one matrix for each layer, got {len(A)} and {len(G)}")
+        return cls({(i, i): S for i, S in enumerate(A)}, {(i, i): S for i, S in enumerate(G)}, n)
+
+    def __len__(self) -> int:
+        """Return the number L of layers."""
+        return len({i for i, _ in self.A})
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        shapes = ", ".join(f"{len(A)} x {len(G)}" for A, G in self.layers)
+        cross = len(self.A) - len(self)
+        return f"Factors of {len(self)} layers (A x G: {shapes}; {cross} cross factors) from {self.n} examples"
+
+    @property
+    def layers(self) -> list[tuple[Array, Array]]:
+        """A and G of each layer."""
+        return [(self.A[i, i], self.G[i, i]) for i in range(len(self))]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """The shapes of the weights."""
+        return tuple((len(G), len(A)) for A, G in self.layers)
+
+    def combine(self, mix: Callable[..., Any], *others: Factors) -> Factors:
+        """Return the factors ``mix(ours, theirs, ...)``, array by array; their n is the sum.
+
+        Parameters
+        ----------
+        mix : function of arrays
+            Makes an array of the same shape.
+        *others : Factors
+            Of the same network and reach.
+
+        Raises
+        ------
+        ValueError
+            Where A and G are not means over examples, or not of the same network and reach.
+        """
+        if not all(f.means for f in (self, *others)):
+            raise ValueError("these factors are not means over examples and cannot be merged or averaged: combine the "
+                             "moments of their estimator and finish those (see approximations)")
+        both = [Moments({(name, *key): S for name in "AG" for key, S in getattr(f, name).items()}, f.n)
+                for f in (self, *others)]
+        return as_factors(both[0].combine(mix, *both[1:]))
 
     def merge(self, other: Factors) -> Factors:
         """Return the factors of both sets of examples together: means weighted by their counts.
@@ -101,59 +207,13 @@ class Factors:
         other : Factors
             Of the other set.
 
-        Returns
-        -------
-        Factors
-            Its ``n`` is the sum of the two.
-
         Raises
         ------
         ValueError
-            Where the two are not of the same network and reach.
+            As in `combine`.
         """
         n = self.n + other.n
-        return self.combine(other, lambda a, b: (self.n * a + other.n * b) / n, n)
-
-    def combine(self, other: Factors, mix: Callable[[Array, Array], Array], n: int) -> Factors:
-        """Return the factors ``mix(ours, theirs)``, array by array.
-
-        Parameters
-        ----------
-        other : Factors
-            Theirs.
-        mix : function of two arrays
-            Makes an array of the same shape.
-        n : int
-            The number of examples behind the result.
-
-        Returns
-        -------
-        Factors
-            A new value.
-
-        Raises
-        ------
-        ValueError
-            Where the two are not of the same network and reach.
-        """
-        ours, theirs = self._shapes(), other._shapes()
-        if ours != theirs:
-            raise ValueError(f"other must hold factors of the same shapes and pairs: expected {ours}, got {theirs}")
-
-        def mixed(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, ...]:
-            """Mix two tuples of arrays, one pair at a time.
-
-            Parameters
-            ----------
-            a, b : tuples of arrays
-                Ours and theirs.
-            """
-            return tuple(mix(x, y) for x, y in zip(a, b, strict=True))
-
-        return Factors(mixed(self.A, other.A), mixed(self.G, other.G), mixed(self.A_cross, other.A_cross),
-                       mixed(self.G_cross, other.G_cross), n,
-                       {key: mix(a, other.A_far[key]) for key, a in self.A_far.items()},
-                       {key: mix(g, other.G_far[key]) for key, g in self.G_far.items()})
+        return self.combine(lambda a, b: (self.n * a + other.n * b) / n, other)
 
     def astype(self, dtype: DTypeLike) -> Factors:
         """Return the factors in another precision.
@@ -163,7 +223,19 @@ class Factors:
         dtype : {numpy.float64, numpy.float32}
             Of all matrices.
         """
-        return self.combine(self, lambda a, _: a.astype(dtype), self.n)
+        return Factors({key: S.astype(dtype) for key, S in self.A.items()},
+                       {key: S.astype(dtype) for key, S in self.G.items()}, self.n, self.means)
 
-    def _shapes(self) -> tuple[object, ...]:
-        return ([a.shape for a in self.A], [g.shape for g in self.G], len(self.A_cross), sorted(self.A_far))
+
+def as_factors(moments: Moments, weights: Direction = ()) -> Factors:
+    """Return the moments A and G as they are: how an estimator is finished whose factors are means.
+
+    Parameters
+    ----------
+    moments : Moments
+        With keys ("A", i, j) and ("G", i, j).
+    weights : list of arrays, optional
+        Not used.
+    """
+    A, G = ({key[1:]: S for key, S in moments.arrays.items() if key[0] == name} for name in "AG")
+    return Factors(A, G, moments.n, means=True)

@@ -16,21 +16,21 @@ import numpy as np
 import scipy.sparse.linalg
 
 from ..checks import Array
-from ..fisher import columns_of
+from ..expectations import Expectation, exact, gradients
 from ..kronecker import unvec, vec
 from ..model import Point
 from .base import Factors
 
 
-def nearest_kronecker_factors(at: Point, columns: Array | None = None) -> Factors:
+def nearest_kronecker_factors(at: Point, expectation: Expectation = exact) -> Factors:
     """Return the factors of the Kronecker product nearest to each diagonal block of the Fisher.
 
     Parameters
     ----------
     at : Point
-        Where.
-    columns : (K, N, C) array, optional
-        Another expectation than the exact one: `sampled_columns` or `empirical_columns`.
+        Point of evaluation.
+    expectation : function of a Point
+        `exact`, ``sampled(targets)`` or ``empirical(y)``.
 
     Returns
     -------
@@ -41,9 +41,8 @@ def nearest_kronecker_factors(at: Point, columns: Array | None = None) -> Factor
     -----
     Source: Van Loan & Pitsianis 1993; the power iteration of Koroko et al. 2022 finds the same.
     """
-    g = at.backward(columns_of(at, columns))
-    pairs = [_nearest(a_bar, gi) for a_bar, gi in zip(at.a_bar, g, strict=True)]
-    return Factors(tuple(A for A, _ in pairs), tuple(G for _, G in pairs), (), (), len(at))
+    pairs = [_nearest(a_bar, g) for a_bar, g in zip(at.a_bar, gradients(at, expectation), strict=True)]
+    return Factors.of_layers([A for A, _ in pairs], [G for _, G in pairs], len(at))
 
 
 def _nearest(a: Array, g: Array) -> tuple[Array, Array]:

@@ -6,27 +6,28 @@
 
 Where A = E[a_bar a_bar^T] weighs all examples alike, here each one counts as much as its gradient is long. One step of
 the power iteration towards the nearest Kronecker product, from the identity on either side, gives these two matrices.
+
+With D = g a_bar^T, ``delta Phi = E[D^T D]`` and ``delta Psi = E[D D^T]``: these are the moments of `shampoo`, and
+finished by `trace_preserving` they give ``A = sqrt(delta) Phi`` and ``G = sqrt(delta) Psi``.
 """
 
 from __future__ import annotations
 
-import numpy as np
-
-from ..checks import Array
-from ..fisher import columns_of
+from ..expectations import Expectation, exact
 from ..model import Point
 from .base import Factors
+from .shampoo import gradient_moments, trace_preserving
 
 
-def tkfac_factors(at: Point, columns: Array | None = None) -> Factors:
+def tkfac_factors(at: Point, expectation: Expectation = exact) -> Factors:
     """Return the factors of the trace-preserving Kronecker product.
 
     Parameters
     ----------
     at : Point
-        Where.
-    columns : (K, N, C) array, optional
-        Another expectation than the exact one: `sampled_columns` or `empirical_columns`.
+        Point of evaluation.
+    expectation : function of a Point
+        `exact`, ``sampled(targets)`` or ``empirical(y)``.
 
     Returns
     -------
@@ -37,14 +38,4 @@ def tkfac_factors(at: Point, columns: Array | None = None) -> Factors:
     -----
     Source: Gao et al. 2021, "A trace-restricted Kronecker-factored approximation to natural gradient".
     """
-    g = at.backward(columns_of(at, columns))
-    N = len(at)
-    As, Gs = [], []
-    for a, gi in zip(at.a_bar, g, strict=True):
-        a_length, g_length = np.square(a).sum(axis=1), np.square(gi).sum(axis=(0, 2))     # (N,); summed over columns
-        delta = float(a_length @ g_length) / N
-        root = np.sqrt(delta) or 1.0                        # a dead layer has delta = 0 and factors that are 0
-        As.append((a * g_length[:, None]).T @ a / N / a.dtype.type(root))
-        weighted = gi * a_length[:, None]
-        Gs.append(weighted.reshape(-1, gi.shape[2]).T @ gi.reshape(-1, gi.shape[2]) / N / a.dtype.type(root))
-    return Factors(tuple(As), tuple(Gs), (), (), N)
+    return trace_preserving(gradient_moments(at, expectation))
