@@ -37,16 +37,19 @@ app. B      `kronecker`                               `solve_sum`
 
 from . import (
     analysis,
+    approximations,
     checkpoints,
     checks,
     curvature,
     damping,
     datasets,
     environment,
+    expectations,
     factors,
     fisher,
     hessian,
     kronecker,
+    layers,
     likelihoods,
     model,
     network,
@@ -56,65 +59,58 @@ from . import (
     quadratic_model,
     training,
 )
-from .factors import (
-    Factors,
-    RunningAverage,
-    empirical_factors,
-    exact_factors,
-    kfra_factors,
-    nearest_kronecker_factors,
-    sampled_factors,
-    shampoo_factors,
-    shampoo_root_factors,
-    tkfac_factors,
-)
-from .fisher import empirical_fisher, exact_fisher, fisher_block, fisher_gram, fisher_product, sampled_fisher
+from .approximations import Approximation
+from .expectations import empirical, exact, one_draw, sampled
+from .factors import Factors, Moments, RunningAverage, kronecker_factors
+from .fisher import fisher_block, fisher_gram, fisher_matrix, fisher_product
 from .likelihoods import Bernoulli, Categorical, Gaussian
-from .model import Model, Point
+from .model import Model, Part, Point, mean_over
 from .network import MLP
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MLP",
+    "Approximation",
     "Bernoulli",
     "Categorical",
     "Factors",
     "Gaussian",
     "Model",
+    "Moments",
+    "Part",
     "Point",
     "RunningAverage",
     "analysis",
+    "approximations",
     "checkpoints",
     "checks",
     "curvature",
     "damping",
     "datasets",
-    "empirical_factors",
-    "empirical_fisher",
+    "empirical",
     "environment",
-    "exact_factors",
-    "exact_fisher",
+    "exact",
+    "expectations",
     "factors",
     "fisher",
     "fisher_block",
     "fisher_gram",
+    "fisher_matrix",
     "fisher_product",
     "hessian",
-    "kfra_factors",
     "kronecker",
+    "kronecker_factors",
+    "layers",
     "likelihoods",
+    "mean_over",
     "model",
-    "nearest_kronecker_factors",
     "network",
+    "one_draw",
     "optimizers",
     "oracle",
     "params",
     "quadratic_model",
-    "sampled_factors",
-    "sampled_fisher",
-    "shampoo_factors",
-    "shampoo_root_factors",
-    "tkfac_factors",
+    "sampled",
     "training",
 ]

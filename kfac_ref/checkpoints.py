@@ -1,8 +1,8 @@
 """Checkpoints: everything that a training run needs to go on to the same bits, in one npz file.
 
 A file holds arrays ``a0, a1, ...`` and a ``header`` (JSON): the format, who wrote it, on what, the run's settings and
-their hash, and a description of the state in which each array is named. Nothing is pickled. A kept curvature is not
-stored: what it was made from is, and making it again gives the same bits.
+their hash, and a description of the state in which each array is named. Nothing is pickled. A state holds arrays and
+numbers only: what has been factored is made again from them, to the same bits.
 
 It is written beside the last one, forced to the disk and only then renamed, so that at any moment the last or the one
 before it is whole::
@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 
 from .checks import Array, Direction
-from .curvature.base import OfFactors, OfPoint
 from .environment import environment
-from .factors import Factors, RunningAverage
+from .factors import Moments, RunningAverage
+from .optimizers.kfac_values import Refresh
 
 FORMAT = 1
 LAST, PREVIOUS = "checkpoint.npz", "previous.npz"
-_VALUES = {kind.__name__: kind for kind in (Factors, RunningAverage)}
+_VALUES = {kind.__name__: kind for kind in (Moments, Refresh, RunningAverage)}
 
 
 class RefusedError(ValueError):
@@ -93,8 +93,6 @@ def write(folder: Path, checkpoint: Checkpoint, optimizer: Any, settings: Mappin
     arrays: list[Array] = []
     state = checkpoint.state
     described = {f.name: getattr(state, f.name) for f in fields(state)}
-    if described.get("curvature") is not None:
-        described["curvature"] = _source(described["curvature"], optimizer, state.k)
     content = {"state": described, "averaged": checkpoint.averaged}
     header = {"format": FORMAT, "environment": checkpoint.environment, "optimizer": type(optimizer).__name__,
               "shapes": [list(shape) for shape in optimizer.model.network.shapes], "settings": dict(settings),
@@ -152,8 +150,6 @@ def read(path: Path, optimizer: Any, weights: Direction, settings: Mapping[str, 
         _same(path, "hash of its settings", header["digest"], digest(settings))
         content = _unpack(header["content"], arrays)
         state = type(optimizer.init(weights))(**content["state"])
-        if getattr(state, "curvature", None) is not None:
-            state = _made_again(state, optimizer)
         return Checkpoint(state, content["averaged"], header["seconds"], header["environment"])
     except RefusedError:
         raise
@@ -200,31 +196,6 @@ def _same(path: Path, what: str, theirs: Any, ours: Any) -> None:
         raise RefusedError(f"{path} is of another {what}: {theirs!r}, where this run has {ours!r}")
 
 
-def _source(curvature: Any, optimizer: Any, k: int) -> dict[str, Any] | None:
-    """Return what a kept curvature was made from; None where the next step makes another anyway."""
-    if optimizer.refresh_is_due(k + 1):
-        return None
-    structure = getattr(optimizer.structure, "func", optimizer.structure)       # of a class behind functools.partial
-    if not isinstance(structure, type):
-        raise ValueError("a structure that a function makes cannot be stored in a checkpoint, since the function may "
-                         "have changed the factors: give the class, or functools.partial of it")
-    if isinstance(curvature, OfFactors):
-        return {"factors": curvature.factors}
-    if isinstance(curvature, OfPoint):
-        return {"weights": curvature.at.weights, "x": curvature.at.x}
-    raise ValueError(f"structure {type(curvature).__name__} cannot be stored in a checkpoint: it is made neither from "
-                     "factors (OfFactors) nor from a point (OfPoint)")
-
-
-def _made_again(state: Any, optimizer: Any) -> Any:
-    """Return the state with its kept curvature, which belongs to its gamma, made from what was stored."""
-    source = state.curvature
-    average = RunningAverage(state.average.ceiling, 1, source.get("factors"))
-    at = None if "factors" in source else optimizer.model.at(source["weights"], source["x"])
-    curvature = optimizer.curvature(state, at, average, state.gamma)
-    return type(state)(**{f.name: getattr(state, f.name) for f in fields(state)} | {"curvature": curvature})
-
-
 def _pack(value: Any, arrays: list[Array]) -> Any:
     """Describe a value in plain data; each array is named by its place in `arrays`, to which it is added once."""
     if isinstance(value, np.ndarray):
@@ -236,7 +207,7 @@ def _pack(value: Any, arrays: list[Array]) -> Any:
         return [_pack(item, arrays) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {"dict": {key: _pack(item, arrays) for key, item in value.items()}}
-    if isinstance(value, dict) and all(isinstance(key, tuple) for key in value):        # A_far and G_far: keys (i, j)
+    if isinstance(value, dict) and all(isinstance(key, tuple) for key in value):        # of moments: ("A", 0, 1)
         return {"pairs": [[list(key), _pack(item, arrays)] for key, item in value.items()]}
     if type(value).__name__ in _VALUES:
         return {type(value).__name__: {f.name: _pack(getattr(value, f.name), arrays) for f in fields(value)}}

@@ -170,8 +170,7 @@ def offers(name: str, value: Any, protocol: type) -> None:
     """Refuse a class in place of an instance, and an object that lacks a method or attribute of a protocol."""
     if isinstance(value, type):
         raise ValueError(f"{name} must be an instance, such as {value.__name__}(), got the class")
-    missing = [member for member in (*vars(protocol), *protocol.__annotations__)
-               if not member.startswith("_") and not hasattr(value, member)]
+    missing = [member for member in vars(protocol) if not member.startswith("_") and not hasattr(value, member)]
     if missing:
         raise ValueError(f"{name} must offer {', '.join(missing)}, which {type(value).__name__} lacks "
                          f"(see {protocol.__module__}.{protocol.__name__})")

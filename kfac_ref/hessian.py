@@ -21,6 +21,7 @@ from . import checks
 from .checks import Array, Direction
 from .layers import adjoint
 from .model import Point
+from .network import MLP
 from .params import flatten, unflatten
 
 
@@ -53,6 +54,8 @@ def hessian_product(at: Point, y: Any, V: Direction) -> list[Array]:
     V = checks.direction("V", V, at.model.network.shapes, at.z.dtype)
     likelihood, N = at.model.likelihood, len(at)
     g = at.backward(at.output_gradient(y) / N)
+    if not isinstance(at.model.network, MLP):
+        raise ValueError(f"the Hessian requires an MLP, got {type(at.model.network).__name__}")
     Rg, Ra_bar = at.model.network.tangent_backward(at.weights, at.forward, V, g,
                                                    lambda Rz: likelihood.fisher_product(at.z, Rz) / N)
     return [adjoint(Rg[i], at.a_bar[i]) + adjoint(g[i], Ra_bar[i]) for i in range(len(g))]

@@ -205,8 +205,12 @@ class Eigen:
         return cls(*scipy.linalg.eigh(checks.finite(name, S), check_finite=False))
 
     def root(self) -> Array:
-        """Return the symmetric square root of a positive semi-definite matrix; eigenvalues below 0 count as 0."""
-        return (self.Q * np.sqrt(np.maximum(self.values, 0))) @ self.Q.T
+        """Return the symmetric square root of a positive semi-definite matrix.
+
+        Eigenvalues of rounding size count as 0: the root would make 1e-9 of 1e-18.
+        """
+        rounding = len(self.Q) * np.finfo(self.Q.dtype).eps * self.values[-1]
+        return (self.Q * np.sqrt(np.where(self.values > rounding, self.values, 0))) @ self.Q.T
 
 
 def spectrum(A: Eigen, G: Eigen) -> Array:

@@ -15,8 +15,8 @@ Categorical    logsumexp(z) - z_y    p - onehot(y)       diag(p) - p p^T        
 Bernoulli      sum softplus(z) - yz  p - y               diag(p (1 - p))                 diag(sqrt(p (1 - p)))
 =============  ====================  ==================  ==============================  ===========================
 
-The Gaussian has variance v (default: 1); its constant C/2 log(2 pi v) is left out. Wherever 1 - p occurs it is computed from
-the small numbers that make it up, never by subtraction from 1: at z = 40 that difference has no digit left.
+The Gaussian has variance v (default: 1); its constant C/2 log(2 pi v) is left out. Wherever 1 - p occurs it is computed
+from the small numbers that make it up, never by subtraction from 1: at z = 40 that difference has no digit left.
 """
 
 from __future__ import annotations
@@ -40,14 +40,11 @@ class Likelihood(Protocol):
 
     z is (N, C) throughout; y is (N,) labels for a categorical, else (N, C). A stack of draws, (M, N) or (M, N, C), is
     taken wherever one y is, and a stack (K, N, C) wherever one v is.
-
-    Attributes
-    ----------
-    labels : bool
-        Whether targets are labels (N,) rather than numbers (N, C).
     """
 
-    labels: bool
+    @property
+    def labels(self) -> bool:
+        """Whether targets are labels (N,) rather than numbers (N, C)."""
 
     def check(self, z: Array, y: Any) -> Any:
         """Return `y` as the other methods want it, or raise a ``ValueError`` that says what is wrong."""

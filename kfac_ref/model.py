@@ -194,8 +194,8 @@ def mean_over(parts: Iterable[Part], f: Callable[[Point], Value],
         Its result is a mean over the examples of that point: a number, an array, a sequence or mapping of them (such as
         a direction), `Moments`, or the `Factors` of an estimator that is a plain mean.
     map : function
-        ``map(function, parts)``, such as that of an executor (default: the built-in one). It must keep the order. `f` is
-        evaluated inside it, so no more forward passes are in memory than are evaluated at once.
+        ``map(function, parts)``, such as that of an executor (default: the built-in one). It must keep the order. `f`
+        is evaluated inside it, so no more forward passes are in memory than are evaluated at once.
 
     Returns
     -------

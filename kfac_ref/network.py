@@ -188,8 +188,8 @@ class MLP:
     """
 
     sizes: tuple[int, ...]
-    hidden: str | Activation | tuple[str | Activation, ...] = "tanh"
-    bias: bool | tuple[bool, ...] = True
+    hidden: Any = "tanh"
+    bias: Any = True
 
     def __post_init__(self) -> None:
         if isinstance(self.sizes, (int, str)) or len(self.sizes) < 2:

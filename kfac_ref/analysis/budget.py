@@ -23,7 +23,8 @@ import numpy as np
 from .. import curvature, params
 from ..checks import Array
 from ..curvature import Curvature
-from ..factors import Factors, exact_factors, sampled_factors
+from ..expectations import sampled
+from ..factors import Factors, kronecker_factors
 from ..fisher import fisher_gram
 from ..model import Point
 from ..quadratic_model import SmallModel
@@ -64,7 +65,7 @@ def judge(at: Point, y: Any, damping: float, matrices: Iterable[tuple[str, Curva
     Parameters
     ----------
     at : Point
-        Where.
+        Point of evaluation.
     y : (N,) or (N, C) array
         The labels, of which the gradient is taken.
     damping : float
@@ -115,7 +116,7 @@ def error_budget(at: Point, y: Any, damping: float, targets: Any, average: Facto
     Parameters
     ----------
     at : Point
-        Where; the batch of the step.
+        Point of evaluation; the batch of the step.
     y : (N,) or (N, C) array
         Its labels.
     damping : float
@@ -137,16 +138,15 @@ def error_budget(at: Point, y: Any, damping: float, targets: Any, average: Facto
     ValueError
         For bad labels or targets, factors of another network, or matrices too large to form.
     """
-    exact, sampled = exact_factors(at, 0), sampled_factors(at, targets, 0)
-    in_use = sampled if average is None else average
-    ours, theirs = ([(len(G), len(A)) for A, G in zip(f.A, f.G, strict=True)] for f in (exact, in_use))
-    if ours != theirs:
-        raise ValueError(f"average must hold factors of the shapes {ours}, got {theirs}")
+    exact, drawn = kronecker_factors(at), kronecker_factors(at, sampled(targets))
+    in_use = drawn if average is None else average
+    if in_use.shapes != exact.shapes:
+        raise ValueError(f"average must hold factors of the shapes {exact.shapes}, got {in_use.shapes}")
     return judge(at, y, damping, [
         ("exact", curvature.Exact(at, damping)),
         ("layers apart", curvature.ExactBlockDiagonal(at, damping)),
         ("expectation factorized", curvature.EigenDamped(exact, damping)),
-        ("sampled targets", curvature.EigenDamped(sampled, damping)),
+        ("sampled targets", curvature.EigenDamped(drawn, damping)),
         ("averaged and stale", curvature.EigenDamped(in_use, damping)),
         ("factored damping", curvature.BlockDiagonal(in_use, damping if gamma is None else gamma**2)),
     ])

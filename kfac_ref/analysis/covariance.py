@@ -23,21 +23,21 @@ import scipy.linalg
 
 from .. import checks
 from ..checks import Array
-from ..fisher import columns_of, empirical_columns, exact_columns
+from ..expectations import Expectation, empirical, exact, gradients
 from ..model import Point
 
 
-def covariance_error(at: Point, i: int, columns: Array | None = None) -> Array:
+def covariance_error(at: Point, i: int, expectation: Expectation = exact) -> Array:
     """Return ``Cov(vec Gamma, vec Alpha)`` of layer i: the rearranged error of its Kronecker factorization.
 
     Parameters
     ----------
     at : Point
-        Where.
+        Point of evaluation.
     i : int
         The layer.
-    columns : (K, N, C) array, optional
-        Another expectation than the exact one: `sampled_columns` or `empirical_columns`.
+    expectation : function of a Point
+        `exact`, ``sampled(targets)`` or ``empirical(y)``.
 
     Returns
     -------
@@ -49,23 +49,23 @@ def covariance_error(at: Point, i: int, columns: Array | None = None) -> Array:
     ValueError
         For a layer that is not there, or rows of more than 4 GiB.
     """
-    _check_layer(at, i)
+    checks.layer("i", i, len(at.a_bar))
     m, n = at.model.network.shapes[i]
     checks.dense_size("the covariance", m * m, n * n, at.z.itemsize)
-    Alpha, Gamma = _outer_products(at, i, columns)
+    Alpha, Gamma = _outer_products(at, i, expectation)
     return (Gamma - Gamma.mean(axis=0)).T @ (Alpha - Alpha.mean(axis=0)) / len(at)
 
 
-def error_spectrum(at: Point, i: int, columns: Array | None = None) -> Array:
+def error_spectrum(at: Point, i: int, expectation: Expectation = exact) -> Array:
     """Return the singular values of `covariance_error`, descending; their squares add up to the squared error.
 
     Parameters
     ----------
     at : Point
-        Where.
+        Point of evaluation.
     i : int
         The layer.
-    columns : (K, N, C) array, optional
+    expectation : function of a Point
         As in `covariance_error`, whose errors are raised here too.
 
     Returns
@@ -73,7 +73,7 @@ def error_spectrum(at: Point, i: int, columns: Array | None = None) -> Array:
     (min(m^2, n^2),) array
         The spectrum.
     """
-    return scipy.linalg.svdvals(covariance_error(at, i, columns))
+    return scipy.linalg.svdvals(covariance_error(at, i, expectation))
 
 
 class Cumulants(NamedTuple):
@@ -100,7 +100,7 @@ def cumulant_terms(at: Point, i: int, y: Any = None, max_bytes: int | None = Non
     Parameters
     ----------
     at : Point
-        Where.
+        Point of evaluation.
     i : int
         The layer.
     y : (N,) or (N, C) array, optional
@@ -124,16 +124,16 @@ def cumulant_terms(at: Point, i: int, y: Any = None, max_bytes: int | None = Non
     -----
     Source: Martens & Grosse 2015, sec. 3, eq. (3).
     """
-    _check_layer(at, i)
+    checks.layer("i", i, len(at.a_bar))
     m, n = at.model.network.shapes[i]
     N = len(at)
     checks.dense_size("a term of the cumulants", m * n, m * n, at.z.itemsize, max_bytes)
     checks.dense_size("the outer products of the examples", N, n * n + m * m, at.z.itemsize, max_bytes)
     if y is None:
-        g = at.backward(exact_columns(at))[i]
+        g = gradients(at, exact)[i]
         first = np.zeros((N, m), dtype=at.z.dtype)                          # E[g | x] = 0 under the model
     else:
-        g = at.backward(empirical_columns(at, y))[i]
+        g = gradients(at, empirical(y))[i]
         first = g[0]
     second = np.einsum("knp,knq->npq", g, g)                                # E[g g^T | x]
     a, mean_a = at.a_bar[i] - at.a_bar[i].mean(axis=0), at.a_bar[i].mean(axis=0)
@@ -159,18 +159,12 @@ def cumulant_terms(at: Point, i: int, y: Any = None, max_bytes: int | None = Non
     return Cumulants(kappa4, block("a,bpq", mean_a, kappa3), block("b,apq", mean_a, kappa3))
 
 
-def _check_layer(at: Point, i: int) -> None:
-    L = len(at.a_bar)
-    if not 0 <= i < L:
-        raise ValueError(f"i must be a layer 0..{L - 1}, got {i}")
-
-
-def _outer_products(at: Point, i: int, columns: Array | None) -> tuple[Array, Array]:
+def _outer_products(at: Point, i: int, expectation: Expectation) -> tuple[Array, Array]:
     """Return vec(Alpha) and vec(Gamma) of each example, (N, n^2) and (N, m^2)."""
-    _check_layer(at, i)
+    checks.layer("i", i, len(at.a_bar))
     m, n = at.model.network.shapes[i]
     checks.dense_size("the outer products of the examples", len(at), n * n + m * m, at.z.itemsize)
-    g = at.backward(columns_of(at, columns))[i]
+    g = gradients(at, expectation)[i]
     a = at.a_bar[i]
     Alpha = (a[:, :, None] * a[:, None, :]).reshape(len(at), -1)            # symmetric: rows or columns, all the same
     Gamma = np.einsum("knp,knq->npq", g, g).reshape(len(at), -1)

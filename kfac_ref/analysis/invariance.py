@@ -51,8 +51,8 @@ class TransformedPass(Pass):
 
     @cached_property
     def slopes(self) -> tuple[Array, ...]:
-        """Refused: what reads slopes and weights side by side is made for an `MLP`."""
-        raise ValueError("a re-parameterized network has no slopes that stand beside its weights: this needs an MLP")
+        """Refused: what multiplies slopes by weights needs an `MLP`."""
+        raise ValueError("the Hessian and KFRA require an MLP; got TransformedMLP")
 
     @property
     def z(self) -> Array:
@@ -67,8 +67,9 @@ class TransformedPass(Pass):
         rows : slice or (n,) int array
             Which examples.
         """
-        return TransformedPass(self.activations, tuple(a[rows] for a in self.a_bar), tuple(s[rows] for s in self.s),
-                               self.inner.take(rows))
+        inner = self.inner.take(rows)
+        return TransformedPass(self.activations, inner.a, tuple(a[rows] for a in self.a_bar),
+                               tuple(s[rows] for s in self.s), inner)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,16 +164,17 @@ class TransformedMLP:
         x : (N, d_0) array
             One example a row.
         """
-        a, s, a_bar, s_inner = [], [], [], []
+        inputs, a, s, a_bar, s_inner = [], [], [], [], []
         now = x
         for W, Omega, Phi, f in zip(weights, *self._maps(x.dtype), self.activations, strict=True):
+            inputs.append(now)
             a_bar.append(np.column_stack([now, np.ones(len(x), dtype=x.dtype)]))
             a.append(a_bar[-1] @ Omega.T)
             s.append(a[-1] @ W.T)
             s_inner.append(s[-1] @ Phi.T)
             now = f.phi(s_inner[-1])
-        return TransformedPass(self.activations, tuple(a), tuple(s),
-                               Pass(self.activations, tuple(a_bar), tuple(s_inner)))
+        inner = Pass(self.activations, tuple(inputs), tuple(a_bar), tuple(s_inner))
+        return TransformedPass(self.activations, inner.a, tuple(a), tuple(s), inner)
 
     def backward(self, weights: Direction, forward: TransformedPass, dz: Array) -> list[Array]:
         """Send gradients with respect to z back; ``g[i]`` is with respect to s'_i.
@@ -264,7 +266,8 @@ def whitening(factors: Factors) -> tuple[list[Array], list[Array]]:
     -----
     Source: Martens & Grosse 2015, sec. 10, Corollary 3.
     """
-    return ([_inverse_root(A, f"factor A of layer {i}") for i, A in enumerate(factors.A)], _output_roots(factors))
+    Omega = [_inverse_root(A, f"factor A of layer {i}") for i, (A, _) in enumerate(factors.layers)]
+    return Omega, _output_roots(factors)
 
 
 def centred_whitening(factors: Factors) -> tuple[list[Array], list[Array]]:
@@ -286,7 +289,7 @@ def centred_whitening(factors: Factors) -> tuple[list[Array], list[Array]]:
     Source: Martens & Grosse 2015, sec. 10, Corollary 3.
     """
     Omega = []
-    for i, A in enumerate(factors.A):
+    for i, (A, _) in enumerate(factors.layers):
         mean = A[:-1, -1]
         root = _inverse_root(A[:-1, :-1] - np.outer(mean, mean), f"the covariance in factor A of layer {i}")
         Omega.append(scipy.linalg.block_diag(root, np.ones((1, 1), dtype=root.dtype)))
@@ -295,7 +298,7 @@ def centred_whitening(factors: Factors) -> tuple[list[Array], list[Array]]:
 
 
 def _output_roots(factors: Factors) -> list[Array]:
-    return [_inverse_root(G, f"factor G of layer {i}") for i, G in enumerate(factors.G)]
+    return [_inverse_root(G, f"factor G of layer {i}") for i, (_, G) in enumerate(factors.layers)]
 
 
 def _inverse_root(S: Array, name: str) -> Array:

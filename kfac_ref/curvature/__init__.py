@@ -6,13 +6,29 @@ from .block_tridiagonal import BlockTridiagonal
 from .diagonal import Diagonal
 from .eigen_damped import EigenDamped
 from .eigenbasis import Eigenbasis
-from .ekfac import EKFAC, ekfac_over, eigenbasis_moments
+from .ekfac import EKFAC, eigenbasis_moments, ekfac_over
 from .exact import Exact
 from .exact_block_diagonal import ExactBlockDiagonal
-from .exact_dual import ExactDual
+from .exact_dual import ExactDual, smaller_exact
 from .full import Full
 from .input_only import InputOnly
 
-__all__ = ["EKFAC", "BlockDiagonal", "BlockTridiagonal", "Curvature", "Diagonal", "EigenDamped",
-           "Eigenbasis", "Exact", "ExactBlockDiagonal", "ExactDual", "Full", "InputOnly", "OfFactors", "OfPoint", "ekfac_over",
-           "eigenbasis_moments"]
+__all__ = [
+           "EKFAC",
+           "BlockDiagonal",
+           "BlockTridiagonal",
+           "Curvature",
+           "Diagonal",
+           "EigenDamped",
+           "Eigenbasis",
+           "Exact",
+           "ExactBlockDiagonal",
+           "ExactDual",
+           "Full",
+           "InputOnly",
+           "OfFactors",
+           "OfPoint",
+           "eigenbasis_moments",
+           "ekfac_over",
+           "smaller_exact",
+]

@@ -48,12 +48,12 @@ class EigenDamped(OfFactors, InEigenbasis):
         return block_diagonal([add_to_diagonal(np.kron(A, G), self.damping) for A, G in self.factors.layers])
 
     @cached_property
-    def bases(self) -> tuple[tuple[Eigen, Eigen], ...]:
+    def bases(self) -> tuple[tuple[Eigen, Eigen], ...]:     # type: ignore[override]
         """The eigenvectors of A and G of each layer."""
         return bases_of(self.factors)
 
     @cached_property
-    def scales(self) -> tuple[Array, ...]:
+    def scales(self) -> tuple[Array, ...]:                  # type: ignore[override]
         """The damped eigenvalues of each layer, (m, n)."""
         return tuple(kronecker.spectrum(A, G) + self.damping for A, G in self.bases)
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import abc
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,17 +17,18 @@ from .base import Curvature, block_diagonal
 
 
 class InEigenbasis(Curvature):
-    """What `EigenDamped` and `EKFAC` share: bases and damped eigenvalues, however they were made."""
+    """What `EigenDamped` and `EKFAC` share, however their bases and scales are made.
 
-    @property
-    @abc.abstractmethod
-    def bases(self) -> tuple[tuple[Eigen, Eigen], ...]:
-        """The eigenvectors of A and G of each layer."""
+    Attributes
+    ----------
+    bases : tuple of pairs of Eigen
+        The eigenvectors of A and G of each layer.
+    scales : tuple of (m, n) arrays
+        The damped eigenvalues S of each layer.
+    """
 
-    @property
-    @abc.abstractmethod
-    def scales(self) -> tuple[Array, ...]:
-        """The damped eigenvalues S of each layer, (m, n)."""
+    bases: tuple[tuple[Eigen, Eigen], ...]
+    scales: tuple[Array, ...]
 
     def product(self, V: Direction) -> list[Array]:
         """Return ``Q_G [S_i * (Q_G^T V_i Q_A)] Q_A^T``."""
@@ -80,13 +80,13 @@ class Eigenbasis(InEigenbasis):
         The eigenvalues, damping included.
     """
 
-    bases: tuple[tuple[Eigen, Eigen], ...]      # type: ignore[assignment]
-    scales: tuple[Array, ...]                   # type: ignore[assignment]
+    bases: tuple[tuple[Eigen, Eigen], ...]
+    scales: tuple[Array, ...]
 
     @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:    # type: ignore[override]
+    def shapes(self) -> tuple[tuple[int, int], ...]:
         """The shapes of the weights."""
-        return tuple(S.shape for S in self.scales)
+        return tuple((len(S), S.shape[1]) for S in self.scales)
 
     @property
     def dtype(self) -> np.dtype[np.floating]:

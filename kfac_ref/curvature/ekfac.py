@@ -73,14 +73,14 @@ class EKFAC(OfPoint, InEigenbasis):
     """
 
     @cached_property
-    def bases(self) -> tuple[tuple[Eigen, Eigen], ...]:
+    def bases(self) -> tuple[tuple[Eigen, Eigen], ...]:     # type: ignore[override]
         """The eigenvectors of A and G of each layer."""
         N = len(self.at)
         A = [second_moment(a_bar, a_bar) / N for a_bar in self.at.a_bar]
         return bases_of(Factors.of_layers(A, [second_moment(g, g) / N for g in self._gradients], N))
 
     @cached_property
-    def scales(self) -> tuple[Array, ...]:
+    def scales(self) -> tuple[Array, ...]:                  # type: ignore[override]
         """The damped second moments S of each layer, (m, n)."""
         return tuple(S + self.damping for S in _second_moments(self.at, self._gradients, self.bases))
 

@@ -53,7 +53,8 @@ class ExactBlockDiagonal(OfPoint):
     def _blocks(self) -> tuple[Array, ...]:
         sizes = [m * n for m, n in self.shapes]
         checks.dense_size("the largest Fisher block", max(sizes), max(sizes), self.dtype.itemsize)
-        return tuple(add_to_diagonal(fisher_block(self.at, i, i, self.expectation), self.damping) for i in range(len(sizes)))
+        return tuple(add_to_diagonal(fisher_block(self.at, i, i, self.expectation), self.damping)
+                     for i in range(len(sizes)))
 
     @cached_property
     def _choleskys(self) -> tuple[Cholesky, ...]:

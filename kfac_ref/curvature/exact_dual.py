@@ -21,12 +21,14 @@ import numpy as np
 from .. import checks
 from ..checks import Array, Direction
 from ..damping import add_to_diagonal
-from ..expectations import columns
+from ..expectations import Expectation, columns, exact
 from ..fisher import fisher_product
 from ..kronecker import Cholesky
 from ..layers import example_gram
+from ..model import Point
 from ..params import add, scale
 from .base import OfPoint
+from .exact import Exact
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,20 +61,43 @@ class ExactDual(OfPoint):
         if self.damping == 0:
             raise np.linalg.LinAlgError("the exact Fisher cannot be solved in the space of the examples without "
                                         "damping: its smallest eigenvalue may be 0; give a larger damping")
-        w = np.einsum("knc,nc->kn", self._columns, self.at.tangent(V))                         # U^T v
+        w = np.einsum("knc,nc->kn", self._root, self.at.tangent(V))                         # U^T v
         w = self._cholesky.solve(w.reshape(-1)).reshape(w.shape).astype(self.dtype, copy=False)
-        Uw = self.at.adjoint(np.einsum("knc,kn->nc", self._columns, w))
+        Uw = self.at.adjoint(np.einsum("knc,kn->nc", self._root, w))
         return scale(1 / self.damping, add(V, scale(-1.0, Uw)))
 
     @cached_property
-    def _columns(self) -> Array:
+    def _root(self) -> Array:
         return columns(self.at, self.expectation)
 
     @cached_property
     def _cholesky(self) -> Cholesky:
         """Of ``damping N I + K``, (NK, NK) for K columns; rows in the order of the columns' stack, (k, n)."""
-        K, N = self._columns.shape[:2]
+        K, N = self._root.shape[:2]
         checks.dense_size("the Gram matrix of the examples", N * K, N * K, self.dtype.itemsize)
-        gram = sum(map(example_gram, self.at.backward(self._columns), self.at.a_bar))
+        gram = np.zeros((N * K, N * K), self.dtype)
+        for g, a_bar in zip(self.at.backward(self._root), self.at.a_bar, strict=True):
+            gram += example_gram(g, a_bar)
         return Cholesky.factor(add_to_diagonal(gram, self.damping * N), "the Gram matrix of the examples",
                                "give a larger damping")
+
+
+def smaller_exact(at: Point, damping: float = 0.0, expectation: Expectation = exact) -> Exact | ExactDual:
+    """Return ``F + damping I`` in the form that factors the smaller matrix.
+
+    Parameters
+    ----------
+    at : Point
+        Point of evaluation.
+    damping : float
+        lambda + eta, at least 0; without damping only `Exact` can be solved.
+    expectation : function of a Point
+        As in `Exact`.
+
+    Returns
+    -------
+    Exact or ExactDual
+        (P, P) for P parameters, or (NC, NC) for N examples and C outputs.
+    """
+    dual = damping > 0 and at.z.size < at.model.network.parameters
+    return (ExactDual if dual else Exact)(at, damping, expectation)

@@ -7,7 +7,6 @@ It is a Khatri-Rao product of two positive semi-definite block matrices, hence p
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,7 +34,6 @@ class Full(OfFactors):
     -----
     Source: Martens & Grosse 2015, sec. 3.
     """
-
 
     def __post_init__(self) -> None:
         super().__post_init__()

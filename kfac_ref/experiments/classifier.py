@@ -21,7 +21,7 @@ from .. import curvature, factors, kronecker, plotting
 from ..analysis import Judgement, error_budget
 from ..checks import Array, Direction
 from ..datasets import Dataset
-from ..fisher import exact_fisher
+from ..fisher import fisher_matrix
 from ..likelihoods import Categorical
 from ..model import Model
 from ..network import MLP
@@ -84,8 +84,8 @@ def stage(name: str, model: Model, weights: Direction, data: Dataset, cases: int
         For weights that do not fit, or a Fisher of more than 4 GiB.
     """
     at = model.at(weights, data.x[:cases])
-    fac = factors.exact_factors(at)
-    F = exact_fisher(at)
+    fac = factors.kronecker_factors(at, reach=math.inf)
+    F = fisher_matrix(at)
     F_tilde, F_breve = (structure(fac).dense() for structure in (curvature.Full, curvature.BlockDiagonal))
     blocks, start = [], 0
     for m, n in model.network.shapes:

@@ -1,8 +1,7 @@
-"""The family: every approximation by name, and how each fares against the exact damped Fisher.
+"""The family: every row of the table of approximations against the exact damped Fisher.
 
-Each entry of `FAMILY` makes a damped matrix from a point, a damping and a draw of targets. `compare` judges them at one
-point: the distance from the exact Fisher, the angle to the natural gradient, and the decrease of the quadratic model by
-the rescaled step, at the damping that suits each approximation best.
+`compare` judges them at one point: the distance from the exact Fisher, the angle to the natural gradient, and the
+decrease of the quadratic model by the rescaled step, at the damping that suits each approximation best.
 """
 
 from __future__ import annotations
@@ -15,33 +14,29 @@ from typing import Any
 
 import numpy as np
 
-from .. import curvature as c
-from .. import factors as f
 from ..analysis import Judgement, judge
+from ..approximations import EIGEN_DAMPED, EXACT_SMALLER, TABLE, Approximation
 from ..checks import Array
 from ..curvature import Curvature
-from ..fisher import exact_fisher
+from ..expectations import sampled
+from ..fisher import fisher_matrix
 from ..model import Point
 
 #: Makes the matrix of a point, damped, from one draw of targets.
 Make = Callable[[Point, float, Any], Curvature]
 
-FAMILY: dict[str, Make] = {
-    "exact F": lambda at, d, t: c.Exact(at, d),
-    "exact blocks": lambda at, d, t: c.ExactBlockDiagonal(at, d),
-    "F~ (all blocks A x G)": lambda at, d, t: c.Full(f.exact_factors(at), d),
-    "F-hat (tridiagonal inverse)": lambda at, d, t: c.BlockTridiagonal(f.exact_factors(at, 1), d),
-    "F-breve (factored damping)": lambda at, d, t: c.BlockDiagonal(f.exact_factors(at, 0), d),
-    "A x G (exact damping)": lambda at, d, t: c.EigenDamped(f.exact_factors(at, 0), d),
-    "A x G, sampled": lambda at, d, t: c.EigenDamped(f.sampled_factors(at, t, 0), d),
-    "EKFAC": lambda at, d, t: c.EKFAC(at, d),
-    "nearest A x G": lambda at, d, t: c.EigenDamped(f.nearest_kronecker_factors(at), d),
-    "KFRA": lambda at, d, t: c.EigenDamped(f.kfra_factors(at), d),
-    "TKFAC": lambda at, d, t: c.EigenDamped(f.tkfac_factors(at), d),
-    "Shampoo (roots)": lambda at, d, t: c.EigenDamped(f.shampoo_root_factors(at), d),
-    "FOOF (A alone)": lambda at, d, t: c.InputOnly(f.exact_factors(at, 0), d),
-    "diagonal": lambda at, d, t: c.Diagonal(at, d),
-}
+
+def _exact(row: Approximation) -> Make:
+    return lambda at, damping, targets: row.at(at, damping)
+
+
+def _sampled(row: Approximation) -> Make:
+    return lambda at, damping, targets: row.at(at, damping, sampled(targets))
+
+
+#: Every row of the table by its label, and the factors once more with sampled targets.
+FAMILY: dict[str, Make] = {row.label: _exact(row) for row in TABLE.values() if row is not EXACT_SMALLER}
+FAMILY["A x G, sampled"] = _sampled(EIGEN_DAMPED)
 #: The dampings that each approximation may choose from.
 DAMPINGS = tuple(float(d) for d in 10.0 ** np.arange(-5, 2.5, 0.5))
 
@@ -81,7 +76,7 @@ def frobenius_errors(at: Point, targets: Any, F: Array, names: Sequence[str] = t
     Parameters
     ----------
     at : Point
-        Where.
+        Point of evaluation.
     targets : (N,) or (N, C) array
         One draw, from ``at.sample``.
     F : (P, P) array
@@ -107,7 +102,7 @@ def compare(at: Point, y: Any, damping: float, targets: Any, names: Sequence[str
     Parameters
     ----------
     at : Point
-        Where.
+        Point of evaluation.
     y : (N,) or (N, C) array
         The labels, of which the gradient is taken.
     damping : float
@@ -124,7 +119,7 @@ def compare(at: Point, y: Any, damping: float, targets: Any, names: Sequence[str
     list of Entry
         In the order of `names`.
     """
-    errors = frobenius_errors(at, targets, exact_fisher(at), names) if dense else dict.fromkeys(names, float("nan"))
+    errors = frobenius_errors(at, targets, fisher_matrix(at), names) if dense else dict.fromkeys(names, float("nan"))
     # The exact matrix is solved with at the damping of the model alone: there it is the best by definition.
     trials = [(name, d) for name in names for d in ((damping,) if name == "exact F" else DAMPINGS)]
     judged = judge(at, y, damping, ((name, FAMILY[name](at, d, targets)) for name, d in trials), dense=False)

@@ -8,6 +8,7 @@ and an inverse is the inverse of that part (not that part of the inverse of the 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -177,7 +178,7 @@ def middle_fisher(at: Point) -> Array:
     Parameters
     ----------
     at : Point
-        Where.
+        Point of evaluation.
 
     Returns
     -------
@@ -185,8 +186,7 @@ def middle_fisher(at: Point) -> Array:
         P is the number of weights in the middle layers.
     """
     layers = middle(at.model)
-    columns = fisher.exact_columns(at)
-    upper = {(i, j): fisher.fisher_block(at, i, j, columns) for i in layers for j in layers if i <= j}
+    upper = {(i, j): fisher.fisher_block(at, i, j) for i in layers for j in layers if i <= j}
     return np.block([[upper[i, j] if i <= j else upper[j, i].T for j in layers] for i in layers])
 
 
@@ -196,9 +196,9 @@ def middle_factors(at: Point) -> Factors:
     Parameters
     ----------
     at : Point
-        Where.
+        Point of evaluation.
     """
-    return restrict(factors.exact_factors(at), middle(at.model))
+    return restrict(factors.kronecker_factors(at, reach=math.inf), middle(at.model))
 
 
 def restrict(fac: Factors, layers: range) -> Factors:
@@ -221,12 +221,9 @@ def restrict(fac: Factors, layers: range) -> Factors:
     ValueError
         Where cross factors are missing.
     """
-    pairs = {(i, j): fac.pair(layers[i], layers[j]) for j in range(len(layers)) for i in range(j)}
-    near = [pairs[i, i + 1] for i in range(len(layers) - 1)]
-    far = {key: pair for key, pair in pairs.items() if key[1] > key[0] + 1}
-    return Factors(tuple(fac.A[i] for i in layers), tuple(fac.G[i] for i in layers),
-                   tuple(A for A, _ in near), tuple(G for _, G in near), fac.n,
-                   {key: A for key, (A, _) in far.items()}, {key: G for key, (_, G) in far.items()})
+    pairs = [(i, j) for j in range(len(layers)) for i in range(j + 1)]
+    return Factors({(i, j): fac.A[layers[i], layers[j]] for i, j in pairs},
+                   {(i, j): fac.G[layers[i], layers[j]] for i, j in pairs}, fac.n)
 
 
 def damped(fac: Factors, gamma: float) -> Factors:
@@ -249,7 +246,8 @@ def damped(fac: Factors, gamma: float) -> Factors:
     Source: Martens & Grosse 2015, sec. 6.3 and 6.6.
     """
     pairs = curvature.BlockDiagonal(fac, gamma**2).damped
-    return replace(fac, A=tuple(A for A, _ in pairs), G=tuple(G for _, G in pairs))
+    return replace(fac, A=fac.A | {(i, i): A for i, (A, _) in enumerate(pairs)},
+                   G=fac.G | {(i, i): G for i, (_, G) in enumerate(pairs)})
 
 
 def best_kronecker(F: Array, fac: Factors) -> Array:
@@ -268,7 +266,7 @@ def best_kronecker(F: Array, fac: Factors) -> Array:
         Frobenius norms: the root of the sum of squares of all but the first singular value of each rearranged block.
     """
     L = len(fac)
-    parts = blocks.split(F, [len(A) * len(G) for A, G in zip(fac.A, fac.G, strict=True)])
+    parts = blocks.split(F, [len(A) * len(G) for A, G in fac.layers])
     found = np.zeros((L, L))
     for i in range(L):
         for j in range(i, L):
@@ -289,6 +287,6 @@ def bias_norm(M: Array, fac: Factors) -> float:
     fac : Factors
         Of the same layers; only its shapes are used.
     """
-    ends = np.cumsum([len(A) * len(G) for A, G in zip(fac.A, fac.G, strict=True)])
-    biases = np.concatenate([np.arange(end - len(G), end) for end, G in zip(ends, fac.G, strict=True)])
+    ends = np.cumsum([len(A) * len(G) for A, G in fac.layers])
+    biases = np.concatenate([np.arange(end - len(G), end) for end, (_, G) in zip(ends, fac.layers, strict=True)])
     return float(np.linalg.norm(M[np.ix_(biases, biases)]))

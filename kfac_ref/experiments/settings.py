@@ -6,7 +6,6 @@ of the embedded digits.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
@@ -16,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import checks, datasets, likelihoods, training
+from .. import approximations, checks, datasets, likelihoods, training
 from ..checks import Array
-from ..curvature import BlockTridiagonal
+from ..expectations import Expectation, empirical, exact, one_draw
 from ..model import Model
 from ..network import MLP
 from ..optimizers import KFAC, SGD, Adam, NaturalGradient
@@ -49,6 +48,7 @@ NETS: dict[str, Net] = {
 }
 LIKELIHOODS: dict[str, Callable[[], Any]] = {"gaussian": likelihoods.Gaussian, "categorical": likelihoods.Categorical,
                                              "bernoulli": likelihoods.Bernoulli}
+EXPECTATIONS: dict[str, Expectation] = {"one-draw": one_draw, "exact": exact, "empirical": empirical()}
 #: The number of generated curves to train on, and held out.
 CURVES = (10_000, 2_000)
 
@@ -57,10 +57,14 @@ def _sgd(model: Model, learning_rate: float = 0.05, mu_max: float = 0.99, period
     return SGD(model, learning_rate, nesterov_schedule(mu_max, period))
 
 
+def _kfac(model: Model, approximation: str = "block-diagonal", expectation: str = "one-draw", **settings: Any) -> KFAC:
+    return KFAC(model, checks.known("approximation", approximation, approximations.TABLE),
+                checks.known("expectation", expectation, EXPECTATIONS), **settings)
+
+
 #: Each takes the model and its settings by name.
 OPTIMIZERS: dict[str, Callable[..., training.Optimizer]] = {
-    "kfac": KFAC,
-    "kfac-tridiagonal": functools.partial(KFAC, structure=BlockTridiagonal),
+    "kfac": _kfac,
     "natural-gradient": NaturalGradient,
     "sgd": _sgd,
     "adam": Adam,
@@ -78,7 +82,7 @@ def optimizer_settings(optimizer: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        Without the model, and without the structure, which is part of the optimizer's name.
+        Without the model.
 
     Raises
     ------
@@ -86,8 +90,9 @@ def optimizer_settings(optimizer: str) -> dict[str, Any]:
         For an unknown one.
     """
     make = checks.known("optimizer", optimizer, OPTIMIZERS)
-    defaults = {name: p.default for name, p in inspect.signature(make).parameters.items()}
-    return {name: value for name, value in defaults.items() if name not in {"model", "structure"}}
+    makes: list[Callable[..., Any]] = [KFAC, make] if make is _kfac else [make]
+    defaults = {name: p.default for each in makes for name, p in inspect.signature(each).parameters.items()}
+    return {name: value for name, value in defaults.items() if name not in {"model", "settings"}}
 
 
 class Task(NamedTuple):

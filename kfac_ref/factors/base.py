@@ -87,7 +87,7 @@ class Moments:
         return f"Moments of {self.n} examples: {', '.join(' '.join(map(str, key)) for key in self.arrays)}"
 
 
-class ByLayers(dict[tuple[int, int], Array]):
+class ByLayers(dict[Any, Array]):
     """Matrices by pairs of layers: ``A[i, j]``; ``A[i]`` is short for ``A[i, i]`` and ``A[j, i]`` for ``A[i, j].T``."""
 
     def __missing__(self, key: Any) -> Array:
@@ -97,8 +97,8 @@ class ByLayers(dict[tuple[int, int], Array]):
         if isinstance(key, tuple) and key[::-1] in self:
             return self[key[::-1]].T
         pairs = f"layers {key[0]} and {key[1]}" if isinstance(key, tuple) and len(key) == 2 else repr(key)
-        raise ValueError(f"factors hold nothing for {pairs}: there are {len({i for i, _ in self})} layers; cross factors "
-                         "of layers i and j need an estimate with reach of at least |i - j|")
+        raise ValueError(f"factors hold nothing for {pairs}: there are {len({i for i, _ in self})} layers, and cross "
+                         "factors of layers i and j need an estimate with a reach of at least |i - j|")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -121,8 +121,8 @@ class Factors:
     Source: Martens & Grosse 2015, sec. 3.
     """
 
-    A: Mapping[tuple[int, int], Array]
-    G: Mapping[tuple[int, int], Array]
+    A: dict[Any, Array]
+    G: dict[Any, Array]
     n: int
     means: bool = False
 

@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..checks import Array, Rows
-from ..curvature import BlockDiagonal, BlockTridiagonal, Curvature
-from ..factors import RunningAverage
+from ..curvature import Curvature
+from ..factors import Moments, RunningAverage
 from ..model import Point
 from ..quadratic_model import SmallModel
 
 
 @dataclass(frozen=True, eq=False)
+class Refresh:
+    """What the structure in use was made from: arrays and numbers, from which it can be made again to the same bits.
+
+    Attributes
+    ----------
+    gamma : float
+        The strength of its damping.
+    weights : tuple of arrays
+        The weights at that step.
+    moments : Moments or None
+        The running average at that step; None for a row that is made from a point.
+    x, y, targets : arrays or None
+        The batch of that step, and what was sampled on it; None for a row that has moments.
+    """
+
+    gamma: float
+    weights: tuple[Array, ...]
+    moments: Moments | None
+    x: Array | None = None
+    y: Any = None
+    targets: Any = None
+
+
+@dataclass(frozen=True, eq=False)
 class State:
-    """All that K-FAC remembers between two steps.
+    """All that K-FAC remembers between two steps: arrays and numbers.
 
     Attributes
     ----------
@@ -23,12 +48,12 @@ class State:
         Step k (from 1) draws from ``numpy.random.default_rng((seed, k))``; k steps have been taken.
     lambda_, gamma : float
         The strengths of the damping.
-    average : RunningAverage
-        Of the factors.
+    average : RunningAverage or None
+        Of the moments; None for a row that has none.
     delta_0 : tuple of arrays or None
         The last step; None before the first and after one that was undone.
-    curvature : Curvature or None
-        The structure in use, with whatever it has factored.
+    refresh : Refresh or None
+        What the structure in use was made from; None before the first step.
     """
 
     weights: tuple[Array, ...]
@@ -36,23 +61,86 @@ class State:
     k: int
     lambda_: float
     gamma: float
-    average: RunningAverage
+    average: RunningAverage | None
     delta_0: tuple[Array, ...] | None
-    curvature: Curvature | None
+    refresh: Refresh | None
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
-    """One gamma that was tried.
+class Draws:
+    """All that is random in a step.
+
+    Attributes
+    ----------
+    rows1, rows2 : (n,) int arrays or slices
+        The tau1 part (factors) and the tau2 part (exact F) of the batch.
+    targets : array or None
+        Sampled on the tau1 part; None where the expectation is not `one_draw`.
+    """
+
+    rows1: Rows
+    rows2: Rows
+    targets: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Damped:
+    """A structure with one gamma, and its direction.
+
+    Attributes
+    ----------
+    refresh : Refresh
+        What the structure was made from.
+    curvature : Curvature
+        The damped structure.
+    Delta : list of arrays
+        ``-C^{-1} grad``.
+    """
+
+    refresh: Refresh
+    curvature: Curvature
+    Delta: list[Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """What `KFAC.propose` returns.
+
+    Attributes
+    ----------
+    at : Point
+        The model at the weights before the step, on the batch.
+    h : float
+        The loss, weight decay included.
+    grad : list of arrays
+        grad h.
+    draws : Draws
+        The two parts of the batch, and the sampled targets.
+    average : RunningAverage or None
+        With this batch in it.
+    damped : tuple of Damped
+        One for each gamma.
+    refreshed : bool
+        Whether the structures are new.
+    """
+
+    at: Point
+    h: float
+    grad: list[Array]
+    draws: Draws
+    average: RunningAverage | None
+    damped: tuple[Damped, ...]
+    refreshed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate(Damped):
+    """One gamma with its best step.
 
     Attributes
     ----------
     gamma : float
-        The strength of the factored damping.
-    curvature : Curvature
-        The structure with that damping.
-    Delta : list of arrays
-        ``-C^{-1} grad``.
+        The strength of the damping.
     model : SmallModel
         M on the span of Delta and delta_0: the 2 x 2 system of sec. 7.
     alpha, mu : float
@@ -62,12 +150,55 @@ class Candidate:
     """
 
     gamma: float
-    curvature: Curvature
-    Delta: list[Array]
     model: SmallModel
     alpha: float
     mu: float
     decrease: float
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What `KFAC.choose` returns.
+
+    Attributes
+    ----------
+    candidates : tuple of Candidate
+        One for each gamma.
+    chosen : Candidate
+        The one with the lowest M.
+    delta : list of arrays
+        ``alpha Delta + mu delta_0``.
+    """
+
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate
+    delta: list[Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What `KFAC.judge` returns.
+
+    Attributes
+    ----------
+    weights : tuple of arrays
+        After the step; those before it, if the step was undone.
+    actual, rho : float
+        ``h(theta + delta) - h(theta)`` and its ratio to the predicted change; NaN where not measured.
+    lambda_ : float
+        Of the next step.
+    undone : bool
+        Whether the step was undone.
+    safeguards : tuple of str
+        As in `Record`.
+    """
+
+    weights: tuple[Array, ...]
+    actual: float
+    rho: float
+    lambda_: float
+    undone: bool
+    safeguards: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -94,7 +225,7 @@ class Record:
     gradient_norm, step_norm : float
         Euclidean norms of grad h and of delta.
     refreshed : bool
-        Whether the structure was made anew.
+        Whether the structure is new.
     structure : str
         The name of its class.
     safeguards : tuple of str
@@ -128,88 +259,52 @@ class Record:
 class Detail:
     """Every intermediate of one step, by name: what `KFAC.explain` returns.
 
+    The attributes of `Proposal`, `Draws`, `Choice`, the chosen `Candidate`, `Judgement` and `Record` are attributes
+    here too, such as ``detail.grad``, ``detail.Delta`` and ``detail.rho``.
+
     Attributes
     ----------
-    at : Point
-        The model at the weights before the step, on the batch.
-    grad : list of arrays
-        grad h.
-    rows1, rows2 : (n,) int arrays or slices
-        The tau1 part (factors) and the tau2 part (exact F) of the batch.
-    targets : array or None
-        What was sampled on the tau1 part; None for a structure that is made from a point.
-    average : RunningAverage
-        With this batch in it.
-    candidates : tuple of Candidate
-        One for each gamma.
-    chosen : Candidate
-        The one with the lowest M.
-    delta : list of arrays
-        ``alpha Delta + mu delta_0``, whether it was taken or undone.
+    proposal : Proposal
+        Gradient, factors and directions.
+    choice : Choice
+        alpha, mu and the step.
+    judgement : Judgement
+        rho and the next lambda.
     state : State
         After the step.
     record : Record
         What was decided.
     """
 
-    at: Point
-    grad: list[Array]
-    rows1: Rows
-    rows2: Rows
-    targets: Array | None
-    average: RunningAverage
-    candidates: tuple[Candidate, ...]
-    chosen: Candidate
-    delta: list[Array]
+    proposal: Proposal
+    choice: Choice
+    judgement: Judgement
     state: State
     record: Record
 
-    @property
-    def A(self) -> tuple[Array, ...]:
-        """The averaged input factors, with this batch; Delta and pi come from those of ``chosen.curvature.factors``.
-
-        The two are the same where ``record.refreshed``, else the curvature's are older.
-        """
-        return self.average.factors.A
-
-    @property
-    def G(self) -> tuple[Array, ...]:
-        """The averaged output factors, with this batch; as for A, those that are solved with may be older."""
-        return self.average.factors.G
+    def __getattr__(self, name: str) -> Any:
+        """Look in the parts of the step."""
+        if not name.startswith("_"):
+            for part in (self.record, self.proposal, self.proposal.draws, self.choice, self.choice.chosen,
+                         self.judgement):
+                if name in part.__dataclass_fields__:
+                    return getattr(part, name)
+        raise AttributeError(f"a step has no {name}")
 
     @property
     def pi(self) -> tuple[float, ...]:
         """The balance of each layer's damping, for a structure that is damped in its factors."""
-        if not isinstance(self.chosen.curvature, (BlockDiagonal, BlockTridiagonal)):
-            raise AttributeError(f"{type(self.chosen.curvature).__name__} has no pi")
-        return self.chosen.curvature.pis
-
-    @property
-    def alpha(self) -> float:
-        """The coefficient of Delta."""
-        return self.record.alpha
-
-    @property
-    def mu(self) -> float:
-        """The coefficient of the last step."""
-        return self.record.mu
-
-    @property
-    def rho(self) -> float:
-        """The reduction ratio; NaN where the step is not looked back at (every T1)."""
-        return self.record.rho
+        pis: tuple[float, ...] | None = getattr(self.choice.chosen.curvature, "pis", None)
+        if pis is None:
+            raise ValueError(f"{type(self.choice.chosen.curvature).__name__} has no pi")
+        return pis
 
     @property
     def system(self) -> tuple[Array, Array]:
         """The matrix and the right-hand side of the 2 x 2 system of (alpha, mu); 1 x 1 where there is no last step."""
-        return self.chosen.model.B, -self.chosen.model.slope
-
-    @property
-    def Delta(self) -> list[Array]:
-        """``-C^{-1} grad`` of the chosen candidate."""
-        return self.chosen.Delta
+        return self.choice.chosen.model.B, -self.choice.chosen.model.slope
 
     @property
     def J_Delta(self) -> Array:
         """The change of the output along Delta on the tau2 part, (n, C)."""
-        return self.at.take(self.rows2).tangent(self.chosen.Delta)
+        return self.proposal.at.take(self.proposal.draws.rows2).tangent(self.choice.chosen.Delta)

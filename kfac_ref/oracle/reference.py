@@ -20,8 +20,8 @@ import scipy.linalg
 from .. import checks, damping, hessian, kronecker, params
 from ..checks import Array
 from ..curvature import BlockTridiagonal, EigenDamped
+from ..expectations import exact, sampled
 from ..factors import Factors
-from ..fisher import exact_columns, sampled_columns
 from ..kronecker import Cholesky, Eigen
 from ..quadratic_model import SmallModel, reduction_ratio
 from .graph import QUANTITIES, Reference, node, quantity
@@ -41,8 +41,8 @@ node("a_bar", "at")(lambda r: r["at"].a_bar)
 node("y")(lambda r: r.problem.y)
 node("targets")(lambda r: r.problem.targets)
 node("dz", "at", "y")(lambda r: r.problem.model.likelihood.gradient(r["at"].z, r["y"]))
-node("dz_exact", "at")(lambda r: exact_columns(r["at"]))
-node("dz_sampled", "at", "targets")(lambda r: sampled_columns(r["at"], r["targets"]))
+node("dz_exact", "at")(lambda r: exact(r["at"]))
+node("dz_sampled", "at", "targets")(lambda r: sampled(r["targets"])(r["at"]))
 node("g", "at", "dz")(lambda r: tuple(r["at"].backward(r["dz"])))
 node("g_exact", "at", "dz_exact")(lambda r: tuple(r["at"].backward(r["dz_exact"])))
 node("g_sampled", "at", "dz_sampled")(lambda r: tuple(r["at"].backward(r["dz_sampled"])))
@@ -204,15 +204,23 @@ node("step_sampled", "G_sampled", *_STEP)(lambda r: r.taking(G_solve=r["G_sample
 node("step_empirical", "G_empirical", *_STEP)(lambda r: r.taking(G_solve=r["G_empirical"])["step"])
 
 
+def _factors(A: Sequence[Array], G: Sequence[Array], A_cross: Sequence[Array], G_cross: Sequence[Array],
+             n: int) -> Factors:
+    """Return factors with those of neighbouring layers."""
+    layers, neighbours = ({(i, i): i for i in range(len(A))}, {(i, i + 1): i for i in range(len(A_cross))})
+    return Factors({key: A[i] for key, i in layers.items()} | {key: A_cross[i] for key, i in neighbours.items()},
+                   {key: G[i] for key, i in layers.items()} | {key: G_cross[i] for key, i in neighbours.items()}, n)
+
+
 @node("step_tridiagonal", "A_damped", "G_damped", "A_cross_solve", "G_cross_solve", "gradient")
 def _step_tridiagonal(r: Reference) -> tuple[Array, ...]:
-    damped = Factors(r["A_damped"], r["G_damped"], r["A_cross_solve"], r["G_cross_solve"], r["N"])
+    damped = _factors(r["A_damped"], r["G_damped"], r["A_cross_solve"], r["G_cross_solve"], r["N"])
     return tuple(-D for D in BlockTridiagonal(damped).solve(r["gradient"]))
 
 
 @node("step_exact_damping", "A_solve", "G_solve", "damping", "gradient")
 def _step_exact_damping(r: Reference) -> tuple[Array, ...]:
-    factors = Factors(r["A_solve"], r["G_solve"], (), (), r["N"])
+    factors = Factors.of_layers(r["A_solve"], r["G_solve"], r["N"])
     return tuple(-D for D in EigenDamped(factors, r["damping"]).solve(r["gradient"]))
 
 
