@@ -16,6 +16,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from . import checks
 from .checks import Array, Direction, Labels, Rows
-from .model import Model
+from .model import Model, mean_over
 
 #: Tells the epochs' generators apart from those of the optimizers, which are seeded with (seed, step).
 _BATCHES = 1
@@ -266,6 +267,60 @@ class History:
     seconds: float = 0.0
     interrupted: bool = False
 
+    def add(self, state: Any, record: Any, seconds: float, xi: float) -> None:
+        """Take in one step.
+
+        Parameters
+        ----------
+        state, record : Any
+            From the optimizer.
+        seconds : float
+            That the step took.
+        xi : float
+            The decay of the average of the iterates.
+        """
+        keep = min(1 - 1 / state.k, xi)
+        self.averaged = tuple(keep * a + (1 - keep) * w for a, w in zip(self.averaged, state.weights, strict=True))
+        self.state = state
+        self.records.append(record)
+        self.seconds += seconds
+
+
+def steps(optimizer: Optimizer, state: Any, x: Any, y: Any, schedule: Schedule, seed: int) -> Iterator[tuple[Any, Any]]:
+    """Yield the optimizer's state and record after each step, without end.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        ``KFAC(model, ...)``, ``SGD(model, ...)`` and so on.
+    state : Any
+        Where to start, such as ``optimizer.init(weights)``; its k says which batch is next.
+    x, y : arrays
+        All training inputs and targets (or labels).
+    schedule : function of k
+        The size of batch k.
+    seed : int
+        Of the order of the examples.
+
+    Yields
+    ------
+    (state, record)
+        After each step.
+
+    Examples
+    --------
+    >>> import numpy as np, kfac_ref as kr
+    >>> model, x = kr.Model(kr.MLP((1, 1)), kr.Gaussian()), np.array([[1.0], [2.0]])
+    >>> opt = kr.optimizers.KFAC(model)
+    >>> run = steps(opt, opt.init([np.zeros((1, 2))]), x, 3 * x, fixed(2), seed=0)
+    >>> state, record = next(run)
+    >>> record.k, record.loss
+    (1, 11.25)
+    """
+    for rows in batches(len(x), schedule, seed, after=state.k):
+        state, record = optimizer.step(state, x[rows], y[rows])
+        yield state, record
+
 
 def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: int, schedule: Schedule | None = None,
           seed: int = 0, evaluate_at: Container[int] = (), test: tuple[Any, Any] | None = None, xi: float = 0.99,
@@ -284,7 +339,7 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     iterations : int
         The number of steps, those before `resume` included.
     schedule : function of k, optional
-        The size of batch k: `fixed`, `growing`, or your own; all examples unless told.
+        The size of batch k: `fixed`, `growing`, or your own; default: all examples.
     seed : int
         Of the order of the examples and of the optimizer's sampling.
     evaluate_at : container of int
@@ -319,89 +374,88 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     -----
     Source: Martens & Grosse 2015, sec. 13.
     """
-    checks.count("iterations", iterations, 0)
-    checks.number("xi", xi, 0, 1)
-    checks.count("seed", seed, 0)
-    if seconds != math.inf:
-        checks.number("seconds", seconds, 0)
-    model = optimizer.model
-    at = model.at(weights, x)
-    at.loss(y)                                          # refuses bad targets, and a stack of them
-    x, y = at.x, np.asarray(y)
-    if test is not None:
-        if not isinstance(test, tuple) or len(test) != 2:
-            raise ValueError(f"test must be a pair (x, y), got {type(test).__name__}")
-        model.at(weights, test[0]).loss(test[1])
-    if not isinstance(evaluate_at, Container):
-        raise ValueError(f"evaluate_at must be a collection of steps, got {evaluate_at!r}")
-    if schedule is not None and not callable(schedule):
-        raise ValueError(f"schedule must be a function of the step, such as fixed({schedule!r}), got {schedule!r}")
-    history = resume or History(optimizer.init(weights, seed), at.weights)
-    history.interrupted = False
+    history, x, y = _start(optimizer, weights, x, y, iterations, schedule, seed, evaluate_at, test, xi, seconds, resume)
     schedule = schedule or fixed(len(x))
-    done = history.state.k
-    for k in range(1, min(iterations, _LOOK_AHEAD) + 1):
-        _check_size(schedule(k), len(x), k)
-    rows = batches(len(x), schedule, seed, done)
+    run = steps(optimizer, history.state, x, y, schedule, seed)
 
-    def evaluate(k: int) -> None:
-        """Append the evaluation after a step to the history.
-
-        Parameters
-        ----------
-        k : int
-            The step; 0 is the start.
-        """
-        loss, error = _loss_and_error(model, history.state.weights, x, y)
-        _, averaged_error = _loss_and_error(model, history.averaged, x, y)
-        held_out = [math.nan] * 3
-        if test is not None:
-            _, averaged = _loss_and_error(model, history.averaged, *test)
-            held_out = [*_loss_and_error(model, history.state.weights, *test), averaged]
-        history.evaluations.append(Evaluation(k, history.seconds, loss, error, averaged_error, *held_out))
+    def evaluate() -> None:
+        """Append an evaluation of the current iterate to the history."""
+        history.evaluations.append(_evaluation(optimizer.model, history, x, y, test))
 
     # disable=None: no bar where the output is no terminal. A run that seconds end does not know its last step.
-    bar = tqdm(desc=name, leave=False, disable=None if progress else True, initial=done,
+    bar = tqdm(desc=name, leave=False, disable=None if progress else True, initial=history.state.k,
                total=iterations if seconds == math.inf else None)
-    try:
-        if done in evaluate_at and all(e.k != done for e in history.evaluations):
-            evaluate(done)
-        for k in range(done + 1, iterations + 1):
-            if history.seconds >= seconds:
-                break
+    with bar, _stopped_by_ctrl_c(history):
+        if history.state.k in evaluate_at and all(e.k != history.state.k for e in history.evaluations):
+            evaluate()
+        while history.state.k < iterations and history.seconds < seconds:
             start = time.perf_counter()
-            chosen = next(rows)
-            state, record = optimizer.step(history.state, x[chosen], y[chosen])
+            state, record = next(run)
             spent = time.perf_counter() - start
-            history.seconds += spent
-            keep = min(1 - 1 / k, xi)
-            averaged = tuple(keep * a + (1 - keep) * w for a, w in zip(history.averaged, state.weights, strict=True))
-            history.state, history.averaged = state, averaged
-            history.records.append(record)
-            if k in evaluate_at:
-                evaluate(k)
+            history.add(state, record, spent, xi)
+            if state.k in evaluate_at:
+                evaluate()
             if not bar.disable:
                 bar.set_postfix(_shown(record, history, spent, seconds), refresh=False)
             bar.update()
             if after_step:
                 after_step(history)
         if history.seconds >= seconds and history.evaluations and history.evaluations[-1].k < history.state.k:
-            evaluate(history.state.k)
-    except KeyboardInterrupt:
-        history.interrupted = True
-    finally:
-        bar.close()
+            evaluate()
     return history
 
 
+@contextmanager
+def _stopped_by_ctrl_c(history: History) -> Iterator[None]:
+    """Note a KeyboardInterrupt in the history."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        history.interrupted = True
+
+
+def _start(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: int, schedule: Schedule | None,
+           seed: int, evaluate_at: Container[int], test: tuple[Any, Any] | None, xi: float, seconds: float,
+           resume: History | None) -> tuple[History, Array, Any]:
+    """Check what `train` was given, before the first step; return its history and data."""
+    checks.count("iterations", iterations, 0)
+    checks.number("xi", xi, 0, 1)
+    checks.count("seed", seed, 0)
+    if seconds != math.inf:
+        checks.number("seconds", seconds, 0)
+    at = optimizer.model.at(weights, x)
+    at.loss(y)                                          # refuses bad targets, and a stack of them
+    if test is not None:
+        if not isinstance(test, tuple) or len(test) != 2:
+            raise ValueError(f"test must be a pair (x, y), got {type(test).__name__}")
+        optimizer.model.at(weights, test[0]).loss(test[1])
+    if not isinstance(evaluate_at, Container):
+        raise ValueError(f"evaluate_at must be a collection of steps, got {evaluate_at!r}")
+    if schedule is not None and not callable(schedule):
+        raise ValueError(f"schedule must be a function of the step, such as fixed({schedule!r}), got {schedule!r}")
+    for k in range(1, min(iterations, _LOOK_AHEAD) + 1):
+        _check_size(schedule(k) if schedule else len(at), len(at), k)
+    if resume is None:
+        state = optimizer.init(weights, seed)
+        resume = History(state, state.weights)
+    resume.interrupted = False
+    return resume, at.x, np.asarray(y)
+
+
+def _evaluation(model: Model, history: History, x: Any, y: Any, test: tuple[Any, Any] | None) -> Evaluation:
+    """Return losses and errors over whole sets at the current iterate and the averaged one."""
+    loss, error = _loss_and_error(model, history.state.weights, x, y)
+    _, averaged_error = _loss_and_error(model, history.averaged, x, y)
+    held_out = [math.nan] * 3
+    if test is not None:
+        _, averaged = _loss_and_error(model, history.averaged, *test)
+        held_out = [*_loss_and_error(model, history.state.weights, *test), averaged]
+    return Evaluation(history.state.k, history.seconds, loss, error, averaged_error, *held_out)
+
+
 def _loss_and_error(model: Model, weights: Direction, x: Any, y: Any) -> tuple[float, float]:
-    """Return loss and error over a whole set, part by part: what a forward pass leaves takes memory."""
-    loss = error = 0.0
-    for start in range(0, len(x), _PART):
-        part = slice(start, start + _PART)
-        at = model.at(weights, x[part])
-        loss += len(at) / len(x) * at.loss(y[part])
-        error += len(at) / len(x) * at.error(y[part])
+    """Return loss and error over a whole set, in parts of bounded memory."""
+    loss, error = mean_over(model.parts(weights, x, y, _PART), lambda at: (at.loss(), at.error()))
     return loss, error
 
 
