@@ -212,7 +212,7 @@ def mean_over(parts: Iterable[Part], f: Callable[[Point], Value],
     >>> import numpy as np, kfac_ref as kr
     >>> model = kr.Model(kr.MLP((1, 1)), kr.Gaussian())
     >>> parts = model.parts([np.array([[1.0, 0.0]])], [[1.0], [2.0], [6.0]], size=2)
-    >>> kr.mean_over(parts, lambda at: at.z.mean())
+    >>> kr.mean_over(parts, lambda at: float(at.z.mean()))
     3.0
     """
     total, N = None, 0

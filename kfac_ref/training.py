@@ -311,7 +311,7 @@ def steps(optimizer: Optimizer, state: Any, x: Any, y: Any, schedule: Schedule, 
     --------
     >>> import numpy as np, kfac_ref as kr
     >>> model, x = kr.Model(kr.MLP((1, 1)), kr.Gaussian()), np.array([[1.0], [2.0]])
-    >>> opt = kr.optimizers.KFAC(model)
+    >>> opt = kr.optimizers.SGD(model, learning_rate=0.1)
     >>> run = steps(opt, opt.init([np.zeros((1, 2))]), x, 3 * x, fixed(2), seed=0)
     >>> state, record = next(run)
     >>> record.k, record.loss
