@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,6 +30,9 @@ from .model import Model
 _BATCHES = 1
 #: How a run ends that diverges: with numbers that are not finite, or with factors that no damping makes regular.
 DIVERGED = (checks.NotFiniteError, np.linalg.LinAlgError)
+#: A run has diverged if its loss ends above this many times the loss at its start. The first steps of runs that go well
+#: were seen to rise to twice.
+DIVERGENCE = 2.0
 #: Whole sets are evaluated by so many examples.
 _PART = 2000
 #: The sizes of so many batches are checked before the first step.
@@ -239,6 +242,22 @@ class Evaluation:
     averaged_test_error: float
 
 
+def diverged(evaluations: Sequence[Evaluation]) -> bool:
+    """Return whether the last loss is not finite, or above `DIVERGENCE` times the first.
+
+    Losses over the whole training set are compared, so that the noise of small batches does not matter.
+
+    Parameters
+    ----------
+    evaluations : sequence of Evaluation
+        From the start of a run on; false if there is none.
+    """
+    if not evaluations:
+        return False
+    first, last = evaluations[0].loss, evaluations[-1].loss
+    return not (math.isfinite(last) and last <= DIVERGENCE * first)
+
+
 @dataclass(eq=False)
 class History:
     """What a training run leaves: it grows while the run goes on, and an interrupted one is as good as far as it goes.
@@ -336,7 +355,10 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
         raise ValueError(f"evaluate_at must be a collection of steps, got {evaluate_at!r}")
     if schedule is not None and not callable(schedule):
         raise ValueError(f"schedule must be a function of the step, such as fixed({schedule!r}), got {schedule!r}")
-    history = resume or History(optimizer.init(weights, seed), at.weights)
+    if resume is None:
+        state = optimizer.init(weights, seed)
+        resume = History(state, state.weights)
+    history = resume
     history.interrupted = False
     schedule = schedule or fixed(len(x))
     done = history.state.k

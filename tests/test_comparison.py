@@ -8,7 +8,6 @@ import math
 import os
 import re
 from dataclasses import fields, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,7 +47,7 @@ def few(monkeypatch, request):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: Path(path).write_bytes(b"a picture"))
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write(b"a picture"))
 
 
 def changed(**changes):

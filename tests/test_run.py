@@ -44,7 +44,7 @@ FILES = [script.LOCK, LAST, run.HISTORY, run.PICTURE, run.SETTINGS]
 def quick(monkeypatch, request):
     """Draw no picture where none is looked at, and measure on a few digits: both take most of a short run."""
     if "picture" not in request.node.name:
-        monkeypatch.setattr(Figure, "savefig", lambda self, path: Path(path).write_bytes(b"a picture"))
+        monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write(b"a picture"))
         monkeypatch.setattr(run, "_picture", lambda *arguments: Figure())
     dataset = Settings.dataset
 
@@ -359,7 +359,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path, mon
     rename = Path.replace
 
     def stopped(self, target):
-        if self.name == f"{LAST}.part":
+        if target.name == LAST:
             raise KeyboardInterrupt
         return rename(self, target)
 
@@ -526,10 +526,10 @@ def full(*arguments, **more):
 
 
 @pytest.mark.parametrize(("owner", "name", "words"), [
-    (np, "savez", r"cannot write to .*run \(No space left on device\); the checkpoint of step 10 is intact"),
+    (np, "savez", r"cannot write .*run.checkpoint\.npz \(No space .*; the checkpoint of step 10 is intact"),
     (os, "fsync", r"cannot write .*run.history\.jsonl \(No space left on device\)"),
     (Path, "replace", r"cannot write .*run.history\.jsonl \(No space left on device\)"),
-    (run._Recorder, "_line", r"cannot write to .*run \(No space.*; the checkpoint of step 10 is intact"),
+    (run._Recorder, "_line", r"cannot write .*run.history\.jsonl \(No space.*; the checkpoint of step 10 is intact"),
     (Figure, "savefig", r"cannot write .*run.history\.png \(No space .*; the checkpoint of step 14 is intact")])
 def test_a_full_disk_is_one_clear_line_and_the_checkpoint_is_intact(tmp_path, monkeypatch, capsys, owner, name, words):
     start(tmp_path / "run", 10)
@@ -681,7 +681,7 @@ def test_values_of_settings():
 def test_the_picture_is_drawn_and_says_what_the_run_came_to(tmp_path, monkeypatch):
     drawn = []
     savefig = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: drawn.append(self) or savefig(self, path))
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **more: drawn.append(self) or savefig(self, *a, **more))
     start(tmp_path, 5)
     history = resume(tmp_path, 7)
     assert (tmp_path / run.PICTURE).read_bytes().startswith(b"\x89PNG")

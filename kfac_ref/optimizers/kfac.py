@@ -153,7 +153,7 @@ class KFAC:
         Parameters
         ----------
         weights : list of (d_{i+1}, d_i + 1) arrays
-            Where to start; not copied and never changed.
+            Where to start; copied.
         seed : int
             What all sampling of this run is drawn from.
 
@@ -168,7 +168,7 @@ class KFAC:
             For wrong shapes (naming the layer), NaN or infinity, or a negative seed.
         """
         checks.count("seed", seed, 0)
-        weights = checks.weights("weights", weights, self.model.network.shapes)
+        weights = params.copy(checks.weights("weights", weights, self.model.network.shapes))
         gamma = min(max(math.sqrt(self.lambda_0 + self.model.weight_decay), self._gamma_min), self.gamma_max)
         return State(weights, seed, 0, self.lambda_0, gamma, RunningAverage(self.ceiling), None, None)
 
