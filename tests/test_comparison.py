@@ -84,7 +84,7 @@ def plain(folder):
         for result in entry["runs"]:
             result["last"]["seconds"] = 0
             result["levels"] = {level: hit and hit[0] for level, hit in result["levels"].items()}
-    return {name: value for name, value in found.items() if name != "caption"}
+    return {name: value for name, value in found.items() if name not in ("caption", "sha256")}
 
 
 # From end to end
