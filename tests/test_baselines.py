@@ -380,7 +380,7 @@ def test_a_caller_who_changes_the_weights_later_does_not_change_the_run(method):
         before = [w.tobytes() for w in weights]
         state = opt.init(weights)
         assert [w.tobytes() for w in state.weights] == before
-        history = kr.training.train(opt, weights, p.x, p.y, 0)
+        history = kr.training.train(opt, weights, p.at.x, p.y, 0)
         for w in weights:
             w[:] = 7.0
         for kept in (state.weights, history.state.weights, history.averaged):
