@@ -342,6 +342,28 @@ def test_a_folder_that_another_process_writes_to_is_refused(tmp_path, capsys, mo
     assert made == []
 
 
+@pytest.mark.parametrize("name", ["comparison.json", "comparison.md", "comparison.png", "results"])
+def test_files_that_no_comparison_wrote_are_not_replaced(tmp_path, capsys, monkeypatch, undrawn, name):
+    made = counted(monkeypatch)
+    path, out = write(tmp_path / "a.json"), tmp_path / "a"
+    out.mkdir()
+    if name == "results":
+        (tmp_path / "elsewhere").mkdir()
+        (out / name).symlink_to(tmp_path / "elsewhere")
+    else:
+        (out / name).write_text("mine")
+    assert cli.main(["experiment", str(path)]) == 1
+    printed, error = capsys.readouterr()
+    assert re.fullmatch(rf"kfac-ref: {path}: {out / name} is (there already|a symbolic link)[^\n]*\n", error)
+    assert (printed, made, [file.name for file in out.iterdir()]) == ("", [], [name])
+    if name == "results":
+        assert list((tmp_path / "elsewhere").iterdir()) == []
+    else:
+        assert (out / name).read_text() == "mine"
+        assert cli.main(["experiment", str(path), "--force"]) == cli.main(["experiment", str(path)]) == 0
+        assert (out / name).read_bytes() != b"mine"
+
+
 def test_as_many_methods_as_colours_can_be_drawn():
     methods = {str(k): Method("sgd", "full", 3, {}) for k in range(len(plotting.LOOKS))}
     found = Comparison("Seven", Settings(net="64-3-64"), methods, (1.0,), seeds=(0,))
