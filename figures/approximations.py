@@ -91,7 +91,7 @@ def caption(found: dict[str, dict[str, list[family.Entry]]]) -> str:
             + ", ".join(f"{n} {mean(n):.0f}%" for n in told) + ".")
 
 
-def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Run the study and write its picture, numbers and tables to `out`; returns 0."""
     found = study(networks(quick), 60 if quick else 500, (2, 4) if quick else (10, 200))
     values = {network: {stage: [100 * e.judgement.decrease for e in entries] for stage, entries in stages.items()}
@@ -100,8 +100,8 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
                                    caption(found))
     plain = {network: {stage: [asdict(e) for e in entries] for stage, entries in stages.items()}
              for network, stages in found.items()}
-    script.save(figure, {"damping": DAMPING, "networks": plain}, out / "approximations", formats)
-    (out / "approximations.md").write_text(tables(found), encoding="utf-8")
+    script.save(figure, {"damping": DAMPING, "networks": plain}, out / "approximations", formats, force,
+                {"md": tables(found)})
     print(tables(found))
     return 0
 

@@ -19,7 +19,6 @@ Takes about 50 seconds; the tuning three minutes.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,7 +98,7 @@ def tune(out: Path = HERE) -> dict[str, dict[int, dict[str, float]]]:
     content = {"environment": environment(), "seeds": TUNING_SEEDS, "iterations": TUNING_ITERATIONS, "chosen": chosen,
                "trials": [t if math.isfinite(t["score"]) else t | {"score": None, "seeds": None} for t in trials]}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "tune.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    script.write(out / "tune.json", content, {})
     return chosen
 
 
@@ -175,7 +174,7 @@ def describe(counts: dict[str, dict[str, dict[str, Any]]], seeds: int) -> str:
     return text
 
 
-def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Train with every batch size, write picture and numbers to `out`; returns 0."""
     data = kr.datasets.digits(np.float32)
     seeds = SEEDS[:1] if quick else SEEDS
@@ -196,7 +195,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
         "curves": {method: {m: {"iterations": k, "error": errors, "averaged_error":
                                 [[e.averaged_error for e in r] for r in runs[method][m]]}
                             for m, (k, errors) in sizes.items()} for method, sizes in curves.items()}},
-        out / "batch_size", formats)
+        out / "batch_size", formats, force)
     print(text)
     return 0
 

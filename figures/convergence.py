@@ -89,7 +89,7 @@ def sentence(title: str, found: dict[str, dict[str, dict[str, Any]]]) -> str:
             "long).")
 
 
-def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Run what is not done yet, and draw all; returns 0."""
     asked = {"small": SMALL} if quick else {name: comparison.read(HERE / f"{name}.json") for name in PROBLEMS}
     curves, numbers, averaged, text = {}, {}, {}, []
@@ -101,7 +101,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
             continue
         if not quick and not done:
             run(name, out / name)
-        histories = comparison.run_all(compared, out / name, print, None if quick else refuse)
+        histories = comparison.run_all(compared, out / name, print, None if quick else refuse, force)
         curves[TITLES[name]] = comparison.curves(histories)
         numbers[name] = ratios(histories, compared.levels)
         averaged[name] = ratios({method: [better_iterate(h) for h in runs] for method, runs in histories.items()},
@@ -115,7 +115,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
                                        line)
     environments = {name: json.loads((out / name / "comparison.json").read_text())["environment"] for name in numbers}
     script.save(figure, {"environment": environments, "ratios": numbers,
-                         "ratios_of_the_better_iterate": averaged}, out / "convergence", formats)
+                         "ratios_of_the_better_iterate": averaged}, out / "convergence", formats, force)
     print(line)
     return 0
 

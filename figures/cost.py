@@ -62,7 +62,7 @@ def slope(rows: list[tuple[int, float, float]], column: int) -> float:
     return float(np.log(b[column - 1] / a[column - 1]) / np.log(d2 / d1))
 
 
-def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Measure, write picture and numbers to `out`, and print the slopes; returns 0."""
     names = [*EXPONENTS, DUAL]
     found = measure(names, [4, 8] if quick else [8, 16, 32, 64, 128, 256, 512], 1 if quick else 3)
@@ -84,7 +84,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
             f"6 in the end), K-FAC's F-breve with {kfac:.1f} (flops: 3 in the end); the dual form of the exact Fisher "
             f"is faster than the dense one {where}.")
     figure = plotting.cost({name: np.array(rows) for name, rows in found.items()}, text)
-    script.save(figure, {"cases": N, "rows": found, "slopes": slopes}, out / "cost", formats)
+    script.save(figure, {"cases": N, "rows": found, "slopes": slopes}, out / "cost", formats, force)
     print(text)
     return 0
 

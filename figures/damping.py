@@ -116,7 +116,7 @@ def describe(stages: dict[int, list[dict[str, float]]]) -> str:
     return text
 
 
-def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Train, make the update at every damping, write picture and numbers to `out`; returns 0."""
     data = kr.datasets.digits()
     x = data.x[:100] if quick else data.x
@@ -144,7 +144,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
                                   strict=True)) for key in summaries[k][0]},
         "seeds": [run | summary for run, summary in zip(runs[k], summaries[k], strict=True)]} for k in after}
     script.save(figure, {"cases": len(x), "settings": dict(method.settings), "strengths": strengths, **numbers},
-                out / "damping", formats)
+                out / "damping", formats, force)
     print(text)
     return 0
 

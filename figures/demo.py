@@ -18,10 +18,10 @@ from kfac_ref.experiments import script
 HERE = Path(__file__).parent / "demo"
 
 
-def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Run the demo and write its figures to `out`; returns 0 if all was written."""
     return cli.main(["demo", "--out", str(out), *(["--quick"] if quick else []),
-                     *(["--pdf"] if "pdf" in formats else [])])
+                     *(["--pdf"] if "pdf" in formats else []), *(["--force"] if force else [])])
 
 
 if __name__ == "__main__":

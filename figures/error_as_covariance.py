@@ -120,7 +120,7 @@ def caption(numbers: dict[str, float], i: int, steps: int, cases: int) -> str:
             f"hold {100 * k['share_of_bias_columns']:.0f}% of the squared error.")
 
 
-def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Take one block apart, write picture and numbers (of all layers but the first, twice) to `out`; returns 0."""
     i, shown, cases = 2, 10, 100 if quick else None
     numbers, drawn = {}, None
@@ -149,7 +149,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
          "3rd order:\nE[a] κ(a′, g, g′)": (k["norm_of_first_mean"], k["share_of_first_mean"]),
          "3rd order:\nE[a′] κ(a, g, g′)": (k["norm_of_second_mean"], k["share_of_second_mean"])}, text)
     script.save(figure, {"layer": i, "steps": shown, "cases": len(at), "shown": k, "blocks": numbers},
-                out / "error_as_covariance", formats)
+                out / "error_as_covariance", formats, force)
     print(text)
     return 0
 

@@ -96,7 +96,7 @@ def caption(found: dict[str, Any], steps: Sequence[int], cases: int) -> str:
             f"{100 * found['train_error'][-1]:.1f}%.")
 
 
-def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Train and measure, write picture and numbers to `out`; returns 0."""
     data = kr.datasets.digits()
     steps = (0, 1) if quick else STEPS
@@ -121,7 +121,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
         axes.set_xticks(steps, [str(k) for k in steps])
         axes.minorticks_off()
     script.save(figure, {"cases": len(data.x), "damping": DAMPING, "steps": steps, **found},
-                out / "error_over_training", formats)
+                out / "error_over_training", formats, force)
     print(text)
     return 0
 

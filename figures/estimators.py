@@ -169,7 +169,7 @@ def caption(numbers: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             f"{max(row['average_A'] for row in rows):.2f}.")
 
 
-def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Measure the three, write picture and numbers to `out`; returns 0."""
     data = kr.datasets.digits()
     N, repeats = (120, 3) if quick else (1500, 40)
@@ -215,7 +215,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
     ], text)
     rms = {key: np.sqrt(np.mean(values**2, axis=0)) for key, values in found.items()}
     script.save(figure, {**numbers, "draws": draws, "n": cases, "rms": rms, "expected": expected,
-                         "along_training": rows}, out / "estimators", formats)
+                         "along_training": rows}, out / "estimators", formats, force)
     print(text)
     return 0
 

@@ -42,7 +42,7 @@ def errors(at: kr.Point) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         "block_errors": (wrong / norms).tolist(), "block_errors_best": (least / norms).tolist()}
 
 
-def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Train, compare, and write picture and numbers to `out`; returns 0."""
     data_name, data = middle_layers.images(200 if quick else None)
     model = middle_layers.untrained(5 if quick else 20)
@@ -82,7 +82,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
     numbers = {"data": data_name, "cases": len(data.x), "network": model.network.sizes, "layers": layers,
                "start": "sparse", "steps": SHOWN, "seed": 0, **shown,
                "along_training": {"steps": steps, "seeds": seeds, **along}}
-    script.save(figure, numbers, out / "fisher_approximation", formats)
+    script.save(figure, numbers, out / "fisher_approximation", formats, force)
     print(text)
     return 0
 

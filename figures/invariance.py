@@ -62,7 +62,7 @@ def distances(steps: int) -> dict[str, list[float]]:
     return found
 
 
-def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Run all methods in both parameterizations and write picture and numbers to `out`; returns 0."""
     found = distances(3 if quick else 30)
     last = {name: values[-1] for name, values in found.items()}
@@ -71,7 +71,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
             + "; ".join(f"{name}: {value:.1g}" for name, value in last.items()) + ".")
     figure = plotting.lines(np.arange(1, len(next(iter(found.values()))) + 1), found, "steps",
                    "distance of the two functions\n(relative)", text, log_x=False)
-    script.save(figure, {"distances": found}, out / "invariance", formats)
+    script.save(figure, {"distances": found}, out / "invariance", formats, force)
     print(text)
     return 0
 

@@ -33,7 +33,7 @@ def by_offset(M: np.ndarray, sizes: Sequence[int]) -> list[float]:
     return [float(means[k == d].mean() / means[k == 0].mean()) for d in range(len(sizes))]
 
 
-def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Train, invert, and write picture and numbers to `out`; returns 0."""
     data_name, at, _ = middle_layers.point(width=5 if quick else 20, cases=200 if quick else None)
     sizes, fac = middle_layers.sizes(at.model), middle_layers.middle_factors(at)
@@ -82,7 +82,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
                "start": "sparse", "steps": 7, "seed": 0, "sweep": sweep, "other_seeds": others}
     for row in ratios:
         numbers[f"tridiagonal_ratio_at_{row['gamma']:g}"] = row["tridiagonal_ratio"]
-    script.save(figure, numbers, out / "inverse_structure", formats)
+    script.save(figure, numbers, out / "inverse_structure", formats, force)
     print(text)
     return 0
 

@@ -141,7 +141,7 @@ def report(runs: Mapping[str, Sequence[Mapping[str, list[float]]]], plans: Mappi
     return panels, numbers, text
 
 
-def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Run all plans over their seeds and write picture and numbers to `out`; returns 0."""
     plans = quick_plans() if quick else PLANS
     if quick:
@@ -151,7 +151,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
         data = PLANS["SGD"].settings.dataset()
     runs = {name: [run(plan, seed, data) for seed in range(plan.seeds)] for name, plan in plans.items()}
     panels, numbers, text = report(runs, plans, mean_image_error(data.x))
-    script.save(plotting.side_by_side(panels, text), numbers, out / "plateau", formats)
+    script.save(plotting.side_by_side(panels, text), numbers, out / "plateau", formats, force)
     print(text)
     return 0
 

@@ -218,7 +218,7 @@ def panels(runs: Mapping[str, Sequence[Run]]) -> list[plotting.Panel]:
     return found
 
 
-def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Run all settings over their seeds and write picture and numbers to `out`; returns 0."""
     seeds, large, small = (1, 6, 6) if quick else (5, 150, 300)
     data = Settings(dtype="float32").dataset()
@@ -235,7 +235,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
             f"{exploded(numbers['small'])}")
     content = {"seeds": seeds, "level": LEVEL, "iterations": {"large": large, "small": small},
                "batch": {"large": 500, "small": 60}, "base": dict(BASE), "settings": numbers}
-    script.save(plotting.ranges(rows, panels(runs["large"]), text), content, out / "safeguards", formats)
+    script.save(plotting.ranges(rows, panels(runs["large"]), text), content, out / "safeguards", formats, force)
     print(text)
     return 0
 

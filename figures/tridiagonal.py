@@ -45,7 +45,7 @@ def compare(C: np.ndarray, C_inverse: np.ndarray, F_tilde: np.ndarray, inverse: 
             "step_degrees": float(np.degrees(np.arccos(min(cosine, 1.0))))}
 
 
-def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",)) -> int:
+def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Train, build the three matrices and their inverses, and write picture and numbers to `out`; returns 0."""
     data_name, at, data = middle_layers.point(width=5 if quick else 20, cases=200 if quick else None)
     sizes, fac = middle_layers.sizes(at.model), middle_layers.middle_factors(at)
@@ -89,7 +89,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
     numbers = {"data": data_name, "cases": len(at), "network": at.model.network.sizes, "layers": layers,
                "start": "sparse", "steps": 7, "seed": 0, "gamma": SHOWN,
                **{f"{name}_{key}": value for name in STRUCTURES for key, value in shown[name].items()}, "sweep": sweep}
-    script.save(figure, numbers, out / "tridiagonal", formats)
+    script.save(figure, numbers, out / "tridiagonal", formats, force)
     print(text)
     return 0
 

@@ -31,7 +31,7 @@ app. B      `kronecker`                               `solve_sum`
                                                       implementations, and what was done where they differ
 -           `testing`                                 `assert_kfac`, `assert_kfac_factors`, for their test suites
 -           `checkpoints`                             the whole state of a run in a file, and back to the same bits
--           `checks`, `environment`                   refusals; versions and threads that the bits depend on
+-           `checks`, `environment`, `files`          refusals; versions and threads that the bits depend on; writing
 ==========  ========================================  =================================================================
 """
 
@@ -46,6 +46,7 @@ from . import (
     environment,
     expectations,
     factors,
+    files,
     fisher,
     hessian,
     kronecker,
@@ -93,6 +94,7 @@ __all__ = [
     "exact",
     "expectations",
     "factors",
+    "files",
     "fisher",
     "fisher_block",
     "fisher_gram",

@@ -7,21 +7,21 @@ numbers only: what has been factored is made again from them, to the same bits.
 It is written beside the last one, forced to the disk and only then renamed, so that at any moment the last or the one
 before it is whole::
 
-    checkpoint.npz.part  ->  checkpoint.npz  ->  previous.npz
+    temporary file  ->  checkpoint.npz  ->  previous.npz
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from . import files
 from .checks import Array, Direction
 from .environment import environment
 from .factors import Moments, RunningAverage
@@ -86,7 +86,7 @@ def write(folder: Path, checkpoint: Checkpoint, optimizer: Any, settings: Mappin
     Raises
     ------
     OSError
-        Where it cannot be written: the last one is then as it was.
+        Naming the file, where it cannot be written: the last one is then as it was.
     ValueError
         For a state that holds what cannot be stored, such as a structure made neither from factors nor from a point.
     """
@@ -97,20 +97,24 @@ def write(folder: Path, checkpoint: Checkpoint, optimizer: Any, settings: Mappin
     header = {"format": FORMAT, "environment": checkpoint.environment, "optimizer": type(optimizer).__name__,
               "shapes": [list(shape) for shape in optimizer.model.network.shapes], "settings": dict(settings),
               "digest": digest(settings), "seconds": checkpoint.seconds, "content": _pack(content, arrays)}
-    part, last = folder / f"{LAST}.part", folder / LAST
-    try:
-        with part.open("wb") as file:
-            np.savez(file, allow_pickle=False, header=np.array(json.dumps(header)),
-                     **{f"a{i}": a for i, a in enumerate(arrays)})
-            file.flush()
-            os.fsync(file.fileno())
+
+    def save(file: BinaryIO) -> None:
+        """Write header and arrays.
+
+        Parameters
+        ----------
+        file : binary file
+            Open for writing.
+        """
+        np.savez(file, allow_pickle=False, header=np.array(json.dumps(header)),
+                 **{f"a{i}": a for i, a in enumerate(arrays)})
+
+    last = folder / LAST
+    with files.staged(last, save) as part, files.naming(last):
         if last.exists():
             last.replace(folder / PREVIOUS)
         part.replace(last)
-        _sync(folder)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+        files.sync(folder)
 
 
 def read(path: Path, optimizer: Any, weights: Direction, settings: Mapping[str, Any]) -> Checkpoint:
@@ -230,14 +234,3 @@ def _unpack(described: Any, arrays: Mapping[str, Array]) -> Any:
     if kind == "pairs":
         return {tuple(key): _unpack(item, arrays) for key, item in content}
     return _VALUES[kind](**{name: _unpack(item, arrays) for name, item in content.items()})
-
-
-def _sync(folder: Path) -> None:
-    """Force the renames to the disk; only POSIX lets a folder be opened for that."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

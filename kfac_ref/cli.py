@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from . import __version__, datasets
+from . import __version__, datasets, files
 from .environment import MEMORY, ONE_THREAD, restart_with
 from .oracle import commands as oracle
 
@@ -84,7 +84,10 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument("--quick", action="store_true", help="a few seconds, short runs: shows that everything works")
     demo.add_argument("--pdf", action="store_true", help="write the figures as PDF too")
     demo.add_argument("--tune", action="store_true", help="run the grid of settings again instead; takes many minutes")
-    demo.set_defaults(run=lambda a: _demo(a.out, a.seed, a.quick, a.tune, a.pdf))
+    demo.add_argument("--force", action="store_true",
+                      help="replace files that no earlier demo wrote; those that one wrote are known by the hashes in "
+                           "its summary.json, and replaced without this")
+    demo.set_defaults(run=lambda a: _demo(a.out, a.seed, a.quick, a.tune, a.pdf, a.force))
 
 
 def _add_train(commands: Any) -> None:
@@ -123,6 +126,8 @@ def _add_train(commands: Any) -> None:
                      help="seconds between checkpoints (default: 60)")
     where = how.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, metavar="DIR", help="the folder of a new run")
+    how.add_argument("--force", action="store_true",
+                     help="remove the run that --out holds, or other files with the names of a run's (default: refuse)")
     where.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR, with its own settings")
     train.set_defaults(run=_train)
 
@@ -148,6 +153,9 @@ evaluated at steps that are spaced logarithmically, and over the tuning seeds. f
 example.""")
     experiment.add_argument("file", type=Path, metavar="FILE.json", help="what is compared with what")
     experiment.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: FILE without .json)")
+    experiment.add_argument("--force", action="store_true",
+                            help="replace a comparison.json, .md and .png that no earlier comparison wrote; those that "
+                                 "one wrote are known by the hashes in comparison.json, and replaced without this")
     experiment.set_defaults(run=_experiment)
 
 
@@ -158,6 +166,8 @@ def _train(arguments: argparse.Namespace) -> int:
     given = {f.name: value for f in fields(Settings) if (value := getattr(arguments, f.name)) not in (None, [])}
     limits = arguments.iterations, arguments.seconds, arguments.checkpoint_every
     if arguments.resume:
+        if arguments.force:
+            raise ValueError("--force cannot be given with --resume")
         if given:
             option = min(given).replace("settings", "set").replace("_", "-")
             raise ValueError(f"--{option} cannot be given with --resume: a run keeps its settings")
@@ -167,7 +177,7 @@ def _train(arguments: argparse.Namespace) -> int:
         if "settings" in given:
             given["settings"] = dict(map(_setting, given["settings"]))
         folder = arguments.out
-        history = run.start(Settings(**given), folder, *limits)
+        history = run.start(Settings(**given), folder, *limits, force=arguments.force)
     print(run.summary(folder, history))
     if history.interrupted:
         until = f"--seconds {arguments.seconds:g}" if arguments.iterations is None else \
@@ -199,24 +209,29 @@ def _experiment(arguments: argparse.Namespace) -> int:
     out = arguments.out or arguments.file.with_suffix("")
     script.make_folder(out)
     try:
-        comparison.run_all(asked, out, functools.partial(print, flush=True))
+        comparison.run_all(asked, out, functools.partial(print, flush=True), force=arguments.force)
     except ValueError as error:
         raise ValueError(f"{arguments.file}: {error}") from error
     return 0
 
 
-def _demo(out: Path, seed: int, quick: bool, tune: bool, pdf: bool) -> int:
+def _demo(out: Path, seed: int, quick: bool, tune: bool, pdf: bool, force: bool) -> int:
     if seed < 0:
         raise ValueError(f"--seed must be at least 0, got {seed}")
     from .experiments import autoencoder, classifier, report, script  # slow: Matplotlib, and not twice at a restart
 
     script.make_folder(out)
-
+    names = [f"{name}.{suffix}" for name in ("convergence", "fisher", "budget")
+             for suffix in (("png", "pdf") if pdf else ("png",))]
+    if tune:
+        files.refuse(out / "tune.json", force=force)
+    else:
+        script.refuse(out / "summary.json", [out / name for name in names], force)
     data = datasets.digits()
     shorten = 100 if quick else 1
     if tune:
         chosen = autoencoder.tune(data, print, shorten)
-        _write(out / "tune.json", json.dumps(chosen, indent=1))
+        files.write(out / "tune.json", json.dumps(chosen, indent=1) + "\n", force=force)
         return 0
     start = time.perf_counter()
     histories = autoencoder.convergence(data, seed, shorten)
@@ -235,14 +250,8 @@ def _demo(out: Path, seed: int, quick: bool, tune: bool, pdf: bool) -> int:
     print(report.format_table(classifier.budget_table(budget)), end="\n\n")
     figures = {"convergence": autoencoder.convergence_figure(histories), "fisher": classifier.fisher_figure(found),
                "budget": classifier.budget_figure(budget)}
-    for suffix in ("png", "pdf") if pdf else ("png",):
-        for name, figure in figures.items():
-            figure.savefig(out / f"{name}.{suffix}")
-    _write(out / "summary.json", json.dumps(report.summary(histories, found, budget, seed), indent=1))
+    pictures = {out / name: script.drawn(figures[Path(name).stem], Path(name).suffix[1:]) for name in names}
+    script.write(out / "summary.json", report.summary(histories, found, budget, seed), pictures, force)
     seconds = time.perf_counter() - start
     print(f"wrote convergence.png, fisher.png, budget.png and summary.json to {out}/ ({seconds:.0f} seconds)")
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text + "\n", encoding="utf-8")

@@ -153,6 +153,17 @@ def add(U: Direction, V: Direction) -> list[Array]:
     return [u + v for u, v in zip(U, V, strict=True)]
 
 
+def copy(V: Direction) -> tuple[Array, ...]:
+    """Return a copy of a direction that shares no memory with it.
+
+    Parameters
+    ----------
+    V : list of (m_i, n_i) arrays
+        A direction.
+    """
+    return tuple(v.copy(order="K") for v in V)
+
+
 def zeros_like(V: Direction) -> list[Array]:
     """Return the zero direction of the shapes and dtype of `V`.
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -31,6 +31,9 @@ from .model import Model, mean_over
 _BATCHES = 1
 #: How a run ends that diverges: with numbers that are not finite, or with factors that no damping makes regular.
 DIVERGED = (checks.NotFiniteError, np.linalg.LinAlgError)
+#: A run has diverged if its loss ends above this many times the loss at its start. The first steps of runs that go well
+#: were seen to rise to twice.
+DIVERGENCE = 2.0
 #: Whole sets are evaluated by so many examples.
 _PART = 2000
 #: The sizes of so many batches are checked before the first step.
@@ -238,6 +241,22 @@ class Evaluation:
     test_loss: float
     test_error: float
     averaged_test_error: float
+
+
+def diverged(evaluations: Sequence[Evaluation]) -> bool:
+    """Return whether the last loss is not finite, or above `DIVERGENCE` times the first.
+
+    Losses over the whole training set are compared, so that the noise of small batches does not matter.
+
+    Parameters
+    ----------
+    evaluations : sequence of Evaluation
+        From the start of a run on; false if there is none.
+    """
+    if not evaluations:
+        return False
+    first, last = evaluations[0].loss, evaluations[-1].loss
+    return not (math.isfinite(last) and last <= DIVERGENCE * first)
 
 
 @dataclass(eq=False)

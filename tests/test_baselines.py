@@ -368,3 +368,20 @@ def test_schedules_out_of_range_are_refused(arguments, message):
 def test_one_is_refused_by_a_message_that_one_does_not_satisfy(make, name):
     with pytest.raises(ValueError, match=f"^{name} must .*below 1, got 1"):
         make(problem().model)
+
+
+@pytest.mark.parametrize("method", [lambda model: SGD(model, 0.1), Adam, kr.optimizers.KFAC,
+                                    kr.optimizers.NaturalGradient])
+def test_a_caller_who_changes_the_weights_later_does_not_change_the_run(method):
+    p = problem()
+    opt = method(p.model)
+    for order in "CF":
+        weights = [np.array(w, order=order) for w in p.at.weights]
+        before = [w.tobytes() for w in weights]
+        state = opt.init(weights)
+        assert [w.tobytes() for w in state.weights] == before
+        history = kr.training.train(opt, weights, p.at.x, p.y, 0)
+        for w in weights:
+            w[:] = 7.0
+        for kept in (state.weights, history.state.weights, history.averaged):
+            assert [w.tobytes() for w in kept] == before

@@ -8,7 +8,6 @@ import math
 import os
 import re
 from dataclasses import fields, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,7 +47,7 @@ def few(monkeypatch, request):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: Path(path).write_bytes(b"a picture"))
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write(b"a picture"))
 
 
 def changed(**changes):
@@ -85,7 +84,7 @@ def plain(folder):
         for result in entry["runs"]:
             result["last"]["seconds"] = 0
             result["levels"] = {level: hit and hit[0] for level, hit in result["levels"].items()}
-    return {name: value for name, value in found.items() if name != "caption"}
+    return {name: value for name, value in found.items() if name not in ("caption", "sha256")}
 
 
 # From end to end
@@ -341,6 +340,28 @@ def test_a_folder_that_another_process_writes_to_is_refused(tmp_path, capsys, mo
         assert cli.main(["experiment", str(path)]) == 1
     assert capsys.readouterr() == ("", f"kfac-ref: {path}: {out} is in use by another run (process {os.getpid()})\n")
     assert made == []
+
+
+@pytest.mark.parametrize("name", ["comparison.json", "comparison.md", "comparison.png", "results"])
+def test_files_that_no_comparison_wrote_are_not_replaced(tmp_path, capsys, monkeypatch, undrawn, name):
+    made = counted(monkeypatch)
+    path, out = write(tmp_path / "a.json"), tmp_path / "a"
+    out.mkdir()
+    if name == "results":
+        (tmp_path / "elsewhere").mkdir()
+        (out / name).symlink_to(tmp_path / "elsewhere")
+    else:
+        (out / name).write_text("mine")
+    assert cli.main(["experiment", str(path)]) == 1
+    printed, error = capsys.readouterr()
+    assert re.fullmatch(rf"kfac-ref: {path}: {out / name} is (there already|a symbolic link)[^\n]*\n", error)
+    assert (printed, made, [file.name for file in out.iterdir()]) == ("", [], [name])
+    if name == "results":
+        assert list((tmp_path / "elsewhere").iterdir()) == []
+    else:
+        assert (out / name).read_text() == "mine"
+        assert cli.main(["experiment", str(path), "--force"]) == cli.main(["experiment", str(path)]) == 0
+        assert (out / name).read_bytes() != b"mine"
 
 
 def test_as_many_methods_as_colours_can_be_drawn():

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -63,7 +64,8 @@ def strict_json(path):
 def without_seconds(tree):
     """Return nested data without what is under keys that end in seconds."""
     if isinstance(tree, dict):
-        return {key: without_seconds(value) for key, value in tree.items() if not key.endswith("seconds")}
+        return {key: without_seconds(value) for key, value in tree.items()
+                if not key.endswith("seconds") and key != "sha256"}                 # pictures show seconds
     return [without_seconds(value) for value in tree] if isinstance(tree, list) else tree
 
 
@@ -128,7 +130,7 @@ def test_the_demo_writes_four_files_and_nothing_else(demo):
 
 
 def test_the_summary_has_every_number(summary):
-    assert set(summary) == {"seed", "environment", "autoencoder", "classifier", "budget"}
+    assert set(summary) == {"seed", "environment", "autoencoder", "classifier", "budget", "sha256"}
     assert summary["seed"] == 0
     assert list(summary["autoencoder"]) == list(autoencoder.METHODS)
     assert list(summary["classifier"]) == ["at the start", "after 3 steps", "after 10 steps"]
@@ -258,18 +260,65 @@ def test_a_negative_seed_is_refused_before_anything_is_made(quickened, tmp_path,
     assert not out.exists()
 
 
-@pytest.mark.parametrize("broken", ["savefig", "write_text"])
-def test_a_disk_that_is_full_at_the_end_is_a_failure(quickened, monkeypatch, tmp_path, capsys, broken):
-    def full(self, *arguments, **more):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
+@pytest.mark.parametrize("calls", [0, 1, 3])
+def test_a_disk_that_is_full_at_the_end_is_a_failure_and_the_old_files_are_intact(quickened, monkeypatch, tmp_path,
+                                                                                  capsys, calls):
+    assert cli.main(["demo", "--quick", "--out", str(tmp_path)]) == 0
+    before, fsync, left = contents(tmp_path), os.fsync, iter(range(calls))
+    capsys.readouterr()
 
-    monkeypatch.setattr(Figure if broken == "savefig" else Path, broken, full)
-    assert cli.main(["demo", "--quick", "--out", str(tmp_path)]) == 1
+    def full(handle):
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert cli.main(["demo", "--quick", "--seed", "1", "--out", str(tmp_path)]) == 1
     printed, error = capsys.readouterr()
-    assert error.startswith("kfac-ref: ")
-    assert os.strerror(errno.ENOSPC) in error
+    name = ["summary.json", "convergence.png", "", "budget.png"][calls]
+    assert error == f"kfac-ref: cannot write {tmp_path / name} (No space left on device)\n"
     assert "wrote" not in printed
     assert "error at most" in printed                           # what was computed has been shown
+    assert contents(tmp_path) == before
+    assert cli.main(["demo", "--quick", "--seed", "1", "--out", str(tmp_path)]) == 0
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("name", "options"), [("summary.json", []), ("fisher.png", []), ("budget.pdf", ["--pdf"]),
+                                               ("tune.json", ["--tune"])])
+def test_the_demo_replaces_its_own_files_and_no_others(quickened, monkeypatch, tmp_path, capsys, name, options):
+    monkeypatch.setattr(autoencoder, "tune", lambda data, report, shorten: quickened.append("tune") or {})
+    demo = ["demo", "--quick", "--out", str(tmp_path)]
+    for _ in range(2):
+        assert cli.main(demo) == 0
+    (tmp_path / name).write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine")
+    before = contents(tmp_path)
+    quickened.clear()
+    capsys.readouterr()
+    assert cli.main([*demo, *options]) == 1
+    printed, error = capsys.readouterr()
+    assert re.fullmatch(rf"kfac-ref: {tmp_path}/\S+ is there already and is not replaced; .* --force\n", error)
+    assert (printed, quickened) == ("", [])                     # before anything is computed
+    assert contents(tmp_path) == before
+    assert cli.main([*demo, *options, "--force"]) == 0
+    assert (tmp_path / name).read_bytes() != b"mine"
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_the_demo_follows_no_link_out_of_its_folder(quickened, tmp_path, capsys):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "fisher.png").symlink_to(tmp_path / "precious")
+    demo = ["demo", "--quick", "--out", str(tmp_path / "out")]
+    assert cli.main(demo) == 1
+    assert "fisher.png is a symbolic link to" in capsys.readouterr().err
+    assert cli.main([*demo, "--force"]) == 0
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 def interrupt(*arguments, **more):

@@ -13,9 +13,9 @@ import kfac_ref
 
 PACKAGE = Path(kfac_ref.__file__).parent
 # The order in which data flows; a module imports only what stands above it. (checks holds the words of every refusal.)
-ORDER = ["environment", "checks", "params", "network", "likelihoods", "model", "kronecker", "fisher", "hessian",
-         "factors", "damping", "curvature", "quadratic_model", "analysis", "optimizers", "checkpoints", "datasets",
-         "plotting", "training", "experiments", "oracle", "testing"]
+ORDER = ["environment", "checks", "files", "params", "network", "likelihoods", "model", "kronecker", "fisher",
+         "hessian", "factors", "damping", "curvature", "quadratic_model", "analysis", "optimizers", "checkpoints",
+         "datasets", "plotting", "training", "experiments", "oracle", "testing"]
 FREE = {"__init__", "cli", "__main__"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

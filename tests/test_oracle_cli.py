@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -126,6 +128,70 @@ def test_the_lists(command: list[str], text: str, capsys: pytest.CaptureFixture[
 def test_the_vectors_can_be_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "vectors", "--copy", tmp_path / "v")[0] == 0
     assert {p.name for p in (tmp_path / "v").iterdir()} == {p.name for p in published.FOLDER.iterdir()}
+
+
+def test_reference_replaces_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    path, command = tmp_path / "a.json", ["reference", NAME, "--only", "A", "--out"]
+    assert run(capsys, *command, path)[0] == run(capsys, *command, path)[0] == 0        # the same once more
+    assert run(capsys, "reference", NAME, "--only", "G", "--out", path)[0] == 2
+    path.write_text("mine")
+    link = tmp_path / "link.json"
+    link.symlink_to(path)
+    for place, words in ((path, "is there already and is not replaced"), (link, "is a symbolic link to")):
+        status, out, err = run(capsys, *command, place)
+        assert (status, out) == (2, "")
+        assert err.startswith(f"kfac-ref: {place} {words}")
+        assert err.count("\n") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        assert run(capsys, *command, path, "--force") == (
+            1, "", f"kfac-ref: cannot write {path} (No space left on device)\n")
+    assert path.read_text() == "mine"
+    assert run(capsys, *command, link, "--force")[0] == 0
+    assert path.read_text() == "mine"
+    assert run(capsys, *command, path, "--force")[0] == 0
+    assert path.read_bytes() == link.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "link.json"]
+
+
+def full(*arguments: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("suffix", ["json", "npz"])
+def test_a_problem_does_not_replace_the_arrays_that_it_is_made_from(suffix: str, tmp_path: Path,
+                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    content = {"weights": [[[1.0, 2.0]]], "x": [[1.0]], "y": [[0.5]]}
+    arrays, command = tmp_path / f"a.{suffix}", ["problem", "new", tmp_path / f"a.{suffix}", "--likelihood", "gaussian"]
+    if suffix == "json":
+        save(arrays, content)
+    else:
+        np.savez(arrays, weights_0=content["weights"][0], x=content["x"], y=content["y"])
+    before = arrays.read_bytes()
+    status, out, err = run(capsys, *command, "--out", arrays)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"kfac-ref: {arrays} is there already and is not replaced")
+    assert arrays.read_bytes() == before
+    for _ in range(2):
+        assert run(capsys, *command, "--out", tmp_path / f"p.{suffix}")[0] == 0
+    assert run(capsys, *command, "--out", arrays, "--force")[0] == 0
+    oracle.Problem.read(arrays)
+
+
+def test_copied_vectors_replace_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert run(capsys, "vectors", "--copy", tmp_path / "v")[0] == 0
+    (tmp_path / "v" / f"{NAME}.json").write_text("mine")
+    (tmp_path / "v" / "SHA256SUMS").unlink()
+    status, out, err = run(capsys, "vectors", "--copy", tmp_path / "v")
+    assert (status, out) == (2, "")
+    assert f"{NAME}.json is there already and is not replaced" in err
+    assert (tmp_path / "v" / f"{NAME}.json").read_text() == "mine"
+    assert not (tmp_path / "v" / "SHA256SUMS").exists()                   # all or nothing
+    assert run(capsys, "vectors", "--copy", tmp_path / "v", "--force")[0] == 0
+    assert {p.name: p.read_bytes() for p in (tmp_path / "v").iterdir()} == {
+        p.name: p.read_bytes() for p in published.FOLDER.iterdir()}
 
 
 @pytest.mark.parametrize("options", [["--rtol", "2"], ["--samples", "0"], ["--dialect", "nobody"]])

@@ -22,7 +22,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import kfac_ref as kr
-from kfac_ref import checkpoints, cli, training
+from kfac_ref import checkpoints, cli, files, training
 from kfac_ref.checkpoints import LAST, PREVIOUS
 from kfac_ref.environment import MEMORY, ONE_THREAD
 from kfac_ref.experiments import run, script
@@ -44,7 +44,7 @@ FILES = [script.LOCK, LAST, run.HISTORY, run.PICTURE, run.SETTINGS]
 def quick(monkeypatch, request):
     """Draw no picture where none is looked at, and measure on a few digits: both take most of a short run."""
     if "picture" not in request.node.name:
-        monkeypatch.setattr(Figure, "savefig", lambda self, path: Path(path).write_bytes(b"a picture"))
+        monkeypatch.setattr(Figure, "savefig", lambda self, file, **options: file.write(b"a picture"))
         monkeypatch.setattr(run, "_picture", lambda *arguments: Figure())
     dataset = Settings.dataset
 
@@ -209,20 +209,41 @@ def test_a_run_in_parts_is_one_run_to_the_last_bit(tmp_path, optimizer, dtype):
     assert {line["batch"] for line in lines(tmp_path / "whole", "step")} >= {40, 200}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.fixture
+def hangup():
+    """Have a SIGHUP that is not ignored, as it is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.usefixtures("hangup")
 def test_a_signal_lets_the_step_end_and_saves_it(tmp_path, monkeypatch, number):
     start(tmp_path / "whole", 15)
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in SIGNALS]
     with monkeypatch.context() as patch:
         stop_at(patch, 12, number)
         history = start(tmp_path / "stopped", 15)
-    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    assert handlers == [signal.getsignal(number) for number in SIGNALS]
     assert history.interrupted
     assert history.state.k == 12
     assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == FILES
     assert not resume(tmp_path / "stopped", 15).interrupted
     assert final(tmp_path / "stopped") == final(tmp_path / "whole")
     assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("hangup")
+def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path, monkeypatch):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3, signal.SIGHUP)
+        history = start(tmp_path, 5)
+    assert (history.interrupted, history.state.k) == (False, 5)
 
 
 def test_a_second_signal_ends_at_once_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
@@ -359,7 +380,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path, mon
     rename = Path.replace
 
     def stopped(self, target):
-        if self.name == f"{LAST}.part":
+        if target.name == LAST:
             raise KeyboardInterrupt
         return rename(self, target)
 
@@ -425,13 +446,51 @@ def test_limits_are_refused_before_anything_is_made(tmp_path, limits, word):
 def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path):
     start(tmp_path, 3)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    word = "holds a run already: continue it with --resume .*, or choose another folder"
+    word = "holds a run already: continue it with --resume .*, choose another folder, or give --force to remove it"
     with pytest.raises(ValueError, match=word):
         start(tmp_path, 3, seed=9)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
     (tmp_path / LAST).unlink()                                              # steps are worth something as well
     with pytest.raises(ValueError, match=word):
         start(tmp_path, 3)
+    for name in (PREVIOUS, run.REFUSED, run.DAMAGED, "notes.txt"):
+        (tmp_path / name).write_text("old")
+    assert run.start(settings(seed=9), tmp_path, 5, None, report=lambda text: None, force=True).state.k == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, "notes.txt"])
+    assert resume(tmp_path, 6).state.k == 6
+
+
+@pytest.mark.parametrize("name", [*run.FILES, script.LOCK])
+@pytest.mark.parametrize("link", [False, True])
+def test_files_that_are_no_run_s_are_not_replaced(tmp_path, capsys, name, link):
+    folder, precious = tmp_path / "folder", tmp_path / "precious"
+    folder.mkdir()
+    for path in (precious, folder / "notes.txt"):
+        path.write_text('{"mine": 1}')
+    if link:
+        (folder / name).symlink_to(precious)
+    else:
+        (folder / name).write_text('{"mine": 1}')
+    command = ["train", "--iterations", "3", "--net", "64-3-64", "--batch", "40", "--out", str(folder)]
+    assert cli.main(command) == 1
+    printed, error = capsys.readouterr()
+    assert printed == ""
+    assert re.fullmatch(rf"kfac-ref: {folder / name} is (there already|a symbolic link|no lock)[^\n]*\n", error)
+    assert (folder / name).read_text() == precious.read_text() == '{"mine": 1}'
+    assert sorted(path.name for path in folder.iterdir()) == sorted([name, "notes.txt"])
+    assert cli.main([*command, "--force"]) == (1 if name == script.LOCK else 0)     # a lock may be another program's
+    assert precious.read_text() == (folder / "notes.txt").read_text() == '{"mine": 1}'
+
+
+@pytest.mark.parametrize("name", [run.HISTORY, LAST, run.PICTURE])
+def test_a_run_goes_on_through_no_link(tmp_path, name):
+    start(tmp_path / "run", 3)
+    (tmp_path / "run" / name).replace(tmp_path / "elsewhere")
+    before = (tmp_path / "elsewhere").read_bytes()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(files.OverwriteError, match=f"{name} is a symbolic link to"):
+        resume(tmp_path / "run", 5)
+    assert (tmp_path / "elsewhere").read_bytes() == before
 
 
 def test_a_folder_that_is_in_use_is_refused_until_it_is_free(tmp_path):
@@ -508,14 +567,117 @@ def test_other_data_are_refused(tmp_path, monkeypatch):
         resume(tmp_path, 5)
 
 
+# A run that diverges
+
+
+def lowest(folder):
+    """Return step and loss of the evaluation with the lowest loss, and the steps that the history holds."""
+    best = min((line for line in lines(folder, "evaluation") if line["loss"] is not None), key=lambda e: e["loss"])
+    return best["k"], best["loss"], [line["k"] for line in lines(folder, "step")]
+
+
+def check_diverged(folder, error, k, what):
+    """Look at what a run leaves that diverges after step k, and return the step of its checkpoint."""
+    best, loss, steps = lowest(folder)
+    assert re.fullmatch(f"training diverged after step {k}: {what}; {folder / LAST} is of step {best}, where the loss "
+                        rf"was lowest \({loss:.3g}\); begin a new run with a smaller learning rate, or for kfac a "
+                        "larger lambda_0 or batch", error), error
+    (line,) = lines(folder, "diverged")
+    assert (line["k"], line["checkpoint"], steps[-1]) == (k, best, k)
+    task, found = run.checkpoint(folder)
+    assert found.state.k == best
+    np.testing.assert_allclose(task.model.at(found.state.weights, task.x).loss(task.y), loss, rtol=1e-12)
+    return best
+
+
+def enlarge(monkeypatch, factor, after):
+    """Let the steps of SGD after so many multiply the weights."""
+    step = kr.optimizers.SGD.step
+
+    def enlarged(self, state, x, y):
+        new, record = step(self, state, x, y)
+        return replace(new, weights=tuple(w * (factor if new.k > after else 1) for w in new.weights)), record
+
+    monkeypatch.setattr(kr.optimizers.SGD, "step", enlarged)
+
+
+@pytest.fixture
+def uphill(monkeypatch):
+    """Let the loss rise after step 19, which is one of those that are evaluated."""
+    enlarge(monkeypatch, 1.2, 19)
+
+
+@pytest.mark.parametrize("every", [0, 1000])
+def test_a_run_that_ends_far_above_its_start_says_so_and_leaves_its_best_weights(tmp_path, uphill, every):
+    with pytest.raises(ValueError, match="training diverged") as caught:
+        start(tmp_path, 70, every=every, optimizer="sgd", settings={"learning_rate": 0.01})
+    first, *_, last = lines(tmp_path, "evaluation")
+    assert last["loss"] > 2 * first["loss"]
+    what = f"the loss over all training cases was {first['loss']:.3g} at the start and is {last['loss']:.3g}"
+    best = check_diverged(tmp_path, str(caught.value), 70, re.escape(what))
+    assert best == 19
+    assert (tmp_path / run.PICTURE).exists()
+    # The same steps again: to the same end, and from a checkpoint that stays.
+    told = []
+    with pytest.raises(ValueError, match=r"training diverged after step 75: .*is of step 19,"):
+        resume(tmp_path, 75, report=told.append)
+    assert told == [f"continuing from {tmp_path / LAST} at step 19"]
+    assert run.checkpoint(tmp_path)[1].state.k == 19
+
+
+def test_while_the_loss_is_far_above_its_start_only_the_best_state_is_saved(tmp_path, monkeypatch, uphill):
+    written, write = [], checkpoints.write
+
+    def note(folder, checkpoint, optimizer, asked):
+        written.append(checkpoint.state.k)
+        write(folder, checkpoint, optimizer, asked)
+
+    monkeypatch.setattr(checkpoints, "write", note)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 65, signal.SIGTERM)
+        assert start(tmp_path, 70, every=0, optimizer="sgd", settings={"learning_rate": 0.01}).interrupted
+    first, losses = lines(tmp_path, "evaluation")[0]["loss"], {}
+    for k in range(1, 66):
+        losses[k] = [line["loss"] for line in lines(tmp_path, "evaluation") if line["k"] <= k][-1]
+    far = [k for k, loss in losses.items() if loss > 2 * first]
+    assert 22 < far[0] < 60
+    assert far == list(range(far[0], 66))
+    assert written == [*range(1, far[0]), 19]
+
+
+def test_a_noisy_batch_is_no_divergence(tmp_path, monkeypatch):
+    step = kr.optimizers.SGD.step
+
+    def noisy(self, state, x, y):
+        state, record = step(self, state, x, y)
+        return state, replace(record, loss=1e9)
+
+    monkeypatch.setattr(kr.optimizers.SGD, "step", noisy)
+    start(tmp_path, 5, optimizer="sgd", settings={"learning_rate": 0.01})
+    assert lines(tmp_path, "diverged") == []
+
+
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning",
                             "ignore:invalid value encountered:RuntimeWarning")
-def test_a_run_that_blows_up_says_when(tmp_path):
-    with pytest.raises(ValueError, match=r"the run blew up after step \d+ \(.* must be finite: .*\); there is no "
-                                         "checkpoint yet"):
-        start(tmp_path / "a", 50, optimizer="sgd", settings={"learning_rate": 1e200})
-    with pytest.raises(ValueError, match=r"the run blew up after step (\d+) \(.*; the checkpoint of step \1 is intact"):
-        start(tmp_path / "b", 50, every=0, optimizer="sgd", settings={"learning_rate": 1e200})
+@pytest.mark.parametrize("every", [0, 1000])
+def test_a_run_whose_weights_are_no_longer_finite_leaves_its_best_weights(tmp_path, monkeypatch, every, capsys):
+    enlarge(monkeypatch, 1e200, 12)
+    assert cli.main(["train", "--out", str(tmp_path), "--iterations", "40", "--checkpoint-every", str(every), "--batch",
+                     "40", "--net", "64-3-64", "--optimizer", "sgd", "--set", "learning_rate=0.02"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("kfac-ref: ")
+    k = lines(tmp_path, "step")[-1]["k"]
+    check_diverged(tmp_path, error.removeprefix("kfac-ref: ").rstrip("\n"), k, ".* must be finite: .*")
+
+
+def test_a_run_that_never_falls_leaves_its_start(tmp_path):
+    with pytest.raises(ValueError, match=r"training diverged after step 30: .*is of step 0, where the loss was lowest"):
+        start(tmp_path, 30, optimizer="sgd", settings={"learning_rate": 50})
+    task, found = run.checkpoint(tmp_path)
+    assert bits(found.state.weights) == bits(task.weights)
+    with pytest.raises(ValueError, match="training diverged after step 31: "):
+        resume(tmp_path, 31)
+    assert [line["k"] for line in lines(tmp_path, "step")] == list(range(1, 32))
 
 
 # A disk that is full
@@ -526,10 +688,10 @@ def full(*arguments, **more):
 
 
 @pytest.mark.parametrize(("owner", "name", "words"), [
-    (np, "savez", r"cannot write to .*run \(No space left on device\); the checkpoint of step 10 is intact"),
+    (np, "savez", r"cannot write .*run.checkpoint\.npz \(No space .*; the checkpoint of step 10 is intact"),
     (os, "fsync", r"cannot write .*run.history\.jsonl \(No space left on device\)"),
     (Path, "replace", r"cannot write .*run.history\.jsonl \(No space left on device\)"),
-    (run._Recorder, "_line", r"cannot write to .*run \(No space.*; the checkpoint of step 10 is intact"),
+    (run._Recorder, "_line", r"cannot write .*run.history\.jsonl \(No space.*; the checkpoint of step 10 is intact"),
     (Figure, "savefig", r"cannot write .*run.history\.png \(No space .*; the checkpoint of step 14 is intact")])
 def test_a_full_disk_is_one_clear_line_and_the_checkpoint_is_intact(tmp_path, monkeypatch, capsys, owner, name, words):
     start(tmp_path / "run", 10)
@@ -577,7 +739,7 @@ def test_at_any_size_of_the_disk_a_run_ends_with_one_line_and_goes_on(tmp_path):
         assert re.match(r"kfac-ref: cannot write .*File too large", error), error
         found = re.search(r"the checkpoint of step (\d+) is intact", error)
         intact.add(bool(found))
-        assert not list((tmp_path / str(limit)).glob("*.part"))
+        assert not [path for path in (tmp_path / str(limit)).iterdir() if path.suffix == ".part"]
         if found:
             folder = tmp_path / str(limit)
             assert told.startswith(f"continuing from {folder}/checkpoint.npz at step {found[1]}\n")
@@ -590,20 +752,6 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, capsys):
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         assert cli.main(["train", "--iterations", "3", "--net", "64-3-64", "--out", str(folder)]) == 1
         assert re.fullmatch(f"kfac-ref: {folder} cannot be written: [\\w ]+\n", capsys.readouterr().err)
-
-
-def test_a_small_file_is_never_half_there(tmp_path, monkeypatch):
-    path = tmp_path / "small"
-    script.write_whole(path, "before")
-    for owner, name in ((os, "fsync"), (Path, "replace")):
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, full)
-            with pytest.raises(OSError, match=r"cannot write .*small \(No space left on device\)"):
-                script.write_whole(path, "after")
-        assert path.read_text() == "before"
-        assert [file.name for file in tmp_path.iterdir()] == ["small"]
-    script.write_whole(path, "after")
-    assert path.read_text() == "after"
 
 
 # The command line
@@ -655,7 +803,8 @@ def test_the_command_runs_and_goes_on(tmp_path, capsys, monkeypatch):
     ("--resume {} --iterations 3", "holds no run: there is no run.json in it"),
     ("--resume {} --iterations 3 --seed 0", "--seed cannot be given with --resume: a run keeps its settings"),
     ("--resume {} --iterations 3 --weight-decay 0", "--weight-decay cannot be given with --resume"),
-    ("--resume {} --iterations 3 --set T1=2", "--set cannot be given with --resume")])
+    ("--resume {} --iterations 3 --set T1=2", "--set cannot be given with --resume"),
+    ("--resume {} --iterations 3 --force", "--force cannot be given with --resume")])
 def test_what_the_command_refuses_is_one_clear_line(tmp_path, capsys, options, word):
     assert cli.main(["train", *options.format(tmp_path / "new").split()]) == 1
     printed, error = capsys.readouterr()
@@ -681,7 +830,7 @@ def test_values_of_settings():
 def test_the_picture_is_drawn_and_says_what_the_run_came_to(tmp_path, monkeypatch):
     drawn = []
     savefig = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: drawn.append(self) or savefig(self, path))
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **more: drawn.append(self) or savefig(self, *a, **more))
     start(tmp_path, 5)
     history = resume(tmp_path, 7)
     assert (tmp_path / run.PICTURE).read_bytes().startswith(b"\x89PNG")

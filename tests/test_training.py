@@ -677,3 +677,11 @@ def test_on_a_terminal_the_bar_shows_loss_and_lambda_and_disappears():
         assert name in bar
     assert visible(bar.split("loss=")[0])                       # the witness sees a bar that is there
     assert visible(bar) == ""
+
+
+@pytest.mark.parametrize(("losses", "far"), [
+    ([], False), ([3.0], False), ([3.0, 6.0], False), ([3.0, 6.1], True), ([3.0, 400.0, 1.0], False),
+    ([3.0, 1.0, 6.1], True), ([3.0, math.nan], True), ([3.0, math.inf], True), ([math.inf, math.inf], True)])
+def test_a_run_has_diverged_that_ends_above_twice_its_start(losses, far):
+    evaluations = [training.Evaluation(k, 0.0, loss, *[0.0] * 5) for k, loss in enumerate(losses)]
+    assert training.diverged(evaluations) is far

@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .. import checkpoints, checks, plotting, training
+from .. import checkpoints, checks, files, plotting, training
 from ..checks import NotFiniteError
 from ..datasets import Dataset
 from ..environment import environment
 from ..model import Model
 from .run import digest_of, evaluation
-from .script import locked, plain, save, write_whole
+from .script import locked, plain, refuse, save
 from .settings import OPTIMIZERS, Settings, optimizer_settings
 
 #: An error of 0 has no logarithm.
@@ -477,7 +477,8 @@ def _made(kind: type[Any], content: Any, where: str = "", **given: Any) -> Any:
 
 
 def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = print,
-            train: Callable[..., training.History] | None = None) -> dict[str, list[training.History]]:
+            train: Callable[..., training.History] | None = None,
+            force: bool = False) -> dict[str, list[training.History]]:
     """Tune and run a comparison, going on from what is done, and write its table and its figure.
 
     Parameters
@@ -491,6 +492,8 @@ def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = p
         Is told of each run.
     train : function, optional
         Does a run that is not done yet; `run` unless told.
+    force : bool
+        Whether to replace files that an earlier call did not write.
 
     Returns
     -------
@@ -502,7 +505,12 @@ def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = p
     ValueError
         Where the data cannot be read, or another process writes to the folder; or for a method that blew up with its
         chosen settings.
+    OverwriteError
+        For a file in the place of the table, the figure or the numbers that an earlier call did not write.
     """
+    refuse(out / "comparison.json", [out / "comparison.md", out / "comparison.png"], force)
+    if (out / "results").is_symlink():
+        raise files.OverwriteError(f"{out / 'results'} is a symbolic link, which is not followed")
     (out / "results").mkdir(parents=True, exist_ok=True)
     train = train or run
     environments: list[dict[str, Any]] = []
@@ -570,7 +578,7 @@ def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = p
                    "evaluations": evaluations}
         same_data(content["data_sha256"], file)
         environments.append(content["environment"])
-        write_whole(file, json.dumps(content) + "\n")
+        files.write(file, json.dumps(content) + "\n")
         if history is None:
             raise NotFiniteError(f"{name} with {dict(settings)} and seed {seed} blew up: {error}")
         last = history.evaluations[-1]
@@ -582,13 +590,13 @@ def run_all(comparison: Comparison, out: Path, report: Callable[[str], None] = p
         histories = {name: [kept(comparison, method, chosen[name]["settings"], seed, None, method.iterations, name)
                             for seed in comparison.seeds] for name, method in comparison.methods.items()}
         unique = [e for i, e in enumerate(environments) if e not in environments[:i]]
-        write(comparison, histories, chosen, unique, out, report)
+        write(comparison, histories, chosen, unique, out, report, force)
     return histories
 
 
 def write(comparison: Comparison, histories: Mapping[str, Sequence[training.History]],
           chosen: Mapping[str, Mapping[str, Any]], environments: Sequence[Mapping[str, Any]], out: Path,
-          report: Callable[[str], None] = print) -> None:
+          report: Callable[[str], None] = print, force: bool = False) -> None:
     """Write the table, the figure and the numbers of a comparison.
 
     Parameters
@@ -605,16 +613,18 @@ def write(comparison: Comparison, histories: Mapping[str, Sequence[training.Hist
         A folder.
     report : function of str
         Is told the table.
+    force : bool
+        Whether to replace files that an earlier call did not write.
     """
     table = level_table(histories, comparison.levels)
     lines = ["| " + " | ".join(row) + " |" for row in table]
     text = "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]])
-    (out / "comparison.md").write_text(f"{comparison.title}\n\n{text}\n", encoding="utf-8")
     numbers = {name: {"settings": chosen[name]["settings"], "trials": chosen[name]["trials"],
                       "batch": comparison.methods[name].batch,
                       "runs": [{"levels": {f"{level:g}": reached(h, level) for level in comparison.levels},
                                 "last": asdict(h.evaluations[-1])} for h in runs]}
                for name, runs in histories.items()}
     picture = figure(histories, comparison.levels, comparison.title, comparison.error)
-    save(picture, {"environment": environments, "title": comparison.title, "methods": numbers}, out / "comparison")
+    save(picture, {"environment": environments, "title": comparison.title, "methods": numbers}, out / "comparison",
+         force=force, texts={"md": f"{comparison.title}\n\n{text}\n"})
     report(text)

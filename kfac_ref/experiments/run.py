@@ -7,10 +7,16 @@
     checkpoint.npz    where the run stood at most `every` seconds ago; previous.npz, the one before
     history.png       the picture, at the end
     .lock             is locked while a process writes here
+
+A folder is known as a run's by its run.json. Where anything else has one of these names, it is not replaced.
+
+Only states whose loss is finite and at most twice that of the start are saved. In place of another one the checkpoint
+gets the state with the lowest loss, so that a run that diverges leaves its best weights.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -26,21 +32,22 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from .. import checkpoints, checks, datasets, plotting, training
+from .. import checkpoints, checks, datasets, files, plotting, training
 from ..environment import environment
 from . import script
 from .settings import Settings, Task
 
 SETTINGS, HISTORY, PICTURE = "run.json", "history.jsonl", "history.png"
-#: A last checkpoint that could not be used, while the one before it could.
-REFUSED = "refused.npz"
+#: A last checkpoint that could not be used, while the one before it could; a history that was cut.
+REFUSED, DAMAGED = "refused.npz", "damaged.jsonl"
+FILES = (SETTINGS, HISTORY, checkpoints.LAST, checkpoints.PREVIOUS, PICTURE, REFUSED, DAMAGED)
 #: Where seconds end a run, it may take so many steps.
 _ENDLESS = 10**9
 
 
 def start(settings: Settings, folder: Path, iterations: int | None, seconds: float | None, every: float = 60,
-          report: Callable[[str], None] = print) -> training.History:
-    """Begin a run in a new or empty folder.
+          report: Callable[[str], None] = print, force: bool = False) -> training.History:
+    """Begin a run in a folder that holds no run.
 
     Parameters
     ----------
@@ -56,6 +63,8 @@ def start(settings: Settings, folder: Path, iterations: int | None, seconds: flo
         Seconds between checkpoints.
     report : function of str
         Is told what the user should know.
+    force : bool
+        Whether to remove the run that the folder holds, or other files with the names of a run's.
 
     Returns
     -------
@@ -65,21 +74,24 @@ def start(settings: Settings, folder: Path, iterations: int | None, seconds: flo
     Raises
     ------
     ValueError
-        For data that do not fit, a folder that holds a run already, is in use or cannot be made, neither iterations nor
-        seconds, or weights that have grown beyond all bounds.
+        For data that do not fit, a folder that holds a run or other files of these names, is in use or cannot be made,
+        neither iterations nor seconds; and for a run that diverged (see `training.diverged`), after the checkpoint of
+        the step with the lowest loss is written.
     OSError
-        Where the folder cannot be written; the last checkpoint is then intact.
+        Names the file that cannot be written; the last checkpoint is then intact.
     """
     _check_limits(iterations, seconds, every)
-    _refuse_steps(folder)
+    _refuse(folder, force)
     data = settings.dataset()
     task = settings.task(data)
     content = {"settings": settings.plain(), "data_sha256": digest_of(data), "environment": environment()}
     script.make_folder(folder)
     with script.locked(folder):
-        _refuse_steps(folder)                           # another may have begun one meanwhile
-        script.write_whole(folder / SETTINGS, json.dumps(content, indent=1) + "\n")
-        script.write_whole(folder / HISTORY, "")
+        _refuse(folder, force)                          # another may have begun one meanwhile
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+        files.write(folder / SETTINGS, json.dumps(content, indent=1) + "\n")
+        files.write(folder / HISTORY, "")
         return _train(task, content, folder, iterations, seconds, every, report, None)
 
 
@@ -106,12 +118,15 @@ def resume(folder: Path, iterations: int | None, seconds: float | None, every: f
     Raises
     ------
     ValueError
-        Where the folder holds no run or is in use, no checkpoint of it can be used, or other data are there now.
+        Where the folder holds no run or is in use, no checkpoint of it can be used, or other data are there now; and
+        for a run that diverged, as in `start`.
     OSError
-        Where the folder cannot be written; the last checkpoint is then intact.
+        Names the file that cannot be written; the last checkpoint is then intact.
     """
     content, settings = _read(folder)
     _check_limits(iterations, seconds, every)
+    for name in FILES:
+        files.refuse(folder / name, own=True)           # a symbolic link may lead to a file that is no run's
     with script.locked(folder):
         data = settings.dataset()
         task = settings.task(data)
@@ -225,26 +240,38 @@ def _train(task: Task, content: dict[str, Any], folder: Path, iterations: int | 
     # But for the last step, when to evaluate does not depend on where a run stops.
     evaluate_at = frozenset([*training.evaluation_steps(_ENDLESS)[:-1], iterations or 0])
     settings = _of_run(content)
+    saved = None if history is None else history.state.k
+    if history is None:
+        state = task.optimizer.init(task.weights, settings["seed"])
+        history = training.History(state, state.weights)
     with _asked_to_stop() as asked, (folder / HISTORY).open("a", encoding="utf-8") as lines:
-        recorder = _Recorder(lines, task, settings, folder, every, asked, history)
+        recorder = _Recorder(lines, task, settings, folder, every, asked, history, saved)
         try:
-            found = training.train(
-                task.optimizer, task.weights, task.x, task.y, _ENDLESS if iterations is None else iterations,
-                task.schedule, settings["seed"], evaluate_at, task.test, name=settings["optimizer"],
-                seconds=math.inf if seconds is None else seconds, after_step=recorder, resume=history)
+            try:
+                found = training.train(
+                    task.optimizer, task.weights, task.x, task.y, _ENDLESS if iterations is None else iterations,
+                    task.schedule, settings["seed"], evaluate_at, task.test, name=settings["optimizer"],
+                    seconds=math.inf if seconds is None else seconds, after_step=recorder, resume=history)
+            except training.DIVERGED as error:
+                raise ValueError(recorder.diverged(str(error), math.nan)) from error
             recorder.finish(found)
+            diverged = ""
+            if training.diverged(found.evaluations) and not found.interrupted:
+                first, last = found.evaluations[0].loss, found.evaluations[-1].loss
+                diverged = recorder.diverged(
+                    f"the loss over all training cases was {first:.3g} at the start and is {last:.3g}", last)
         except OSError as error:
             with suppress(OSError):
                 lines.close()                           # tries to write the rest once more
-            raise OSError(error.errno, f"cannot write to {folder} ({error.strerror}); {recorder.intact()}") from error
-        except training.DIVERGED as error:
-            raise ValueError(f"the run blew up after step {recorder.k} ({error}); {recorder.intact()}") from error
+            raise OSError(error.errno, f"{error.strerror}; {recorder.intact()}") from error
     if found.evaluations and len(asked) < 2:
         try:
-            _picture(folder, content, found).savefig(folder / PICTURE)
+            save = functools.partial(_picture(folder, content, found).savefig, format="png")
+            files.write(folder / PICTURE, save, own=True)
         except OSError as error:
-            raise OSError(error.errno, f"cannot write {folder / PICTURE} ({error.strerror}); "
-                                       f"{recorder.intact()}") from error
+            raise OSError(error.errno, f"{error.strerror}; {recorder.intact()}") from error
+    if diverged:
+        raise ValueError(diverged)
     return found
 
 
@@ -252,18 +279,19 @@ class _Recorder:
     """Called after each step: appends what happened, and writes a checkpoint when one is due."""
 
     def __init__(self, lines: TextIO, task: Task, settings: dict[str, Any], folder: Path, every: float,
-                 asked: list[int], history: training.History | None) -> None:
+                 asked: list[int], history: training.History, saved: int | None) -> None:
         self.lines, self.task, self.settings, self.folder, self.every = lines, task, settings, folder, every
-        self.asked, self.due = asked, time.monotonic() + every
-        self.evaluated = len(history.evaluations) if history else 0
-        self.saved = history.state.k if history else None
-        self.k = self.saved or 0
+        self.asked, self.due, self.saved, self.k = asked, time.monotonic() + every, saved, history.state.k
+        self.evaluated = len(history.evaluations)
+        self.best = _copy(history)
+        self.lowest = history.evaluations[-1].loss if history.evaluations else math.inf
 
     def __call__(self, history: training.History) -> None:
         self.k = history.state.k
-        self._evaluations(history)
-        self._line("step", asdict(history.records[-1]))
-        self.lines.flush()
+        with files.naming(self.folder / HISTORY):
+            self._evaluations(history)
+            self._line("step", asdict(history.records[-1]))
+            self.lines.flush()
         if time.monotonic() >= self.due:
             self._checkpoint(history)
             self.due = time.monotonic() + self.every
@@ -272,10 +300,21 @@ class _Recorder:
 
     def finish(self, history: training.History) -> None:
         """Write what is left; a run that was stopped between two steps is whole."""
-        self._evaluations(history)
-        self.lines.flush()
-        if history.state.k != self.saved and len(self.asked) < 2:
+        with files.naming(self.folder / HISTORY):
+            self._evaluations(history)
+            self.lines.flush()
+        if len(self.asked) < 2:
             self._checkpoint(history)
+
+    def diverged(self, what: str, loss: float) -> str:
+        """Save the state with the lowest loss, note the divergence in the history, and return the error's message."""
+        self._save(self.best)
+        with files.naming(self.folder / HISTORY):
+            self._line("diverged", {"k": self.k, "loss": loss, "what": what, "checkpoint": self.saved})
+            self.lines.flush()
+        return (f"training diverged after step {self.k}: {what}; {self.folder / checkpoints.LAST} is of step "
+                f"{self.saved}, where the loss was lowest ({self.lowest:.3g}); begin a new run with a smaller learning "
+                "rate, or for kfac a larger lambda_0 or batch")
 
     def intact(self) -> str:
         """Say which checkpoint is there."""
@@ -284,21 +323,36 @@ class _Recorder:
     def _evaluations(self, history: training.History) -> None:
         for evaluation in history.evaluations[self.evaluated:]:
             self._line("evaluation", asdict(evaluation))
+            if evaluation.k == history.state.k and evaluation.loss < self.lowest:
+                self.best, self.lowest = _copy(history), evaluation.loss
+            elif evaluation.k == self.best.state.k:     # the start
+                self.lowest = min(self.lowest, evaluation.loss)
         self.evaluated = len(history.evaluations)
 
     def _line(self, kind: str, content: dict[str, Any]) -> None:
         self.lines.write(json.dumps(script.plain({"kind": kind, **content})) + "\n")
 
     def _checkpoint(self, history: training.History) -> None:
-        os.fsync(self.lines.fileno())
+        self._save(self.best if training.diverged(history.evaluations) else history)
+
+    def _save(self, history: training.History) -> None:
+        if history.state.k == self.saved:
+            return
+        with files.naming(self.folder / HISTORY):
+            os.fsync(self.lines.fileno())
         now = checkpoints.Checkpoint(history.state, history.averaged, history.seconds, environment())
         checkpoints.write(self.folder, now, self.task.optimizer, self.settings)
         self.saved = history.state.k
 
 
+def _copy(history: training.History) -> training.History:
+    """Return the present state of a history that goes on; steps make new states and leave the old."""
+    return training.History(history.state, history.averaged, seconds=history.seconds)
+
+
 @contextmanager
 def _asked_to_stop() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that the step is finished first; a second one interrupts at once."""
+    """Collect SIGINT, SIGTERM and SIGHUP, so that the step is finished first; a second one interrupts at once."""
     asked: list[int] = []
 
     def note(number: int, _: Any) -> None:
@@ -316,7 +370,11 @@ def _asked_to_stop() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # Windows has no SIGHUP; nohup sets it to be ignored, and so it stays.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield asked
     finally:
@@ -324,11 +382,20 @@ def _asked_to_stop() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _refuse_steps(folder: Path) -> None:
-    """Refuse a folder that holds anything of a run that could be lost: a checkpoint, or a recorded step."""
-    if any((folder / name).exists() for name in (checkpoints.LAST, checkpoints.PREVIOUS)) or (
-            (folder / HISTORY).is_file() and records(folder)):
-        raise ValueError(f"{folder} holds a run already: continue it with --resume {folder}, or choose another folder")
+def _refuse(folder: Path, force: bool) -> None:
+    """Refuse a folder that holds what must not be lost: checkpoints or steps of a run, or files that are no run's."""
+    try:
+        _read(folder)
+    except ValueError:
+        own: tuple[str, ...] = ()
+    else:
+        own = (SETTINGS, HISTORY)
+        steps = (folder / HISTORY).is_file() and records(folder)
+        if not force and (steps or any((folder / name).exists() for name in (checkpoints.LAST, checkpoints.PREVIOUS))):
+            raise files.OverwriteError(f"{folder} holds a run already: continue it with --resume {folder}, choose "
+                                       "another folder, or give --force to remove it")
+    for name in FILES:
+        files.refuse(folder / name, name in own, force)
 
 
 def _last_checkpoint(task: Task, content: dict[str, Any], folder: Path,
@@ -382,12 +449,12 @@ def _cut_history(path: Path, k: int, report: Callable[[str], None]) -> list[trai
     kept = [line for line in (_lines(path) if path.exists() else []) if k and line["k"] <= k]
     last = max((line["k"] for line in kept if line["kind"] == "step"), default=0)
     if last < k:
-        aside = path.with_name("damaged.jsonl")
+        aside = path.with_name(DAMAGED)
         report(f"{path} is damaged from step {last + 1} on, before the checkpoint of step {k}: what is left of it is "
                f"kept as {aside}")
         if path.exists():
             path.replace(aside)
-    script.write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+    files.write(path, "".join(json.dumps(line) + "\n" for line in kept), own=True)
     return [evaluation(line) for line in kept if line["kind"] == "evaluation"]
 
 

@@ -84,7 +84,7 @@ class Adam:
         Parameters
         ----------
         weights : list of (d_{i+1}, d_i + 1) arrays
-            Where to start; not copied and never changed.
+            Where to start; copied.
         seed : int
             Without effect, since nothing is sampled.
 
@@ -98,7 +98,7 @@ class Adam:
         ValueError
             For wrong shapes (naming the layer), NaN or infinity.
         """
-        weights = checks.weights("weights", weights, self.model.network.shapes)
+        weights = params.copy(checks.weights("weights", weights, self.model.network.shapes))
         zero = tuple(params.zeros_like(weights))
         return State(weights, 0, zero, zero)
 

@@ -81,7 +81,7 @@ class KFAC(Settings):
             For wrong shapes (naming the layer), NaN or infinity, or a negative seed.
         """
         checks.count("seed", seed, 0)
-        weights = tuple(W.copy() for W in checks.weights("weights", weights, self.model.network.shapes))
+        weights = params.copy(checks.weights("weights", weights, self.model.network.shapes))
         gamma = min(max(math.sqrt(self.lambda_0 + self.model.weight_decay), self.gamma_low), self.gamma_max)
         average = RunningAverage(self.ceiling) if self.approximation.averages else None
         return State(weights, seed, 0, self.lambda_0, gamma, average, None, None)

@@ -115,7 +115,7 @@ class SGD:
         Parameters
         ----------
         weights : list of (d_{i+1}, d_i + 1) arrays
-            Where to start; not copied and never changed.
+            Where to start; copied.
         seed : int
             Without effect, since nothing is sampled.
 
@@ -129,7 +129,7 @@ class SGD:
         ValueError
             For wrong shapes (naming the layer), NaN or infinity.
         """
-        weights = checks.weights("weights", weights, self.model.network.shapes)
+        weights = params.copy(checks.weights("weights", weights, self.model.network.shapes))
         return State(weights, 0, tuple(params.zeros_like(weights)))
 
     def step(self, state: State, x: Any, y: Any) -> tuple[State, Record]:

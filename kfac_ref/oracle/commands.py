@@ -1,19 +1,19 @@
 """The oracle on the command line: ``check``, ``reference``, ``quantities``, ``mistakes``, ``problem new``, ...
 
-They end with 0 where all is right (or done), 1 where something differs, 2 for bad input.
+They end with 0 where all is right (or done), 1 where something differs or cannot be written, 2 for bad input.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..files import OverwriteError, write, write_all
 from . import published
 from .check import check, dumps, read_quantities
 from .checks import ProblemError, check_keys, near
@@ -51,6 +51,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("reference", help="write the right values of a problem's quantities")
     parser.add_argument("problem", metavar="PROBLEM", help="problem.json or .npz, or a published vector's name")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: standard output)")
+    _add_force(parser)
     parser.add_argument("--only", metavar="NAMES", help="some of the quantities, such as A,G,step (default: all)")
     parser.set_defaults(run=_guarded(_reference))
 
@@ -60,6 +61,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_guarded(_mistakes))
     parser = commands.add_parser("vectors", help="list the published test vectors, or copy them")
     parser.add_argument("--copy", type=Path, metavar="DIR", help="copy the files there")
+    _add_force(parser)
     parser.set_defaults(run=_guarded(_vectors))
     parser = commands.add_parser("dialects", help="list what known implementations compute under the name K-FAC")
     parser.add_argument("--json", action="store_true", help="print the table for machines")
@@ -74,6 +76,7 @@ def add(commands: Any) -> None:
         'weights_0, weights_1, ..., biases_0, ..., x, y, targets; biases and targets are optional.')
     new.add_argument("arrays", metavar="ARRAYS", help="JSON or npz")
     new.add_argument("--out", type=Path, required=True, metavar="FILE", help="problem.json or problem.npz")
+    _add_force(new)
     new.add_argument("--hidden", default="", metavar="NAMES", help="nonlinearities of the hidden layers: tanh,tanh")
     new.add_argument("--likelihood", default="categorical", metavar="NAME", help="gaussian, categorical or bernoulli")
     new.add_argument("--layout", default="out,in", metavar="L", help="out,in (PyTorch) or in,out (JAX, TensorFlow)")
@@ -84,13 +87,18 @@ def add(commands: Any) -> None:
     new.set_defaults(run=_guarded(_new))
 
 
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="replace files that are there (default: refuse, unless "
+                                                             "they hold the same bytes already)")
+
+
 def _guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     """Turn bad input into one line and exit status 2."""
     def guarded(arguments: argparse.Namespace) -> int:
         try:
             return run(arguments)
-        except (ProblemError, OSError) as error:
-            if isinstance(error, OSError) and error.filename is None:       # standard output: no input is bad
+        except (ProblemError, OverwriteError, OSError) as error:
+            if isinstance(error, OSError) and error.filename is None:       # no input is bad
                 raise
             print(f"kfac-ref: {error}", file=sys.stderr)
             return 2
@@ -140,7 +148,7 @@ def _reference(arguments: argparse.Namespace) -> int:
             left_out.append(f"{name} left out: {error}")
     text = "{\n" + ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in found.items()) + "\n}\n"
     if arguments.out:
-        arguments.out.write_text(text, encoding="utf-8")
+        write(arguments.out, text, force=arguments.force)
         print(f"wrote {len(found)} quantities to {arguments.out}")
     else:
         print(text, end="")
@@ -171,8 +179,8 @@ def _mistakes(arguments: argparse.Namespace) -> int:
 def _vectors(arguments: argparse.Namespace) -> int:
     if arguments.copy:
         arguments.copy.mkdir(parents=True, exist_ok=True)
-        for path in sorted(published.FOLDER.iterdir()):
-            shutil.copyfile(path, arguments.copy / path.name)
+        write_all({arguments.copy / path.name: path.read_bytes() for path in published.FOLDER.iterdir()},
+                  force=arguments.force)
         print(f"copied the vectors to {arguments.copy}")
         return 0
     rows = []
@@ -212,7 +220,7 @@ def _new(arguments: argparse.Namespace) -> int:
         hidden=[name.strip() for name in arguments.hidden.split(",") if name.strip()],
         likelihood=arguments.likelihood, targets=content.get("targets"), damping=arguments.damping,
         weight_decay=arguments.weight_decay, name=arguments.out.stem)
-    problem.write(arguments.out)
+    problem.write(arguments.out, arguments.force)
     widths = "-".join(map(str, problem.sizes))
     print(f"wrote {arguments.out}: {widths}, {problem.likelihood}, {len(problem.x)} examples")
     return 0

@@ -22,6 +22,7 @@ import numpy as np
 
 from .. import checks
 from ..checks import Array
+from ..files import write
 from ..likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from ..model import Model, Point
 from ..network import ACTIVATIONS, MLP
@@ -291,26 +292,30 @@ class Problem:
         found: dict[str, Any] = plain(content)
         return found
 
-    def write(self, path: Path | str) -> None:
+    def write(self, path: Path | str, force: bool = False) -> None:
         """Write the problem as JSON, or as npz where the name ends in that.
 
         Parameters
         ----------
         path : Path or str
             The file.
+        force : bool
+            Whether to replace a file that is there.
 
         Raises
         ------
+        OverwriteError
+            For a file that is there and holds something else, if not `force`.
         OSError
             Where it cannot be written.
         """
         path = Path(path)
         if path.suffix != ".npz":
-            path.write_text(dumps(self.plain()), encoding="utf-8")
+            write(path, dumps(self.plain()), force=force)
             return
         arrays: dict[str, Any] = {}
         content = take_arrays(self.plain(), arrays)
-        np.savez(path, problem=np.array(json.dumps(content)), **arrays)
+        write(path, lambda file: np.savez(file, problem=np.array(json.dumps(content)), **arrays), force=force)
 
     @classmethod
     def read(cls, path: Path | str) -> Problem:
