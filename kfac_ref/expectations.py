@@ -20,7 +20,7 @@ import numpy as np
 
 from . import checks
 from .checks import Array
-from .model import Point
+from .model import Point, as_point
 
 #: A function of a point that returns the stack to send back, (K, N, C).
 Expectation: TypeAlias = Callable[[Point], Array]
@@ -157,7 +157,8 @@ def gradients(at: Point, expectation: Expectation) -> list[Array]:
     ValueError
         For something that is not a point or an expectation, or a stack of a wrong shape.
     """
-    return at.backward(columns(at, expectation))
+    stack = columns(at, expectation)
+    return at.backward(stack)
 
 
 def columns(at: Point, expectation: Expectation) -> Array:
@@ -180,8 +181,7 @@ def columns(at: Point, expectation: Expectation) -> Array:
     ValueError
         For something that is not a point or an expectation, or a stack of a wrong shape.
     """
-    if not isinstance(at, Point):
-        raise ValueError(f"at must be a Point, as model.at(weights, x) returns it, got {type(at).__name__}")
+    at = as_point(at)
     if not callable(expectation):
         raise ValueError("expectation must be a function of a point, such as exact, sampled(targets) or empirical(y), "
                          f"got {type(expectation).__name__}")

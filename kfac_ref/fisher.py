@@ -26,7 +26,7 @@ from . import checks
 from .checks import Array, Direction
 from .expectations import Expectation, columns, exact, gradients
 from .layers import rearranged
-from .model import Point
+from .model import Point, as_point
 
 
 def fisher_matrix(at: Point, expectation: Expectation = exact, max_bytes: int | None = None) -> Array:
@@ -125,6 +125,7 @@ def fisher_product(at: Point, V: Direction, expectation: Expectation = exact) ->
     -----
     Source: Martens & Grosse 2015, sec. 6.4; Schraudolph 2002.
     """
+    at = as_point(at)
     if expectation is exact:
         return at.adjoint(at.model.likelihood.fisher_product(at.z, at.tangent(V)) / len(at))
     root = columns(at, expectation)
@@ -151,6 +152,7 @@ def fisher_gram(at: Point, directions: Sequence[Direction]) -> Array:
     -----
     Source: Martens & Grosse 2015, sec. 6.4 and app. C.
     """
+    at = as_point(at)
     if not len(directions):
         raise ValueError("directions must hold at least one direction")
     Jv = np.stack([at.tangent(V) for V in directions])

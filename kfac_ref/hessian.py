@@ -20,7 +20,7 @@ import numpy as np
 from . import checks
 from .checks import Array, Direction
 from .layers import adjoint
-from .model import Point
+from .model import Point, as_point
 from .network import MLP
 from .params import flatten, unflatten
 
@@ -51,6 +51,7 @@ def hessian_product(at: Point, y: Any, V: Direction) -> list[Array]:
     -----
     Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian".
     """
+    at = as_point(at)
     V = checks.direction("V", V, at.model.network.shapes, at.z.dtype)
     likelihood, N = at.model.likelihood, len(at)
     g = at.backward(at.output_gradient(y) / N)
@@ -71,7 +72,7 @@ def hessian(at: Point, y: Any, max_bytes: int | None = None) -> Array:
     y : (N,) or (N, C) array
         The labels or targets.
     max_bytes : int, optional
-        A larger matrix is refused; 4 GiB unless told.
+        A larger matrix is refused (default: 4 GiB).
 
     Returns
     -------
@@ -83,6 +84,7 @@ def hessian(at: Point, y: Any, max_bytes: int | None = None) -> Array:
     ValueError
         For bad labels, or a matrix of more than `max_bytes`.
     """
+    at = as_point(at)
     P, shapes = at.model.network.parameters, at.model.network.shapes
     checks.dense_size("the Hessian", P, P, at.z.itemsize, max_bytes)
     return np.stack([flatten(hessian_product(at, y, unflatten(e, shapes))) for e in np.eye(P, dtype=at.z.dtype)],

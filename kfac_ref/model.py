@@ -514,6 +514,24 @@ class Point:
         return float(values.sum(dtype=np.float64) / len(self))
 
 
+def as_point(at: Any) -> Point:
+    """Return `at`, or refuse what is not a Point.
+
+    Parameters
+    ----------
+    at : Point
+        Point of evaluation.
+
+    Raises
+    ------
+    ValueError
+        For anything else, such as a model.
+    """
+    if not isinstance(at, Point):
+        raise ValueError(f"at must be a Point, as model.at(weights, x) returns it, got {type(at).__name__}")
+    return at
+
+
 def _rows_of(outer: Rows, inner: Rows) -> Rows:
     """Return which rows of the whole are meant by rows of a part."""
     return np.arange(outer.stop)[outer][inner] if isinstance(outer, slice) else outer[inner]

@@ -9,6 +9,7 @@ import numpy as np
 
 import kfac_ref as kr
 from kfac_ref.checks import Array
+from kfac_ref.expectations import Expectation
 from kfac_ref.network import ACTIVATIONS
 
 LIKELIHOODS = {"gaussian": kr.Gaussian(), "categorical": kr.Categorical(), "bernoulli": kr.Bernoulli()}
@@ -25,10 +26,10 @@ class Problem(NamedTuple):
 
 
 def problem(likelihood: str = "categorical", sizes: tuple[int, ...] = (4, 5, 3), hidden: Any = "tanh", N: int = 7,
-            seed: int = 0, weight_decay: float = 0.0, dtype: Any = np.float64) -> Problem:
+            seed: int = 0, weight_decay: float = 0.0, dtype: Any = np.float64, bias: Any = True) -> Problem:
     """Return a problem with dense weights of unit scale, so that no layer is nearly linear."""
     rng = np.random.default_rng(seed)
-    model = kr.Model(kr.MLP(sizes, hidden), LIKELIHOODS[likelihood], weight_decay)
+    model = kr.Model(kr.MLP(sizes, hidden, bias), LIKELIHOODS[likelihood], weight_decay)
     weights = [(rng.standard_normal(shape) / np.sqrt(shape[1] / 2)).astype(dtype) for shape in model.network.shapes]
     at = model.at(weights, rng.standard_normal((N, sizes[0])))
     return Problem(model, at, labels(likelihood, at.z, rng))
@@ -45,6 +46,12 @@ def direction(p: Problem, seed: int = 1) -> list[Array]:
     """Return a random direction."""
     rng = np.random.default_rng(seed)
     return [rng.standard_normal(shape).astype(p.at.z.dtype) for shape in p.shapes]
+
+
+def expectations(p: Problem, draws: int = 3, seed: int = 0) -> dict[str, Expectation]:
+    """Return the three expectations by name."""
+    targets = p.at.sample(np.random.default_rng(seed), draws)
+    return {"exact": kr.exact, "sampled": kr.sampled(targets), "empirical": kr.empirical(p.y)}
 
 
 @st.composite

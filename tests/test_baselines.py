@@ -119,7 +119,7 @@ def companion(H, rate, mu):
 def quadratic():
     """Return linear regression with weight decay: h is quadratic, with the Hessian F + eta I."""
     p = problem("gaussian", (4, 3), N=9, weight_decay=0.1)
-    H = kr.exact_fisher(p.at) + 0.1 * np.eye(15)
+    H = kr.fisher_matrix(p.at) + 0.1 * np.eye(15)
     theta = params.flatten(p.at.weights)
     return p, H, theta, theta - np.linalg.solve(H, params.flatten(p.at.gradient(p.y)))
 

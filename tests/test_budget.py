@@ -67,7 +67,7 @@ def test_the_exact_matrix_is_without_fault(likelihood):
 
 def by_dense_algebra(p, C):
     """Return error, angle, length and decrease with every matrix formed."""
-    F, grad = kr.exact_fisher(p.at), params.flatten(p.at.gradient(p.y))
+    F, grad = kr.fisher_matrix(p.at), params.flatten(p.at.gradient(p.y))
     H = F + DAMPING * np.eye(len(F))
     step, natural = np.linalg.solve(C, grad), np.linalg.solve(H, grad)
     cosine = step @ natural / np.linalg.norm(step) / np.linalg.norm(natural)
@@ -78,7 +78,7 @@ def by_dense_algebra(p, C):
 
 
 def structures(p):
-    fac = kr.exact_factors(p.at)
+    fac = kr.kronecker_factors(p.at)
     return {"BlockDiagonal": BlockDiagonal(fac, DAMPING), "BlockTridiagonal": BlockTridiagonal(fac, DAMPING),
             "EigenDamped": EigenDamped(fac, DAMPING), "ExactBlockDiagonal": ExactBlockDiagonal(p.at, DAMPING)}
 
@@ -139,7 +139,7 @@ def test_without_dense_matrices_none_is_formed_and_the_steps_are_judged_alike():
             raise AssertionError("formed")
 
     p = problem("categorical", DEEP)
-    fac = kr.exact_factors(p.at)
+    fac = kr.kronecker_factors(p.at)
     with_errors = judge(p.at, p.y, DAMPING, [("one", EigenDamped(fac, DAMPING)), ("two", BlockDiagonal(fac, DAMPING))])
     without = judge(p.at, p.y, DAMPING, [("one", Unseen(fac, DAMPING)), ("two", BlockDiagonal(fac, DAMPING))],
                     dense=False)
@@ -155,7 +155,7 @@ def test_without_dense_matrices_none_is_formed_and_the_steps_are_judged_alike():
 
 
 def by_hand(p, average):
-    exact, sampled = kr.exact_factors(p.at), kr.sampled_factors(p.at, draw(p))
+    exact, sampled = kr.kronecker_factors(p.at), kr.kronecker_factors(p.at, kr.sampled(draw(p)))
     matrices = [Exact(p.at, DAMPING), ExactBlockDiagonal(p.at, DAMPING), EigenDamped(exact, DAMPING),
                 EigenDamped(sampled, DAMPING), EigenDamped(average, DAMPING), BlockDiagonal(average, DAMPING)]
     return judge(p.at, p.y, DAMPING, list(zip(NAMES, matrices, strict=True)))
@@ -166,7 +166,7 @@ def averaged(p):
     average, rng = kr.RunningAverage(), np.random.default_rng(5)
     for _ in range(3):
         elsewhere = p.model.at([W + 0.3 * rng.standard_normal(W.shape) for W in p.at.weights], p.at.x)
-        average = average.update(kr.sampled_factors(elsewhere, elsewhere.sample(rng)))
+        average = average.update(kr.kronecker_factors(elsewhere, kr.sampled(elsewhere.sample(rng))))
     return average.factors
 
 
@@ -199,7 +199,7 @@ def test_errors_and_changes_obey_the_triangle_inequality(likelihood):
 @EACH
 def test_leaving_out_the_cross_blocks_costs_what_they_hold(likelihood):
     p = problem(likelihood, DEEP)
-    F, blocks = kr.exact_fisher(p.at), ExactBlockDiagonal(p.at).dense()
+    F, blocks = kr.fisher_matrix(p.at), ExactBlockDiagonal(p.at).dense()
     squares = np.linalg.norm(F) ** 2 - np.linalg.norm(blocks) ** 2      # orthogonal: they share no entry
     expected = np.sqrt(squares) / np.linalg.norm(F + DAMPING * np.eye(len(F)))
     np.testing.assert_allclose(budget(p)[1].error, expected, rtol=1e-12, atol=0)
@@ -244,7 +244,7 @@ def test_without_an_average_the_draw_itself_is_in_use(likelihood):
     rows = budget(p)
     assert rows[4].change == 0
     assert numbers(rows[4]) == numbers(rows[3])
-    in_use = kr.sampled_factors(p.at, draw(p))
+    in_use = kr.kronecker_factors(p.at, kr.sampled(draw(p)))
     (expected,) = judge(p.at, p.y, DAMPING, [("", BlockDiagonal(in_use, DAMPING))])
     np.testing.assert_allclose(numbers(rows[5]), numbers(expected), rtol=1e-12, atol=0)
 
@@ -302,7 +302,7 @@ def test_bad_labels_and_targets_are_refused():
 
 
 def test_factors_of_another_network_are_refused():
-    other = kr.exact_factors(problem(sizes=(4, 6, 3)).at)
+    other = kr.kronecker_factors(problem(sizes=(4, 6, 3)).at)
     with pytest.raises(ValueError, match="average"):
         budget(problem(), other)
 
@@ -326,6 +326,6 @@ def test_the_last_row_is_damped_by_gamma_and_the_others_by_lambda_and_eta():
     plain = error_budget(p.at, p.y, DAMPING, draw(p))
     # NaN is not equal to itself: the first row's change is left out.
     assert [numbers(j)[2:] for j in with_gamma[:-1]] == [numbers(j)[2:] for j in plain[:-1]]
-    K = kr.curvature.BlockDiagonal(kr.sampled_factors(p.at, draw(p), 0), 0.49)
+    K = kr.curvature.BlockDiagonal(kr.kronecker_factors(p.at, kr.sampled(draw(p)), reach=0), 0.49)
     assert with_gamma[-1].angle == judge(p.at, p.y, DAMPING, [("", K)])[0].angle
     assert abs(with_gamma[-1].error - plain[-1].error) > 1e-3

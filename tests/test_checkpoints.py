@@ -158,7 +158,7 @@ class Identity(kr.curvature.Curvature):
     """A structure of a user's own, made neither from factors nor from a point that it keeps."""
 
     def __init__(self, factors, damping=0.0):
-        self.sizes = [(len(G), len(A)) for A, G in zip(factors.A, factors.G, strict=True)]
+        self.sizes = [(len(G), len(A)) for A, G in factors.layers]
 
     @property
     def shapes(self):

@@ -24,17 +24,17 @@ SMALL = (2, 2, 2)
 def estimate(expectation, p):
     """Return the factors, and the argument by which the same expectation is asked for here."""
     if expectation == "exact":
-        return kr.exact_factors(p.at), None
+        return kr.kronecker_factors(p.at), None
     if expectation == "empirical":
-        return kr.empirical_factors(p.at, p.y), fisher.empirical_columns(p.at, p.y)
+        return kr.kronecker_factors(p.at, kr.empirical(p.y)), kr.empirical(p.y)(p.at)
     targets = p.at.sample(np.random.default_rng(0), 3)
-    return kr.sampled_factors(p.at, targets), fisher.sampled_columns(p.at, targets)
+    return kr.kronecker_factors(p.at, kr.sampled(targets)), kr.sampled(targets)(p.at)
 
 
 def block_and_product(p, i, expectation="exact"):
     """Return F_ii and A kron G."""
     fac, columns = estimate(expectation, p)
-    return kr.fisher_block(p.at, i, i, columns), np.kron(*fac.pair(i, i))
+    return kr.fisher_block(p.at, i, i, columns), np.kron(fac.A[i, i], fac.G[i, i])
 
 
 # The covariance
@@ -79,7 +79,7 @@ def test_the_expectations_differ(likelihood):
 @EACH
 def test_it_is_the_covariance_by_a_loop_over_examples(likelihood):
     p = problem(likelihood, DEEP)
-    g, N = p.at.backward(fisher.exact_columns(p.at))[1], len(p.at)
+    g, N = p.at.backward(kr.exact(p.at))[1], len(p.at)
     Alpha = [kronecker.vec(np.outer(a, a)) for a in p.at.a_bar[1]]
     Gamma = [kronecker.vec(sum(np.outer(column[n], column[n]) for column in g)) for n in range(N)]
     expected = sum(np.outer(G, A) for G, A in zip(Gamma, Alpha, strict=True)) / N
@@ -94,7 +94,7 @@ def nearly_equal_examples(distance):
 
 
 def in_long_double(p, i):
-    g = p.at.backward(fisher.exact_columns(p.at))[i].astype(np.longdouble)
+    g = p.at.backward(kr.exact(p.at))[i].astype(np.longdouble)
     a = p.at.a_bar[i].astype(np.longdouble)
     Alpha = np.einsum("na,nb->nab", a, a).reshape(len(a), -1)
     Gamma = np.einsum("knp,knq->npq", g, g).reshape(len(a), -1)
@@ -255,7 +255,7 @@ def test_at_labels_the_terms_do_not_add_up_while_the_covariance_holds(likelihood
     F, product = block_and_product(p, i, "empirical")
     (m, n), error = p.shapes[i], F - product
     assert relative(sum(cumulant_terms(p.at, i, p.y)), error) > 1e-3
-    assert relative(covariance_error(p.at, i, fisher.empirical_columns(p.at, p.y)),
+    assert relative(covariance_error(p.at, i, kr.empirical(p.y)(p.at)),
                     kronecker.rearrange(error, (n, n), (m, m))) < 1e-12
 
 

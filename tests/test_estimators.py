@@ -20,9 +20,9 @@ from tests.test_structures import dead_relu
 EACH = pytest.mark.parametrize("likelihood", sorted(LIKELIHOODS))
 DEEP = (3, 4, 3, 2)
 #: Those that take a stack of columns, and hence every expectation.
-OF_COLUMNS = {"nearest": kr.nearest_kronecker_factors, "tkfac": kr.tkfac_factors, "shampoo": kr.shampoo_factors,
-              "shampoo_root": kr.shampoo_root_factors}
-ESTIMATORS = OF_COLUMNS | {"kfra": kr.kfra_factors}
+OF_COLUMNS = {"nearest": kr.factors.nearest_kronecker_factors, "tkfac": kr.factors.tkfac_factors, "shampoo": kr.factors.shampoo_factors,
+              "shampoo_root": kr.factors.shampoo_root_factors}
+ESTIMATORS = OF_COLUMNS | {"kfra": kr.factors.kfra_factors}
 
 
 #: A dead layer has no direction of its own, and a test of its own.
@@ -37,12 +37,12 @@ def p(request):
 def three_columns(q: Problem):
     """Return the stack of columns of each expectation: exact, sampled, empirical."""
     targets = q.at.sample(np.random.default_rng(0), 3)
-    return fisher.exact_columns(q.at), fisher.sampled_columns(q.at, targets), fisher.empirical_columns(q.at, q.y)
+    return kr.exact(q.at), kr.sampled(targets)(q.at), kr.empirical(q.y)(q.at)
 
 
 def products(fac):
     """Return A kron G of each layer: factors alone are defined up to a number."""
-    return [np.kron(A, G) for A, G in zip(fac.A, fac.G, strict=True)]
+    return [np.kron(A, G) for A, G in fac.layers]
 
 
 def blocks(q: Problem, columns=None):
@@ -76,7 +76,7 @@ def norm(S):
 class TestEveryEstimator:
     def test_factors_are_symmetric_positive_semi_definite_and_of_the_layers_shapes(self, name, p):
         fac = ESTIMATORS[name](p.at)
-        assert [(len(G), len(A)) for A, G in zip(fac.A, fac.G, strict=True)] == list(p.shapes)
+        assert [(len(G), len(A)) for A, G in fac.layers] == list(p.shapes)
         assert fac.n == len(p.at)
         assert (fac.A_cross, fac.G_cross) == ((), ())
         for S in (*fac.A, *fac.G):
@@ -124,7 +124,7 @@ class TestEveryEstimator:
 @EACH
 def test_the_estimators_differ(likelihood):
     q = problem(likelihood, DEEP, N=9)
-    named = {name: estimator(q.at) for name, estimator in ESTIMATORS.items()} | {"kfac": kr.exact_factors(q.at, 0)}
+    named = {name: estimator(q.at) for name, estimator in ESTIMATORS.items()} | {"kfac": kr.kronecker_factors(q.at, reach=0)}
     for one, other in itertools.combinations(named, 2):
         if {one, other} != {"tkfac", "shampoo"}:
             assert apart(named[one], named[other])[0] > 1e-3, (one, other)
@@ -135,7 +135,7 @@ def test_the_estimators_differ(likelihood):
 
 def test_nearest_is_the_leading_singular_triple_of_the_dense_block(p):
     for columns in three_columns(p):
-        fac = kr.nearest_kronecker_factors(p.at, columns)
+        fac = kr.factors.nearest_kronecker_factors(p.at, columns)
         for A, G, B in zip(fac.A, fac.G, blocks(p, columns), strict=True):
             A0, G0, singular = kronecker.nearest_product(B, A.shape, G.shape)
             close(np.kron(A, G), np.kron(A0, G0), rtol=1e-13)
@@ -148,8 +148,8 @@ def test_nearest_is_the_leading_singular_triple_of_the_dense_block(p):
 
 @given(problems())
 def test_no_estimator_comes_nearer_to_a_block(q):
-    nearest = kr.nearest_kronecker_factors(q.at)
-    rivals = [kr.exact_factors(q.at, 0), *(estimator(q.at) for estimator in ESTIMATORS.values())]
+    nearest = kr.factors.nearest_kronecker_factors(q.at)
+    rivals = [kr.kronecker_factors(q.at, reach=0), *(estimator(q.at) for estimator in ESTIMATORS.values())]
     for B, best, *others in zip(blocks(q), products(nearest), *map(products, rivals), strict=True):
         assert norm(B - best) <= min(norm(B - S) for S in others) + 1e-13 * norm(B)
 
@@ -157,20 +157,20 @@ def test_no_estimator_comes_nearer_to_a_block(q):
 @EACH
 def test_nearest_is_strictly_nearer_than_every_other(likelihood):
     q = problem(likelihood, DEEP, N=9)
-    B, best = blocks(q)[0], products(kr.nearest_kronecker_factors(q.at))[0]
+    B, best = blocks(q)[0], products(kr.factors.nearest_kronecker_factors(q.at))[0]
     assert relative(best, B) > 1e-3
-    for rival in (kr.exact_factors, kr.kfra_factors, kr.tkfac_factors, kr.shampoo_factors, kr.shampoo_root_factors):
+    for rival in (kr.exact_factors, kr.factors.kfra_factors, kr.factors.tkfac_factors, kr.factors.shampoo_factors, kr.factors.shampoo_root_factors):
         assert relative(best, B) < relative(products(rival(q.at))[0], B) - 1e-3
 
 
 def test_where_kfac_is_exact_nearest_is_kfac():
     linear = problem("gaussian", DEEP, "identity", N=9)
-    close_products(kr.nearest_kronecker_factors(linear.at), kr.exact_factors(linear.at, 0), rtol=1e-13)
+    close_products(kr.factors.nearest_kronecker_factors(linear.at), kr.kronecker_factors(linear.at, reach=0), rtol=1e-13)
     for likelihood in LIKELIHOODS:
         one = problem(likelihood, DEEP, N=1)
-        close_products(kr.nearest_kronecker_factors(one.at), kr.exact_factors(one.at, 0), rtol=1e-13)
+        close_products(kr.factors.nearest_kronecker_factors(one.at), kr.kronecker_factors(one.at, reach=0), rtol=1e-13)
     last = problem("gaussian", DEEP, N=9)
-    far = apart(kr.nearest_kronecker_factors(last.at), kr.exact_factors(last.at, 0))
+    far = apart(kr.factors.nearest_kronecker_factors(last.at), kr.kronecker_factors(last.at, reach=0))
     assert far[-1] < 1e-13
     assert far[:-1].min() > 1e-3
 
@@ -180,12 +180,12 @@ def test_where_kfac_is_exact_nearest_is_kfac():
 
 def G_errors(q):
     """Return the relative errors of KFRA's G against the exact ones, layer by layer."""
-    return np.array([relative(G, H) for G, H in zip(kr.kfra_factors(q.at).G, kr.exact_factors(q.at, 0).G, strict=True)])
+    return np.array([relative(G, H) for G, H in zip(kr.factors.kfra_factors(q.at).G, kr.kronecker_factors(q.at, reach=0).G, strict=True)])
 
 
 @given(problems())
 def test_kfra_is_its_recursion_written_out(q):
-    fac, N = kr.kfra_factors(q.at), len(q.at)
+    fac, N = kr.factors.kfra_factors(q.at), len(q.at)
     G = sum(q.model.likelihood.fisher(q.at.z)) / N
     for i in reversed(range(len(q.shapes))):
         close(fac.G[i], G, rtol=1e-13)
@@ -197,7 +197,7 @@ def test_kfra_is_its_recursion_written_out(q):
 
 
 def test_kfra_s_A_are_kfac_s(p):
-    for A, B in zip(kr.kfra_factors(p.at).A, kr.exact_factors(p.at, 0).A, strict=True):
+    for A, B in zip(kr.factors.kfra_factors(p.at).A, kr.kronecker_factors(p.at, reach=0).A, strict=True):
         np.testing.assert_array_equal(A, B)
 
 
@@ -227,7 +227,7 @@ def test_kfra_s_G_are_exact_in_the_last_layer_and_with_a_gaussian_in_the_last_bu
 
 def moments(q, columns=None):
     """Return R = E[D^T D] and L = E[D D^T] of each layer, example by example and column by column."""
-    g = q.at.backward(fisher.exact_columns(q.at) if columns is None else columns)
+    g = q.at.backward(kr.exact(q.at) if columns is None else columns)
     found = []
     for a, gi in zip(q.at.a_bar, g, strict=True):
         D = [np.outer(gk[n], a[n]) for gk in gi for n in range(len(a))]
@@ -238,20 +238,20 @@ def moments(q, columns=None):
 @pytest.mark.parametrize("expectation", [0, 1, 2], ids=["exact", "sampled", "empirical"])
 def test_tkfac_keeps_the_trace_of_every_block_and_kfac_does_not(p, expectation):
     columns = three_columns(p)[expectation]
-    for S, B in zip(products(kr.tkfac_factors(p.at, columns)), blocks(p, columns), strict=True):
+    for S, B in zip(products(kr.factors.tkfac_factors(p.at, columns)), blocks(p, columns), strict=True):
         close(np.trace(S), np.trace(B), rtol=1e-13)
 
 
 @EACH
 def test_kfac_nearest_and_the_roots_do_not_keep_the_trace(likelihood):
     q = problem(likelihood, DEEP, N=9)
-    for estimator in (kr.exact_factors, kr.nearest_kronecker_factors, kr.shampoo_root_factors):
+    for estimator in (kr.exact_factors, kr.factors.nearest_kronecker_factors, kr.factors.shampoo_root_factors):
         assert abs(np.trace(products(estimator(q.at))[0]) / np.trace(blocks(q)[0]) - 1) > 1e-3
 
 
 def test_tkfac_is_shampoo_with_the_trace_kept(p):
     for columns in three_columns(p):
-        ours, theirs = kr.tkfac_factors(p.at, columns), kr.shampoo_factors(p.at, columns)
+        ours, theirs = kr.factors.tkfac_factors(p.at, columns), kr.factors.shampoo_factors(p.at, columns)
         for S, (R, L) in zip(products(ours), moments(p, columns), strict=True):
             close(S, np.kron(R, L) / np.trace(L), rtol=1e-13)
         close_products(theirs, ours, rtol=1e-13)
@@ -259,7 +259,7 @@ def test_tkfac_is_shampoo_with_the_trace_kept(p):
 
 def test_tkfac_is_one_step_of_the_power_iteration_from_the_identity(p):
     for columns in three_columns(p):
-        fac = kr.tkfac_factors(p.at, columns)
+        fac = kr.factors.tkfac_factors(p.at, columns)
         for S, R, (m, n) in zip(products(fac), rearranged(p, columns), p.shapes, strict=True):
             left, right = R @ vec(np.eye(n)), R.T @ vec(np.eye(m))
             trace = vec(np.eye(m)) @ left
@@ -268,7 +268,7 @@ def test_tkfac_is_one_step_of_the_power_iteration_from_the_identity(p):
 
 def test_the_power_iteration_goes_on_to_the_nearest_product():
     q = problem("categorical", (3, 4, 3), N=9)
-    nearest, first = products(kr.nearest_kronecker_factors(q.at))[0], products(kr.tkfac_factors(q.at))[0]
+    nearest, first = products(kr.factors.nearest_kronecker_factors(q.at))[0], products(kr.factors.tkfac_factors(q.at))[0]
     (m, n), R = q.shapes[0], rearranged(q)[0]
     y = vec(np.eye(m))
     for _ in range(200):
@@ -282,7 +282,7 @@ def test_the_power_iteration_goes_on_to_the_nearest_product():
 def test_gaussian_residuals_times_c_give_c_squared_and_leave_the_exact_ones(name):
     q, c = problem("gaussian", DEEP, N=9), 3.0
     y = q.at.z + c * (q.y - q.at.z)
-    ours, theirs = (products(OF_COLUMNS[name](q.at, fisher.empirical_columns(q.at, labels))) for labels in (y, q.y))
+    ours, theirs = (products(OF_COLUMNS[name](q.at, kr.empirical(labels)(q.at))) for labels in (y, q.y))
     for S, T in zip(ours, theirs, strict=True):
         close(S, c**2 * T, rtol=1e-12)
     for S, T in zip(products(OF_COLUMNS[name](q.at)), theirs, strict=True):
@@ -294,7 +294,7 @@ def test_gaussian_residuals_times_c_give_c_squared_and_leave_the_exact_ones(name
 def test_the_moments_of_a_stack_of_draws_are_the_means_of_those_of_each(likelihood, name):
     q = problem(likelihood, DEEP, N=5)
     targets = q.at.sample(np.random.default_rng(1), 4)
-    stack, *each = (OF_COLUMNS[name](q.at, fisher.sampled_columns(q.at, y)) for y in (targets, *targets))
+    stack, *each = (OF_COLUMNS[name](q.at, kr.sampled(y)(q.at)) for y in (targets, *targets))
     for i in range(3):
         for X in ("A", "G"):                            # a factor times its trace is the moment: A is R / sqrt(tr R)
             S, *others = (getattr(fac, X)[i] * np.trace(getattr(fac, X)[i]) for fac in (stack, *each))
@@ -304,7 +304,7 @@ def test_the_moments_of_a_stack_of_draws_are_the_means_of_those_of_each(likeliho
 
 def test_shampoo_s_roots_are_the_roots_of_its_moments(p):
     for columns in three_columns(p):
-        fac = kr.shampoo_root_factors(p.at, columns)
+        fac = kr.factors.shampoo_root_factors(p.at, columns)
         for A, G, (R, L) in zip(fac.A, fac.G, moments(p, columns), strict=True):
             close(A @ A, R, rtol=1e-13)
             close(G @ G, L, rtol=1e-13)
@@ -313,7 +313,7 @@ def test_shampoo_s_roots_are_the_roots_of_its_moments(p):
 @EACH
 def test_the_roots_are_those_of_scipy_where_nothing_is_singular(likelihood):
     q = problem(likelihood, (2, 3, 2), N=30)
-    fac = kr.shampoo_root_factors(q.at)
+    fac = kr.factors.shampoo_root_factors(q.at)
     (R, L), *_ = moments(q)
     assert max(np.linalg.cond(R), np.linalg.cond(L)) < 1e12
     rtol = 1e-14 * max(10, np.sqrt(max(np.linalg.cond(R), np.linalg.cond(L))))

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 
 import kfac_ref as kr
-from kfac_ref import fisher
 from kfac_ref.curvature import BlockDiagonal, Exact, ExactBlockDiagonal, Full
-from tests.problems import close, problem, relative
+from tests.problems import close, expectations, problem, relative
 
 LIKELIHOODS = ("gaussian", "categorical", "bernoulli")
 SIZES = (3, 4, 3, 2)
 
 
-def error(at, fac, i, j, columns=None):
-    """Return the relative error of block (i, j) of F~ against the Fisher of the same expectation."""
-    return relative(np.kron(*fac.pair(i, j)), kr.fisher_block(at, i, j, columns))
+def factors(at, expectation=kr.exact):
+    """Return the factors of all pairs of layers."""
+    return kr.kronecker_factors(at, expectation, reach=math.inf)
 
 
-def errors(at, fac, columns=None):
-    """Return the relative errors of all blocks, (L, L)."""
+def errors(at, expectation=kr.exact):
+    """Return the relative errors of all blocks of F~ against the Fisher of the same expectation, (L, L)."""
+    fac = factors(at, expectation)
     layers = range(len(fac))
-    return np.array([[error(at, fac, i, j, columns) for j in layers] for i in layers])
-
-
-def three_expectations(p, draws=3):
-    """Yield the factors of each expectation, with the columns of the Fisher of that same expectation."""
-    targets = p.at.sample(np.random.default_rng(0), draws)
-    yield kr.exact_factors(p.at), fisher.exact_columns(p.at)
-    yield kr.sampled_factors(p.at, targets), fisher.sampled_columns(p.at, targets)
-    yield kr.empirical_factors(p.at, p.y), fisher.empirical_columns(p.at, p.y)
+    return np.array([[relative(np.kron(fac.A[i, j], fac.G[i, j]), kr.fisher_block(at, i, j, expectation))
+                      for j in layers] for i in layers])
 
 
 # One example, or the same one many times
@@ -42,14 +36,14 @@ def three_expectations(p, draws=3):
 @pytest.mark.parametrize("hidden", ["tanh", "softplus", "identity"])
 def test_with_one_example_every_expectation_is_exact(likelihood, hidden):
     p = problem(likelihood, SIZES, hidden, N=1)
-    for fac, columns in three_expectations(p):
-        assert errors(p.at, fac, columns).max() < 1e-13
+    for expectation in expectations(p).values():
+        assert errors(p.at, expectation).max() < 1e-13
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_with_one_example_the_expectations_still_differ(likelihood):
     p = problem(likelihood, SIZES, N=1)
-    exact, sampled, empirical = (Full(fac).dense() for fac, _ in three_expectations(p))
+    exact, sampled, empirical = (Full(factors(p.at, e)).dense() for e in expectations(p).values())
     for one, another in itertools.combinations((exact, sampled, empirical), 2):
         assert relative(one, another) > 1e-3
 
@@ -57,7 +51,7 @@ def test_with_one_example_the_expectations_still_differ(likelihood):
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_with_one_example_the_structures_agree(likelihood):
     p = problem(likelihood, SIZES, N=1)
-    fac = kr.exact_factors(p.at)
+    fac = factors(p.at)
     close(Full(fac, 0.1).dense(), Exact(p.at, 0.1).dense(), rtol=1e-13)
     close(BlockDiagonal(fac).dense(), ExactBlockDiagonal(p.at).dense(), rtol=1e-13)
 
@@ -65,9 +59,9 @@ def test_with_one_example_the_structures_agree(likelihood):
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_with_several_examples_no_expectation_is_exact(likelihood):
     p = problem(likelihood, SIZES)
-    for k, (fac, columns) in enumerate(three_expectations(p)):
-        apart = errors(p.at, fac, columns)
-        if likelihood == "gaussian" and k == 0:
+    for name, expectation in expectations(p).items():
+        apart = errors(p.at, expectation)
+        if (likelihood, name) == ("gaussian", "exact"):
             apart[-1, -1] = 1                                       # exact: see the last layer below
         assert apart.min() > 1e-3
 
@@ -76,9 +70,9 @@ def test_with_several_examples_no_expectation_is_exact(likelihood):
 def test_with_identical_inputs_it_is_exact(likelihood):
     p = problem(likelihood, SIZES, N=5)
     same = p._replace(at=p.model.at(p.at.weights, np.repeat(p.at.x[:1], 5, axis=0)))
-    for fac, columns in three_expectations(same):                   # the inputs are the same, not the labels
-        assert errors(same.at, fac, columns).max() < 1e-13
-    assert relative(fac.G[0], kr.empirical_factors(same.at.take([0]), same.y[:1]).G[0]) > 1e-3
+    for expectation in expectations(same).values():                 # the inputs are the same, not the labels
+        assert errors(same.at, expectation).max() < 1e-13
+    assert relative(factors(same.at, expectation).G[0], factors(same.at.take([0]), kr.empirical(same.y[:1])).G[0]) > 1e-3
 
 
 # Deep linear networks with the square loss
@@ -87,19 +81,16 @@ def test_with_identical_inputs_it_is_exact(likelihood):
 @pytest.mark.parametrize("N", [1, 2, 9, 40])
 def test_a_deep_linear_net_with_square_loss_is_exact_in_all_blocks(N):
     p = problem("gaussian", SIZES, "identity", N)
-    fac = kr.exact_factors(p.at)
-    assert errors(p.at, fac).max() < 1e-13
-    close(Full(fac).dense(), kr.exact_fisher(p.at), rtol=1e-13)
+    assert errors(p.at).max() < 1e-13
+    close(Full(factors(p.at)).dense(), kr.fisher_matrix(p.at), rtol=1e-13)
 
 
 def test_a_deep_linear_net_is_not_exact_with_labels_with_samples_or_with_another_loss():
     p = problem("gaussian", SIZES, "identity")
-    _, sampled, empirical = three_expectations(p)
-    for fac, columns in (sampled, empirical):
-        assert errors(p.at, fac, columns).min() > 1e-3
+    for name in ("sampled", "empirical"):
+        assert errors(p.at, expectations(p)[name]).min() > 1e-3
     for likelihood in ("categorical", "bernoulli"):
-        q = problem(likelihood, SIZES, "identity")
-        assert errors(q.at, kr.exact_factors(q.at)).min() > 1e-3
+        assert errors(problem(likelihood, SIZES, "identity").at).min() > 1e-3
 
 
 # The last layer with the square loss
@@ -108,17 +99,16 @@ def test_a_deep_linear_net_is_not_exact_with_labels_with_samples_or_with_another
 @pytest.mark.parametrize("hidden", ["tanh", "logistic", "relu", "softplus", "identity"])
 def test_the_last_layer_is_exact_with_square_loss(hidden):
     p = problem("gaussian", SIZES, hidden, N=9)
-    fac = kr.exact_factors(p.at)
-    assert error(p.at, fac, 2, 2) < 1e-13
-    np.testing.assert_array_equal(fac.G[2], np.eye(2))
+    assert errors(p.at)[2, 2] < 1e-13
+    np.testing.assert_array_equal(factors(p.at).G[2], np.eye(2))
     if hidden != "identity":
-        assert errors(p.at, fac).ravel()[:-1].min() > 1e-3          # the layers below, and the blocks beside
+        assert errors(p.at).ravel()[:-1].min() > 1e-3          # the layers below, and the blocks beside
 
 
 @pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
 def test_the_last_layer_is_not_exact_with_the_other_losses(likelihood):
     p = problem(likelihood, SIZES, N=9)
-    assert error(p.at, kr.exact_factors(p.at), 2, 2) > 1e-3
+    assert errors(p.at)[2, 2] > 1e-3
 
 
 # Type 1 enumerated is type 2
@@ -131,10 +121,10 @@ def enumerated(p):
     for n in range(N):
         one = p.at.take([n])
         for y, probability in zip(*one.model.likelihood.outcomes(one.z), strict=True):
-            F = F + probability[0] / N * kr.empirical_fisher(one, y)
-            fac = kr.empirical_factors(one, y)
-            A.append([[probability[0] / N * fac.pair(i, j)[0] for j in range(L)] for i in range(L)])
-            G.append([[probability[0] / N * fac.pair(i, j)[1] for j in range(L)] for i in range(L)])
+            F = F + probability[0] / N * kr.fisher_matrix(one, kr.empirical(y))
+            fac = factors(one, kr.empirical(y))
+            A.append([[probability[0] / N * fac.A[i, j] for j in range(L)] for i in range(L)])
+            G.append([[probability[0] / N * fac.G[i, j] for j in range(L)] for i in range(L)])
 
     def total(X, i, j):
         return sum(x[i][j] for x in X)
@@ -146,10 +136,10 @@ def enumerated(p):
 def test_enumerating_the_outcomes_is_the_closed_form_full_and_factored(likelihood):
     p = problem(likelihood, SIZES)
     F, F_tilde = enumerated(p)
-    close(kr.exact_fisher(p.at), F, rtol=1e-13)
-    close(Full(kr.exact_factors(p.at)).dense(), F_tilde, rtol=1e-13)
+    close(kr.fisher_matrix(p.at), F, rtol=1e-13)
+    close(Full(factors(p.at)).dense(), F_tilde, rtol=1e-13)
     assert relative(F_tilde, F) > 1e-1                              # neither of the two comparisons is idle
-    assert relative(kr.empirical_fisher(p.at, p.y), F) > 1e-1
+    assert relative(kr.fisher_matrix(p.at, kr.empirical(p.y)), F) > 1e-1
 
 
 # The error of each entry in joint cumulants
@@ -200,7 +190,8 @@ SMALL = (2, 2, 2)
 @pytest.mark.parametrize(("i", "j"), [(0, 0), (0, 1), (1, 1)])
 def test_the_error_in_cumulants(likelihood, i, j):
     p = problem(likelihood, SMALL, N=5)
-    F, F_tilde = kr.fisher_block(p.at, i, j), np.kron(*kr.exact_factors(p.at).pair(i, j))
+    F, fac = kr.fisher_block(p.at, i, j), factors(p.at)
+    F_tilde = np.kron(fac.A[i, j], fac.G[i, j])
     by_cumulants = cumulant_error(p, i, j, *p.at.model.likelihood.outcomes(p.at.z))
     assert np.abs(F - F_tilde - by_cumulants).max() < 1e-13 * np.abs(F).max()
     assert np.abs(by_cumulants).max() > 1e-2 * np.abs(F).max()
@@ -209,7 +200,7 @@ def test_the_error_in_cumulants(likelihood, i, j):
 @pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
 def test_the_error_in_cumulants_needs_the_models_own_expectation(likelihood):
     p = problem(likelihood, SMALL, N=5)
-    F = kr.fisher_block(p.at, 0, 0, fisher.empirical_columns(p.at, p.y))
-    F_tilde = np.kron(*kr.empirical_factors(p.at, p.y).pair(0, 0))
+    F, fac = kr.fisher_block(p.at, 0, 0, kr.empirical(p.y)), factors(p.at, kr.empirical(p.y))
+    F_tilde = np.kron(fac.A[0], fac.G[0])
     by_cumulants = cumulant_error(p, 0, 0, p.y[None], np.ones((1, 5)))
     assert np.abs(F - F_tilde - by_cumulants).max() > 1e-3 * np.abs(F).max()

@@ -30,10 +30,10 @@ def targets(p, M=3, seed=0):
 def estimate(expectation, p, reach=math.inf):
     """Return the factors and the stack of columns that they come from."""
     if expectation == "exact":
-        return kr.exact_factors(p.at, reach), fisher.exact_columns(p.at)
+        return kr.kronecker_factors(p.at, reach=reach), kr.exact(p.at)
     if expectation == "sampled":
-        return kr.sampled_factors(p.at, targets(p), reach), fisher.sampled_columns(p.at, targets(p))
-    return kr.empirical_factors(p.at, p.y, reach), fisher.empirical_columns(p.at, p.y)
+        return kr.kronecker_factors(p.at, kr.sampled(targets(p)), reach=reach), kr.sampled(targets(p))(p.at)
+    return kr.kronecker_factors(p.at, kr.empirical(p.y), reach=reach), kr.empirical(p.y)(p.at)
 
 
 def by_loop(left, right):
@@ -61,10 +61,10 @@ def assert_close(ours, theirs, rtol=1e-13):
 
 @given(problems())
 def test_exact_factors_by_a_loop_over_examples_and_outcomes_of_the_root(p):
-    fac = kr.exact_factors(p.at)
+    fac = kr.kronecker_factors(p.at)
     a, g = p.at.a_bar, p.at.backward(np.moveaxis(p.at.model.likelihood.fisher_root(p.at.z), 2, 0))
     for i, j in pairs(len(p.shapes)):
-        A, G = fac.pair(i, j)
+        A, G = fac.A[i, j], fac.G[i, j]
         close(A, by_loop([a[i]], [a[j]]), rtol=1e-12)
         close(G, by_loop(g[i], g[j]), rtol=1e-12)
 
@@ -73,11 +73,11 @@ def test_exact_factors_by_a_loop_over_examples_and_outcomes_of_the_root(p):
 @pytest.mark.parametrize("expectation", ["sampled", "empirical"])
 def test_sampled_and_empirical_factors_by_a_loop_over_examples(likelihood, expectation):
     p = problem(likelihood, DEEP)
-    fac = kr.sampled_factors(p.at, targets(p)) if expectation == "sampled" else kr.empirical_factors(p.at, p.y)
+    fac = kr.kronecker_factors(p.at, kr.sampled(targets(p))) if expectation == "sampled" else kr.kronecker_factors(p.at, kr.empirical(p.y))
     ys = targets(p) if expectation == "sampled" else p.y[None]
     g = [p.at.backward(p.at.model.likelihood.gradient(p.at.z, y)) for y in ys]
     for i, j in pairs(3):
-        A, G = fac.pair(i, j)
+        A, G = fac.A[i, j], fac.G[i, j]
         close(A, by_loop([p.at.a_bar[i]], [p.at.a_bar[j]]), rtol=1e-13)
         close(G, by_loop([gm[i] for gm in g], [gm[j] for gm in g]) / len(ys), rtol=1e-13)
 
@@ -88,7 +88,7 @@ def test_exact_G_is_the_expectation_over_the_outcomes(likelihood):
     ys, probabilities = p.at.model.likelihood.outcomes(p.at.z)
     g = p.at.backward(np.sqrt(probabilities)[..., None] * p.at.model.likelihood.gradient(p.at.z, ys))
     for i, j in pairs(3):
-        close(kr.exact_factors(p.at).pair(i, j)[1], by_loop(g[i], g[j]), rtol=1e-13)
+        close(kr.kronecker_factors(p.at).pair(i, j)[1], by_loop(g[i], g[j]), rtol=1e-13)
 
 
 @pytest.mark.parametrize("expectation", EXPECTATIONS)
@@ -97,11 +97,11 @@ def test_pairs_are_one_matrix_and_its_transpose(expectation):
     assert len(fac) == 3
     assert fac.n == 7
     for i, j in pairs(3):
-        for ours, theirs in zip(fac.pair(i, j), fac.pair(j, i), strict=True):
+        for ours, theirs in zip(fac.A[i, j], fac.G[i, j], fac.A[j, i], fac.G[j, i], strict=True):
             np.testing.assert_array_equal(ours, theirs.T)
-    assert fac.pair(1, 1) == (fac.A[1], fac.G[1])
-    assert fac.pair(1, 2) == (fac.A_cross[1], fac.G_cross[1])
-    assert fac.pair(0, 2) == (fac.A_far[0, 2], fac.G_far[0, 2])
+    assert fac.A[1, 1], fac.G[1, 1] == (fac.A[1], fac.G[1])
+    assert fac.A[1, 2], fac.G[1, 2] == (fac.A_cross[1], fac.G_cross[1])
+    assert fac.A[0, 2], fac.G[0, 2] == (fac.A_far[0, 2], fac.G_far[0, 2])
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -118,9 +118,9 @@ def test_the_three_expectations_differ_in_G_alone(likelihood):
 def test_one_draw_is_the_empirical_factors_at_it_and_draws_are_averaged(likelihood):
     p = problem(likelihood, DEEP)
     ys = targets(p, 4)
-    each = [kr.empirical_factors(p.at, y) for y in ys]
-    assert_close(kr.sampled_factors(p.at, ys[0]), each[0])
-    for k, mean in enumerate(arrays(kr.sampled_factors(p.at, ys))):
+    each = [kr.kronecker_factors(p.at, kr.empirical(y)) for y in ys]
+    assert_close(kr.kronecker_factors(p.at, kr.sampled(ys[0])), each[0])
+    for k, mean in enumerate(arrays(kr.kronecker_factors(p.at, kr.sampled(ys)))):
         close(mean, sum(arrays(fac)[k] for fac in each) / 4, rtol=1e-13)
 
 
@@ -128,7 +128,7 @@ def test_one_draw_is_the_empirical_factors_at_it_and_draws_are_averaged(likeliho
 def test_a_stack_of_labels_is_refused(likelihood):
     p = problem(likelihood)
     with pytest.raises(ValueError, match="y must be one target for each of the 7 examples, got a stack of 2"):
-        kr.empirical_factors(p.at, np.stack([p.y, p.y]))
+        kr.kronecker_factors(p.at, kr.empirical(np.stack([p.y, p.y])))
 
 
 # Reach
@@ -142,18 +142,18 @@ def test_reach_is_how_far_apart_the_pairs_are(expectation, reach):
     everything, _ = estimate(expectation, p)
     for i, j in pairs(4):
         if abs(i - j) <= reach:
-            for ours, theirs in zip(fac.pair(i, j), everything.pair(i, j), strict=True):
+            for ours, theirs in zip(fac.A[i, j], fac.G[i, j], everything.A[i, j], everything.G[i, j], strict=True):
                 close(ours, theirs, rtol=1e-14)
         else:
             with pytest.raises(ValueError, match=f"no cross factors of layers {min(i, j)} and {max(i, j)}: estimate "
                                                  f"them with reach={abs(i - j)} or more"):
-                fac.pair(i, j)
+                fac.A[i, j], fac.G[i, j]
 
 
 @pytest.mark.parametrize("reach", [-1, math.nan])
 def test_a_reach_that_is_none_is_refused(reach):
     with pytest.raises(ValueError, match="reach must be at least 0, got"):
-        kr.exact_factors(problem().at, reach)
+        kr.kronecker_factors(problem().at, reach=reach)
 
 
 # Memory and precision
@@ -189,14 +189,14 @@ def test_float32_stays_float32(expectation):
 def parts(p, *counts):
     """Return the factors of consecutive parts of a batch."""
     ends = np.cumsum((0, *counts))
-    return [kr.empirical_factors(p.at.take(slice(a, b)), p.y[a:b]) for a, b in itertools.pairwise(ends)]
+    return [kr.kronecker_factors(p.at.take(slice(a, b)), kr.empirical(p.y[a:b])) for a, b in itertools.pairwise(ends)]
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_merged_parts_are_the_factors_of_the_whole(likelihood):
     p = problem(likelihood, DEEP, N=9)
     first, second, third = parts(p, 1, 2, 6)
-    whole = kr.empirical_factors(p.at, p.y)
+    whole = kr.kronecker_factors(p.at, kr.empirical(p.y))
     for merged in (first.merge(second).merge(third), third.merge(first.merge(second))):
         assert_close(merged, whole)
         assert merged.n == 9
@@ -206,19 +206,19 @@ def test_a_plain_mean_of_parts_is_not_the_whole():
     p = problem(sizes=DEEP, N=9)
     first, second = parts(p, 2, 7)
     plain = first.combine(second, lambda a, b: (a + b) / 2, 9)
-    for ours, whole in zip(arrays(plain), arrays(kr.empirical_factors(p.at, p.y)), strict=True):
+    for ours, whole in zip(arrays(plain), arrays(kr.kronecker_factors(p.at, kr.empirical(p.y))), strict=True):
         assert relative(ours, whole) > 1e-2
 
 
 def shapes_that_do_not_fit():
     p = problem(sizes=DEEP)
-    return {"widths": kr.exact_factors(problem(sizes=(4, 3, 6, 2)).at), "layers": kr.exact_factors(problem().at),
-            "neighbours": kr.exact_factors(p.at, 0), "far": kr.exact_factors(p.at, 1)}
+    return {"widths": kr.kronecker_factors(problem(sizes=(4, 3, 6, 2)).at), "layers": kr.kronecker_factors(problem().at),
+            "neighbours": kr.kronecker_factors(p.at, reach=0), "far": kr.kronecker_factors(p.at, reach=1)}
 
 
 @pytest.mark.parametrize("what", ["widths", "layers", "neighbours", "far"])
 def test_factors_of_another_network_or_reach_are_refused(what):
-    fac, other = kr.exact_factors(problem(sizes=DEEP).at), shapes_that_do_not_fit()[what]
+    fac, other = kr.kronecker_factors(problem(sizes=DEEP).at), shapes_that_do_not_fit()[what]
     for one, another in ((fac, other), (other, fac)):
         with pytest.raises(ValueError, match="other must hold factors of the same shapes and pairs: expected"):
             one.merge(another)
@@ -230,7 +230,7 @@ def test_factors_of_another_network_or_reach_are_refused(what):
 
 
 def batches(count):
-    return [kr.exact_factors(problem(sizes=DEEP, N=2 + seed % 3, seed=seed).at) for seed in range(count)]
+    return [kr.kronecker_factors(problem(sizes=DEEP, N=2 + seed % 3, seed=seed).at) for seed in range(count)]
 
 
 def test_the_running_average_by_an_explicit_loop():
@@ -289,13 +289,13 @@ def test_an_empty_average_has_no_factors():
 
 def z_scores(at, rng, draws=400, factor=1.0):
     """Return the z-scores of the sampled G, cross factors included, against `factor` times the exact ones."""
-    exact = kr.exact_factors(at)
-    samples = [kr.sampled_factors(at, y) for y in at.sample(rng, draws)]
+    exact = kr.kronecker_factors(at)
+    samples = [kr.kronecker_factors(at, kr.sampled(y)) for y in at.sample(rng, draws)]
     scores = []
     for i, j in pairs(len(exact)):
-        drawn = np.stack([fac.pair(i, j)[1] for fac in samples])
+        drawn = np.stack([fac.G[i, j] for fac in samples])
         error = drawn.std(axis=0, ddof=1) / np.sqrt(draws)
-        scores.append(((drawn.mean(axis=0) - factor * exact.pair(i, j)[1]) / error).ravel())
+        scores.append(((drawn.mean(axis=0) - factor * exact.G[i, j]) / error).ravel())
     return np.concatenate(scores)
 
 
@@ -325,7 +325,7 @@ def test_the_error_of_every_block_is_a_covariance(likelihood, expectation):
         Gamma = np.stack([kronecker.vec(by_loop(g[i][:, [n]], g[j][:, [n]])) for n in range(7)])
         Alpha = np.stack([kronecker.vec(np.outer(a[i][n], a[j][n])) for n in range(7)])
         covariance = Gamma.T @ (Alpha - Alpha.mean(axis=0)) / 7
-        A, G = fac.pair(i, j)
+        A, G = fac.A[i, j], fac.G[i, j]
         error = kr.fisher_block(p.at, i, j, columns) - np.kron(A, G)
         R = kronecker.rearrange(error, A.shape, G.shape)
         assert np.abs(R - covariance).max() < 1e-13 * np.abs(Gamma).max() * np.abs(Alpha).max()

@@ -47,11 +47,11 @@ def p(request):
 def three_columns(q: Problem):
     """Yield, for each expectation, the function that makes its columns, its factors and its Fisher."""
     targets = q.at.sample(np.random.default_rng(0), 3)
-    yield fisher.exact_columns, kr.exact_factors(q.at), kr.exact_fisher(q.at)
-    yield (lambda at: fisher.sampled_columns(at, targets), kr.sampled_factors(q.at, targets),
-           kr.sampled_fisher(q.at, targets))
-    yield (lambda at: fisher.empirical_columns(at, q.y), kr.empirical_factors(q.at, q.y),
-           kr.empirical_fisher(q.at, q.y))
+    yield kr.exact, kr.kronecker_factors(q.at), kr.fisher_matrix(q.at)
+    yield (lambda at: kr.sampled(targets)(at), kr.kronecker_factors(q.at, kr.sampled(targets)),
+           kr.fisher_matrix(q.at, kr.sampled(targets)))
+    yield (lambda at: kr.empirical(q.y)(at), kr.kronecker_factors(q.at, kr.empirical(q.y)),
+           kr.fisher_matrix(q.at, kr.empirical(q.y)))
 
 
 def identical_inputs(q: Problem) -> Problem:
@@ -68,8 +68,8 @@ def norm(S):
 def written_out(fac, damping, pi=trace_pi):
     """Return F-hat and its inverse, from Psi, Sigma, Xi and Lambda."""
     root, layers = np.sqrt(damping), range(len(fac))
-    A = [S + pi(S, T) * root * np.eye(len(S)) for S, T in zip(fac.A, fac.G, strict=True)]
-    G = [T + root / pi(S, T) * np.eye(len(T)) for S, T in zip(fac.A, fac.G, strict=True)]
+    A = [S + pi(S, T) * root * np.eye(len(S)) for S, T in fac.layers]
+    G = [T + root / pi(S, T) * np.eye(len(T)) for S, T in fac.layers]
     Psi = [np.kron(fac.A_cross[i] @ np.linalg.inv(A[i + 1]), fac.G_cross[i] @ np.linalg.inv(G[i + 1]))
            for i in layers[:-1]]
     Sigma = [np.kron(A[i], G[i]) - Psi[i] @ np.kron(A[i + 1], G[i + 1]) @ Psi[i].T for i in layers[:-1]]
@@ -83,7 +83,7 @@ def written_out(fac, damping, pi=trace_pi):
 
 @pytest.mark.parametrize("pi", [trace_pi, frobenius_pi, lambda A, G: 2.0], ids=["trace", "frobenius", "2"])
 def test_block_tridiagonal_is_the_dense_construction(p, pi):
-    fac = kr.exact_factors(p.at, 1)
+    fac = kr.kronecker_factors(p.at, reach=1)
     F_hat, inverse = written_out(fac, DAMPING, pi)
     C, V = BlockTridiagonal(fac, DAMPING, pi), direction(p)
     close(C.dense(), F_hat, rtol=1e-13)
@@ -103,7 +103,7 @@ def test_block_tridiagonal_of_every_expectation_is_the_dense_construction(expect
 @pytest.mark.parametrize("sizes", [(2, 3, 2), (3, 2, 3, 2)])
 @pytest.mark.parametrize("hidden", ["tanh", "softplus"])
 def test_undamped_block_tridiagonal_is_the_dense_construction(sizes, hidden):
-    fac = kr.exact_factors(problem("gaussian", sizes, hidden, N=60).at, 1)
+    fac = kr.kronecker_factors(problem("gaussian", sizes, hidden, N=60).at, reach=1)
     F_hat, inverse = written_out(fac, 0.0)
     condition = np.linalg.cond(F_hat)
     assert 10 < condition < 1e6
@@ -114,7 +114,7 @@ def test_undamped_block_tridiagonal_is_the_dense_construction(sizes, hidden):
 
 @given(problems(), dampings)
 def test_block_tridiagonal_is_the_construction_and_positive_definite_on_any_network(q, damping):
-    C = BlockTridiagonal(kr.exact_factors(q.at, 1), damping)
+    C = BlockTridiagonal(kr.kronecker_factors(q.at, reach=1), damping)
     F_hat, inverse = written_out(C.factors, damping)
     condition = np.linalg.cond(F_hat)
     close(C.dense(), F_hat, rtol=1e-12)
@@ -124,12 +124,12 @@ def test_block_tridiagonal_is_the_construction_and_positive_definite_on_any_netw
 
 
 def test_its_tridiagonal_blocks_are_those_of_F_tilde_with_damped_factors_on_the_diagonal(p):
-    fac, layers = kr.exact_factors(p.at), blocks(p.at)
+    fac, layers = kr.kronecker_factors(p.at), blocks(p.at)
     S = BlockTridiagonal(fac, DAMPING).dense()
     for i, rows in enumerate(layers):
         close(S[rows, rows], np.kron(*BlockDiagonal(fac, DAMPING).damped[i]), rtol=1e-13)
     for i, (rows, columns) in enumerate(itertools.pairwise(layers)):
-        block = np.kron(*fac.pair(i, i + 1))                            # undamped
+        block = np.kron(fac.A[i, i + 1], fac.G[i, i + 1])                            # undamped
         np.testing.assert_allclose(S[rows, columns], block, rtol=1e-13, atol=1e-13 * np.abs(S).max())
 
 
@@ -137,7 +137,7 @@ FOUR = problem("gaussian", (2, 3, 2, 3, 2), "tanh", N=20)
 
 
 def test_its_inverse_is_zero_off_the_tridiagonal_and_it_is_not():
-    fac, layers = kr.exact_factors(FOUR.at), blocks(FOUR.at)
+    fac, layers = kr.kronecker_factors(FOUR.at), blocks(FOUR.at)
     C, F_tilde = BlockTridiagonal(fac, DAMPING), Full(fac).dense()
     S, inverse = C.dense(), C.inverse_dense()
     for i, j in ((0, 2), (0, 3), (1, 3)):
@@ -150,7 +150,7 @@ def test_its_inverse_is_zero_off_the_tridiagonal_and_it_is_not():
 
 
 def test_its_far_blocks_go_through_the_layer_between():
-    fac, layers = kr.exact_factors(FOUR.at), blocks(FOUR.at)
+    fac, layers = kr.kronecker_factors(FOUR.at), blocks(FOUR.at)
     S = BlockTridiagonal(fac, DAMPING).dense()
     for i in (0, 1):
         first, between, last = layers[i:i + 3]
@@ -160,7 +160,7 @@ def test_its_far_blocks_go_through_the_layer_between():
 
 def test_undamped_its_tridiagonal_blocks_are_F_tilde_s():
     q = problem("gaussian", (2, 3, 2, 3), N=60)
-    fac, (first, second, third) = kr.exact_factors(q.at), blocks(q.at)
+    fac, (first, second, third) = kr.kronecker_factors(q.at), blocks(q.at)
     S, F_tilde = BlockTridiagonal(fac).dense(), Full(fac).dense()
     for rows, columns in ((first, first), (first, second), (second, second), (second, third), (third, third)):
         close(S[rows, columns], F_tilde[rows, columns], rtol=1e-12)
@@ -168,7 +168,7 @@ def test_undamped_its_tridiagonal_blocks_are_F_tilde_s():
 
 
 def test_block_tridiagonal_damps_the_diagonal_factors_alone():
-    fac, root = kr.exact_factors(FOUR.at, 1), np.sqrt(DAMPING)
+    fac, root = kr.kronecker_factors(FOUR.at, reach=1), np.sqrt(DAMPING)
     S = BlockTridiagonal(fac, DAMPING).dense()
     everything = replace(fac, A_cross=tuple(A + root * np.eye(*A.shape) for A in fac.A_cross),
                          G_cross=tuple(G + root * np.eye(*G.shape) for G in fac.G_cross))
@@ -179,7 +179,7 @@ def test_block_tridiagonal_damps_the_diagonal_factors_alone():
 @EACH
 def test_with_one_layer_block_tridiagonal_is_block_diagonal(likelihood):
     q = problem(likelihood, (4, 3))
-    fac, V = kr.exact_factors(q.at, 0), direction(q)
+    fac, V = kr.kronecker_factors(q.at, reach=0), direction(q)
     one, other = BlockTridiagonal(fac, DAMPING), BlockDiagonal(fac, DAMPING)
     close(one.dense(), other.dense(), rtol=1e-15)
     close(one.inverse_dense(), other.inverse_dense(), rtol=1e-14)
@@ -190,14 +190,14 @@ def test_with_one_layer_block_tridiagonal_is_block_diagonal(likelihood):
 @pytest.mark.parametrize("sizes", [(3, 4, 2), DEEP, (1, 1, 1, 2)])
 def test_with_more_layers_it_is_not(likelihood, sizes):
     q = problem(likelihood, sizes)
-    one, other = (S(kr.exact_factors(q.at), DAMPING) for S in (BlockTridiagonal, BlockDiagonal))
+    one, other = (S(kr.kronecker_factors(q.at), DAMPING) for S in (BlockTridiagonal, BlockDiagonal))
     assert relative(one.dense(), other.dense()) > 1e-3
     assert relative(one.inverse_dense(), other.inverse_dense()) > 1e-3
     assert relative(params.flatten(one.solve(direction(q))), params.flatten(other.solve(direction(q)))) > 1e-3
 
 
 def test_without_correlations_between_layers_block_tridiagonal_is_block_diagonal():
-    fac = kr.exact_factors(FOUR.at)
+    fac = kr.kronecker_factors(FOUR.at)
     apart = replace(fac, G_cross=tuple(np.zeros_like(G) for G in fac.G_cross))
     close(BlockTridiagonal(apart, DAMPING).dense(), BlockDiagonal(apart, DAMPING).dense(), rtol=1e-14)
     close(BlockTridiagonal(apart, DAMPING).inverse_dense(), BlockDiagonal(apart, DAMPING).inverse_dense(), rtol=1e-13)
@@ -205,8 +205,8 @@ def test_without_correlations_between_layers_block_tridiagonal_is_block_diagonal
 
 def test_block_tridiagonal_needs_the_cross_factors_of_neighbours_and_no_others():
     with pytest.raises(ValueError, match="no cross factors of layers 0 and 1: estimate them with reach=1 or more"):
-        BlockTridiagonal(kr.exact_factors(FOUR.at, 0), DAMPING)
-    near, all_ = (BlockTridiagonal(kr.exact_factors(FOUR.at, reach), DAMPING).dense() for reach in (1, np.inf))
+        BlockTridiagonal(kr.kronecker_factors(FOUR.at, reach=0), DAMPING)
+    near, all_ = (BlockTridiagonal(kr.kronecker_factors(FOUR.at, reach=reach), DAMPING).dense() for reach in (1, np.inf))
     close(near, all_, rtol=1e-14)
 
 
@@ -315,7 +315,7 @@ def with_identity(fac):
 
 @given(problems(), dampings)
 def test_input_only_is_exactly_damped_kfac_with_G_the_identity(q, damping):
-    fac = kr.exact_factors(q.at, 0)
+    fac = kr.kronecker_factors(q.at, reach=0)
     ours, theirs = InputOnly(fac, damping), EigenDamped(with_identity(fac), damping)
     close(ours.dense(), theirs.dense(), rtol=1e-14)
     U, W = (params.flatten(C.solve(direction(q))) for C in (ours, theirs))
@@ -324,7 +324,7 @@ def test_input_only_is_exactly_damped_kfac_with_G_the_identity(q, damping):
 
 def test_input_only_is_factored_kfac_with_G_the_identity_at_no_damping_alone():
     q = problem("gaussian", (3, 4, 2), N=60)
-    fac = kr.exact_factors(q.at, 0)
+    fac = kr.kronecker_factors(q.at, reach=0)
     ours, theirs = (params.flatten(C.solve(direction(q))) for C in (InputOnly(fac), BlockDiagonal(with_identity(fac))))
     close(ours, theirs, rtol=1e-13)
     ours, theirs = InputOnly(fac, DAMPING), BlockDiagonal(with_identity(fac), DAMPING)
@@ -335,13 +335,13 @@ def test_input_only_is_factored_kfac_with_G_the_identity_at_no_damping_alone():
 def test_input_only_does_not_see_G(p):
     dense = [InputOnly(fac, DAMPING).dense() for _, fac, _ in three_columns(p)]
     expected = scipy.linalg.block_diag(*(np.kron(A + DAMPING * np.eye(len(A)), np.eye(m)) for A, (m, _) in
-                                         zip(kr.exact_factors(p.at, 0).A, p.shapes, strict=True)))
+                                         zip(kr.kronecker_factors(p.at, reach=0).A, p.shapes, strict=True)))
     for S in dense:
         close(S, expected, rtol=1e-15)
 
 
 def test_input_only_is_not_kfac():
-    fac = kr.exact_factors(PROBLEMS["categorical"].at, 0)
+    fac = kr.kronecker_factors(PROBLEMS["categorical"].at, reach=0)
     assert relative(InputOnly(fac, DAMPING).dense(), EigenDamped(fac, DAMPING).dense()) > 1e-3
 
 
@@ -360,7 +360,7 @@ def test_diagonal_is_the_diagonal_of_the_fisher_of_every_expectation(p):
 def test_the_expectations_of_a_diagonal_differ_and_it_is_not_the_fisher(likelihood):
     q = problem(likelihood, DEEP)
     exact, sampled, empirical = (Diagonal(q.at, 0.0, columns).dense() for columns, *_ in three_columns(q))
-    for one, other in ((exact, sampled), (exact, empirical), (sampled, empirical), (exact, kr.exact_fisher(q.at))):
+    for one, other in ((exact, sampled), (exact, empirical), (sampled, empirical), (exact, kr.fisher_matrix(q.at))):
         assert relative(one, other) > 1e-3
 
 
@@ -375,7 +375,7 @@ def test_exact_dual_is_the_dense_solve(likelihood, sizes, N, damping):
     P, NC = q.at.model.network.parameters, 3 * N
     assert (NC < P) == (N < 10)
     C, V = ExactDual(q.at, damping), direction(q)
-    S = kr.exact_fisher(q.at) + damping * np.eye(P)
+    S = kr.fisher_matrix(q.at) + damping * np.eye(P)
     x = params.flatten(C.solve(V))
     # The two terms of the identity cancel in the directions of the largest eigenvalues.
     close(x, np.linalg.solve(S, params.flatten(V)), rtol=1e-14 * max(10, np.linalg.cond(S)))
@@ -386,7 +386,7 @@ def test_exact_dual_is_the_dense_solve(likelihood, sizes, N, damping):
 
 @given(problems(), st.floats(1e-2, 10))
 def test_exact_dual_is_the_dense_solve_on_any_network(q, damping):
-    S = kr.exact_fisher(q.at) + damping * np.eye(q.at.model.network.parameters)
+    S = kr.fisher_matrix(q.at) + damping * np.eye(q.at.model.network.parameters)
     x = params.flatten(ExactDual(q.at, damping).solve(direction(q)))
     close(S @ x, params.flatten(direction(q)), rtol=1e-14 * max(10, np.linalg.cond(S)))
 
@@ -424,8 +424,8 @@ def test_exact_dual_is_exact_and_the_other_structures_of_a_point_are_not():
 
 
 CONSTRUCTIONS = {
-    BlockTridiagonal: lambda at: written_out(kr.exact_factors(at, 1), DAMPING)[0],
-    ExactDual: lambda at: kr.exact_fisher(at) + DAMPING * np.eye(at.model.network.parameters),
+    BlockTridiagonal: lambda at: written_out(kr.kronecker_factors(at, reach=1), DAMPING)[0],
+    ExactDual: lambda at: kr.fisher_matrix(at) + DAMPING * np.eye(at.model.network.parameters),
 }
 
 
@@ -460,12 +460,12 @@ TRAINED = {
     "diagonal": Diagonal,
     "dual": ExactDual,
     "exact blocks": ExactBlockDiagonal,
-    "EKFAC, exact": functools.partial(EKFAC, columns=fisher.exact_columns),
-    "nearest": of_point(kr.nearest_kronecker_factors),
-    "KFRA": of_point(kr.kfra_factors),
-    "TKFAC": of_point(kr.tkfac_factors),
-    "Shampoo": of_point(kr.shampoo_factors),
-    "Shampoo, roots": of_point(kr.shampoo_root_factors),
+    "EKFAC, exact": functools.partial(EKFAC, columns=kr.exact),
+    "nearest": of_point(kr.factors.nearest_kronecker_factors),
+    "KFRA": of_point(kr.factors.kfra_factors),
+    "TKFAC": of_point(kr.factors.tkfac_factors),
+    "Shampoo": of_point(kr.factors.shampoo_factors),
+    "Shampoo, roots": of_point(kr.factors.shampoo_root_factors),
 }
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
 import kfac_ref as kr
-from kfac_ref import fisher, params
-from tests.problems import close, direction, problem, problems, relative
+from kfac_ref import layers, params
+from tests.problems import close, direction, expectations, problem, problems, relative
 
 LIKELIHOODS = ("gaussian", "categorical", "bernoulli")
 
@@ -55,21 +57,21 @@ def by_enumeration(at):
 @settings(max_examples=25)
 @given(problems())
 def test_exact_fisher_is_three_times_the_same(p):
-    F = kr.exact_fisher(p.at)
+    F = kr.fisher_matrix(p.at)
     close(F, by_jacobian(p.at), rtol=1e-12)
     close(F, by_enumeration(p.at), rtol=1e-12)
 
 
 @given(problems())
 def test_exact_fisher_is_symmetric_and_positive_semi_definite(p):
-    F = kr.exact_fisher(p.at)
+    F = kr.fisher_matrix(p.at)
     close(F, F.T, rtol=1e-14)
     assert np.linalg.eigvalsh(F)[0] >= -1e-13 * np.abs(F).max()
 
 
 @given(problems())
 def test_blocks_are_slices(p):
-    F = kr.exact_fisher(p.at)
+    F = kr.fisher_matrix(p.at)
     ends = np.cumsum([0] + [m * n for m, n in p.shapes])
     for i in range(len(p.shapes)):
         for j in range(len(p.shapes)):
@@ -80,9 +82,9 @@ def test_blocks_are_slices(p):
 def test_blocks_of_the_other_expectations(likelihood):
     p = problem(likelihood, (3, 4, 2))
     targets = p.at.sample(np.random.default_rng(0), 3)
-    for columns, F in ((fisher.sampled_columns(p.at, targets), kr.sampled_fisher(p.at, targets)),
-                       (fisher.empirical_columns(p.at, p.y), kr.empirical_fisher(p.at, p.y))):
-        close(kr.fisher_block(p.at, 1, 0, columns), F[16:, :16], rtol=1e-13)
+    for expectation in (kr.sampled(targets), kr.empirical(p.y)):
+        F = kr.fisher_matrix(p.at, expectation)
+        close(kr.fisher_block(p.at, 1, 0, expectation), F[16:, :16], rtol=1e-13)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -90,9 +92,9 @@ def test_blocks_of_the_other_expectations(likelihood):
 def test_chunks_of_examples_change_nothing(monkeypatch, likelihood, per_chunk):
     p = problem(likelihood, (4, 4, 4), N=7)
     targets = p.at.sample(np.random.default_rng(0), 3)
-    before = kr.exact_fisher(p.at), kr.sampled_fisher(p.at, targets), kr.fisher_block(p.at, 1, 0)
-    monkeypatch.setattr(fisher, "CHUNK_BYTES", per_chunk * (5 * 5 + 4 * 4) * 8)
-    after = kr.exact_fisher(p.at), kr.sampled_fisher(p.at, targets), kr.fisher_block(p.at, 1, 0)
+    before = kr.fisher_matrix(p.at), kr.fisher_matrix(p.at, kr.sampled(targets)), kr.fisher_block(p.at, 1, 0)
+    monkeypatch.setattr(layers, "CHUNK_BYTES", per_chunk * (5 * 5 + 4 * 4) * 8)
+    after = kr.fisher_matrix(p.at), kr.fisher_matrix(p.at, kr.sampled(targets)), kr.fisher_block(p.at, 1, 0)
     for a, b in zip(after, before, strict=True):
         close(a, b, rtol=1e-14)
 
@@ -130,6 +132,33 @@ def test_fisher_gram_is_the_quadratic_form(p):
     assert np.linalg.eigvalsh(Q)[0] >= -1e-13 * np.abs(Q).max(initial=0)
 
 
+@given(problems())
+def test_the_product_of_every_expectation_is_its_dense_matrix_times_a_vector(p):
+    V = direction(p)
+    for expectation in expectations(p).values():
+        F = kr.fisher_matrix(p.at, expectation)
+        bound = 1e-13 * (np.abs(F) @ np.abs(params.flatten(V)) + np.abs(F).max())
+        apart = params.flatten(kr.fisher_product(p.at, V, expectation)) - F @ params.flatten(V)
+        assert (np.abs(apart) <= bound).all()
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda p: kr.fisher_matrix(p.model), "at must be a Point, as model.at(weights, x) returns it, got Model"),
+    (lambda p: kr.fisher_block(p.model, 0, 0), "at must be a Point, as model.at(weights, x) returns it, got Model"),
+    (lambda p: kr.kronecker_factors(p.model), "at must be a Point, as model.at(weights, x) returns it, got Model"),
+    (lambda p: kr.fisher_product(p.model, direction(p)), "at must be a Point, as model.at(weights, x) returns it, got"),
+    (lambda p: kr.fisher_gram(p.model, [direction(p)]), "at must be a Point, as model.at(weights, x) returns it, got"),
+    (lambda p: kr.hessian.hessian(p.model, p.y), "at must be a Point, as model.at(weights, x) returns it, got Model"),
+    (lambda p: kr.hessian.hessian_product(p.model, p.y, direction(p)), "at must be a Point, as model.at(weights, x)"),
+    (lambda p: kr.fisher_matrix(p.at, p.y), "expectation must be a function of a point, such as exact, sampled(targets) "
+                                            "or empirical(y), got ndarray"),
+    (lambda p: kr.fisher_product(p.at, direction(p), p.y), "expectation must be a function of a point, such as exact"),
+])
+def test_what_is_no_point_or_no_expectation_is_refused(call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call(problem())
+
+
 def test_fisher_gram_of_one_direction():
     p = problem()
     V = direction(p)
@@ -140,12 +169,11 @@ def test_fisher_gram_of_one_direction():
 def test_weight_decay_is_no_part_of_a_fisher(likelihood):
     p, decayed = problem(likelihood), problem(likelihood, weight_decay=0.3)
     V = direction(p)
-    targets = p.at.sample(np.random.default_rng(0))
     assert relative(params.flatten(decayed.at.gradient(p.y)), params.flatten(p.at.gradient(p.y))) > 1e-3
-    for compute in (kr.exact_fisher, lambda at: kr.sampled_fisher(at, targets),
-                    lambda at: kr.empirical_fisher(at, p.y), lambda at: params.flatten(kr.fisher_product(at, V)),
-                    lambda at: kr.fisher_gram(at, [V])):
-        np.testing.assert_array_equal(compute(decayed.at), compute(p.at))
+    for e in expectations(p).values():
+        np.testing.assert_array_equal(kr.fisher_matrix(decayed.at, e), kr.fisher_matrix(p.at, e))
+        np.testing.assert_array_equal(*(params.flatten(kr.fisher_product(at, V, e)) for at in (decayed.at, p.at)))
+    np.testing.assert_array_equal(kr.fisher_gram(decayed.at, [V]), kr.fisher_gram(p.at, [V]))
 
 
 @pytest.mark.parametrize("compute", [kr.fisher_product, lambda at, V: kr.fisher_gram(at, [V])])
@@ -164,10 +192,10 @@ def test_directions_that_do_not_fit_are_refused(compute):
 def test_draws_are_averaged(likelihood, M):
     p = problem(likelihood, (3, 4, 2))
     targets = p.at.sample(np.random.default_rng(0), M)
-    mean = sum(kr.empirical_fisher(p.at, y) for y in targets) / M
-    close(kr.sampled_fisher(p.at, targets), mean, rtol=1e-13)
-    close(kr.sampled_fisher(p.at, targets[0]), kr.empirical_fisher(p.at, targets[0]), rtol=1e-13)
-    assert relative(kr.sampled_fisher(p.at, targets), kr.exact_fisher(p.at)) > 1e-3
+    mean = sum(kr.fisher_matrix(p.at, kr.empirical(y)) for y in targets) / M
+    close(kr.fisher_matrix(p.at, kr.sampled(targets)), mean, rtol=1e-13)
+    close(kr.fisher_matrix(p.at, kr.sampled(targets[0])), kr.fisher_matrix(p.at, kr.empirical(targets[0])), rtol=1e-13)
+    assert relative(kr.fisher_matrix(p.at, kr.sampled(targets)), kr.fisher_matrix(p.at)) > 1e-3
 
 
 def half_sure(likelihood, seed=5):
@@ -180,7 +208,7 @@ def half_sure(likelihood, seed=5):
 
 def z_scores(at, F, rng, draws=400):
     """Return the z-scores of the sampled Fisher against `F`, and the differences where nothing varies."""
-    F_m = np.stack([kr.sampled_fisher(at, y) for y in at.sample(rng, draws)])
+    F_m = np.stack([kr.fisher_matrix(at, kr.sampled(y)) for y in at.sample(rng, draws)])
     mean, error = F_m.mean(axis=0), F_m.std(axis=0, ddof=1) / np.sqrt(draws)
     varies = error > 1e-14 * np.abs(F).max()
     return (mean - F)[varies] / error[varies], (mean - F)[~varies] / np.abs(F).max()
@@ -195,7 +223,7 @@ MAX_Z = {"gaussian": 4.8, "categorical": 4.1, "bernoulli": 4.2}
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_the_sampled_fisher_is_unbiased(likelihood):
     at = half_sure(likelihood)
-    F = kr.exact_fisher(at)
+    F = kr.fisher_matrix(at)
     z, constant = z_scores(at, F, np.random.default_rng(0))
     assert np.abs(z).max() < MAX_Z[likelihood]
     assert np.abs(constant).max(initial=0) < 1e-14
@@ -206,7 +234,7 @@ def test_the_sampled_fisher_is_unbiased(likelihood):
 
 def test_a_bernoulli_that_is_half_sure_has_entries_that_do_not_vary():
     at = half_sure("bernoulli")
-    F = kr.exact_fisher(at)
+    F = kr.fisher_matrix(at)
     assert z_scores(at, F, np.random.default_rng(0))[1].size == 16          # the output's own 4 x 4 weights
     assert F[9, 9] > 0.01
 
@@ -218,26 +246,26 @@ def test_a_bernoulli_that_is_half_sure_has_entries_that_do_not_vary():
 def test_the_empirical_fisher_is_the_mean_outer_product_and_not_the_exact_one(likelihood):
     p = problem(likelihood)
     mean = sum(outer(p.at.take([n]), p.y[[n]]) for n in range(len(p.at))) / len(p.at)
-    EF = kr.empirical_fisher(p.at, p.y)
+    EF = kr.fisher_matrix(p.at, kr.empirical(p.y))
     close(EF, mean, rtol=1e-13)
-    assert relative(EF, kr.exact_fisher(p.at)) > 0.1
+    assert relative(EF, kr.fisher_matrix(p.at)) > 0.1
 
 
 def test_the_empirical_fisher_of_linear_regression():
     p = problem("gaussian", (3, 1), N=9)
     x, r = p.at.a_bar[0], (p.at.z - p.y)[:, 0]
-    EF, F = kr.empirical_fisher(p.at, p.y), kr.exact_fisher(p.at)
+    EF, F = kr.fisher_matrix(p.at, kr.empirical(p.y)), kr.fisher_matrix(p.at)
     close(EF, (r[:, None]**2 * x).T @ x / len(x), rtol=1e-13)
     close(F, x.T @ x / len(x), rtol=1e-13)
     c = 3.0
-    close(kr.empirical_fisher(p.at, p.at.z - c * (p.at.z - p.y)), c**2 * EF, rtol=1e-13)
+    close(kr.fisher_matrix(p.at, kr.empirical(p.at.z - c * (p.at.z - p.y))), c**2 * EF, rtol=1e-13)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_a_stack_of_labels_is_refused(likelihood):
     p = problem(likelihood)
-    with pytest.raises(ValueError, match="y must be one target for each of the 7 examples, got a stack of 2"):
-        kr.empirical_fisher(p.at, np.stack([p.y, p.y]))
+    with pytest.raises(ValueError, match="y must hold one target for each example, got a stack of 2"):
+        kr.fisher_matrix(p.at, kr.empirical(np.stack([p.y, p.y])))
 
 
 # Memory and precision
@@ -245,14 +273,12 @@ def test_a_stack_of_labels_is_refused(likelihood):
 
 def test_a_matrix_that_takes_too_much_memory_is_refused_by_its_bytes():
     p = problem(sizes=(4, 5, 3))
-    targets = p.at.sample(np.random.default_rng(0))
     size = 43 * 43 * 8
-    for compute in (kr.exact_fisher, lambda at, b: kr.sampled_fisher(at, targets, b),
-                    lambda at, b: kr.empirical_fisher(at, p.y, b)):
+    for expectation in expectations(p).values():
         with pytest.raises(ValueError, match=f"the Fisher matrix is 43 x 43 and takes {size:,} bytes, more than "
                                              f"max_bytes = {size - 1:,}"):
-            compute(p.at, size - 1)
-        assert compute(p.at, size).shape == (43, 43)
+            kr.fisher_matrix(p.at, expectation, size - 1)
+        assert kr.fisher_matrix(p.at, expectation, size).shape == (43, 43)
 
 
 def test_a_block_that_takes_too_much_memory_is_refused_by_its_bytes():
@@ -263,20 +289,20 @@ def test_a_block_that_takes_too_much_memory_is_refused_by_its_bytes():
     assert kr.fisher_block(p.at, 1, 0, max_bytes=size).shape == (18, 25)
 
 
-def test_four_gibibytes_are_the_limit_unless_told():
+def test_four_gibibytes_are_the_default_limit():
     p = problem(sizes=(1, 23170, 1), N=1)
     with pytest.raises(ValueError, match="more than max_bytes = 4,294,967,296"):
-        kr.exact_fisher(p.at)
+        kr.fisher_matrix(p.at)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_float32_stays_float32(likelihood):
     p, p32 = problem(likelihood), problem(likelihood, dtype=np.float32)
-    targets = p.at.sample(np.random.default_rng(0), 3)
     V = direction(p)
-    for compute in (kr.exact_fisher, lambda at: kr.sampled_fisher(at, targets), lambda at: kr.empirical_fisher(at, p.y),
-                    lambda at: kr.fisher_block(at, 1, 0), lambda at: params.flatten(kr.fisher_product(at, V))):
-        single = compute(p32.at)
-        assert single.dtype == np.float32
-        close(single, compute(p.at), rtol=1e-5)                     # float32 has 7 digits, and a few roundings follow
+    for e in expectations(p).values():
+        for compute in (kr.fisher_matrix, lambda at, e: kr.fisher_block(at, 1, 0, e),
+                        lambda at, e: params.flatten(kr.fisher_product(at, V, e))):
+            single = compute(p32.at, e)
+            assert single.dtype == np.float32
+            close(single, compute(p.at, e), rtol=1e-5)              # float32 has 7 digits, and a few roundings follow
     close(kr.fisher_gram(p32.at, [V]), kr.fisher_gram(p.at, [V]), rtol=1e-5)

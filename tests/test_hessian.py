@@ -33,7 +33,7 @@ def layers(p):
 def gap(p, y, i, j):
     """Return how far block (i, j) of H is from that of F, in units of the latter."""
     rows, columns = layers(p)[i], layers(p)[j]
-    return relative(hessian(p.at, y)[rows, columns], kr.exact_fisher(p.at)[rows, columns])
+    return relative(hessian(p.at, y)[rows, columns], kr.fisher_matrix(p.at)[rows, columns])
 
 
 # Against derivatives of the gradient
@@ -129,14 +129,14 @@ def test_directions_are_left_as_they_were():
 @EACH
 def test_of_one_layer_it_is_the_fisher(likelihood):
     p = problem(likelihood, (4, 3))
-    close(hessian(p.at, p.y), kr.exact_fisher(p.at), rtol=1e-13)
+    close(hessian(p.at, p.y), kr.fisher_matrix(p.at), rtol=1e-13)
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 @pytest.mark.parametrize("hidden", ["tanh", "logistic", "relu", "softplus", "identity"])
 def test_where_every_target_is_the_mean_it_is_the_fisher(likelihood, hidden):
     p = problem(likelihood, SIZES, hidden)
-    F = kr.exact_fisher(p.at)
+    F = kr.fisher_matrix(p.at)
     close(hessian(p.at, certain(p)), F, rtol=1e-12)
     assert relative(hessian(p.at, p.y), F) > 1e-3
 
@@ -170,13 +170,13 @@ def test_of_smooth_nets_all_blocks_but_the_last_differ(likelihood, hidden):
 @pytest.mark.parametrize("hidden", ["tanh", "softplus", "relu"])
 def test_the_mean_over_all_outcomes_is_the_fisher(likelihood, hidden):
     p = problem(likelihood, (3, 3, 3), hidden, N=3)
-    F, mean, furthest = kr.exact_fisher(p.at), 0, 0
+    F, mean, furthest = kr.fisher_matrix(p.at), 0, 0
     for n in range(len(p.at)):
         one = p.at.take([n])
         for y, probability in zip(*p.model.likelihood.outcomes(one.z), strict=True):
             H = hessian(one, y)
             mean = mean + probability[0] / len(p.at) * H
-            furthest = max(furthest, relative(H, kr.exact_fisher(one)))
+            furthest = max(furthest, relative(H, kr.fisher_matrix(one)))
     close(mean, F, rtol=1e-12)
     assert furthest > 1e-1                                          # each outcome has a Hessian of its own
 
@@ -187,7 +187,7 @@ def test_the_mean_over_a_gaussian_is_the_fisher(hidden):
     C = p.at.z.shape[1]
     # H is affine in y, so two points of the right mean serve for the integral; these have the right covariance, too.
     around = [hessian(p.at, p.at.z + sign * np.sqrt(C) * e) for e in np.eye(C) for sign in (1, -1)]
-    F = kr.exact_fisher(p.at)
+    F = kr.fisher_matrix(p.at)
     close(sum(around) / (2 * C), F, rtol=1e-12)
     assert min(relative(H, F) for H in around) > 1e-2
 

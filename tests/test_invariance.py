@@ -109,7 +109,7 @@ def test_parts_are_the_pass_of_those_examples(rows):
     close(part.z, again.z, rtol=1e-14)
     close(part.tangent(V), again.tangent(V), rtol=1e-14)
     close(vector(part.gradient(y)), vector(again.gradient(y)), rtol=1e-13)
-    close(kr.exact_factors(part).G[0], kr.exact_factors(again).G[0], rtol=1e-13)
+    close(kr.kronecker_factors(part).G[0], kr.kronecker_factors(again).G[0], rtol=1e-13)
 
 
 def test_x_is_the_input():
@@ -181,10 +181,10 @@ def test_gradients_and_tangents_change_by_the_map(p):
 def test_factors_of_every_pair_of_layers_change_by_the_map(likelihood):
     p, q = pair(likelihood)
     Omega, Phi = q.model.network.Omega, q.model.network.Phi
-    for fac, fac_new in ((kr.exact_factors(p.at), kr.exact_factors(q.at)),
-                         (kr.empirical_factors(p.at, p.y), kr.empirical_factors(q.at, p.y))):
+    for fac, fac_new in ((kr.kronecker_factors(p.at), kr.kronecker_factors(q.at)),
+                         (kr.kronecker_factors(p.at, kr.empirical(p.y)), kr.kronecker_factors(q.at, kr.empirical(p.y)))):
         for i, j in np.ndindex(3, 3):
-            (A, G), (A_new, G_new) = fac.pair(i, j), fac_new.pair(i, j)
+            (A, G), (A_new, G_new) = fac.A[i, j], fac.G[i, j], fac_new.A[i, j], fac_new.G[i, j]
             close(A_new, Omega[i] @ A @ Omega[j].T, rtol=1e-13)
             close(G_new, Phi[i].T @ G @ Phi[j], rtol=1e-12)
             assert relative(A_new, A) > 0.1
@@ -195,7 +195,7 @@ def test_factors_of_every_pair_of_layers_change_by_the_map(likelihood):
 def test_the_fisher_changes_by_the_map(likelihood):
     p, q = pair(likelihood)
     T = T_matrix(q.model.network)
-    F, F_new = kr.exact_fisher(p.at), kr.exact_fisher(q.at)
+    F, F_new = kr.fisher_matrix(p.at), kr.fisher_matrix(q.at)
     close(F_new, T.T @ F @ T, rtol=1e-12)
     close(vector(kr.fisher_product(q.at, direction(p))), F_new @ vector(direction(p)), rtol=1e-12)
     close(T @ vector(q.at.weights), vector(p.at.weights), rtol=1e-12)
@@ -203,7 +203,7 @@ def test_the_fisher_changes_by_the_map(likelihood):
 
 
 @pytest.mark.parametrize("compute", [lambda q: hessian_product(q.at, q.y, direction(q)),
-                                     lambda q: kr.kfra_factors(q.at)], ids=["hessian", "kfra"])
+                                     lambda q: kr.factors.kfra_factors(q.at)], ids=["hessian", "kfra"])
 def test_what_reads_the_weights_of_a_plain_network_is_refused(compute):
     with pytest.raises(ValueError, match="MLP"):
         compute(pair()[1])
@@ -216,7 +216,7 @@ def test_what_reads_the_weights_of_a_plain_network_is_refused(compute):
 @STRUCTURES
 def test_the_undamped_steps_correspond(likelihood, structure):
     p, q = pair(likelihood)
-    fac, fac_new = kr.exact_factors(p.at), kr.exact_factors(q.at)
+    fac, fac_new = kr.kronecker_factors(p.at), kr.kronecker_factors(q.at)
     step = structure(fac).solve(p.at.gradient(p.y))
     step_new = q.model.network.to_original(structure(fac_new).solve(q.at.gradient(p.y)))
     close(vector(step_new), vector(step), rtol=lost(structure, fac, fac_new))
@@ -226,8 +226,8 @@ def test_the_undamped_steps_correspond(likelihood, structure):
 @STRUCTURES
 def test_the_damped_steps_do_not_correspond(structure):
     p, q = pair()
-    step = structure(kr.exact_factors(p.at), 0.1).solve(p.at.gradient(p.y))
-    step_new = structure(kr.exact_factors(q.at), 0.1).solve(q.at.gradient(p.y))
+    step = structure(kr.kronecker_factors(p.at), 0.1).solve(p.at.gradient(p.y))
+    step_new = structure(kr.kronecker_factors(q.at), 0.1).solve(q.at.gradient(p.y))
     assert relative(vector(q.model.network.to_original(step_new)), vector(step)) > 1e-3
 
 
@@ -254,7 +254,7 @@ def gradient_descent(at, y):
 
 
 def kfac(structure, damping=0.0):
-    return lambda at, y: structure(kr.exact_factors(at, 1), damping).solve(at.gradient(y))
+    return lambda at, y: structure(kr.kronecker_factors(at, reach=1), damping).solve(at.gradient(y))
 
 
 def assert_same_path(p, q, structure, rate):
@@ -262,7 +262,7 @@ def assert_same_path(p, q, structure, rate):
     losses = []
 
     def update(at, y):
-        losses.append(lost(structure, kr.exact_factors(at, 1)))
+        losses.append(lost(structure, kr.kronecker_factors(at, reach=1)))
         return kfac(structure)(at, y)
 
     one, another = path(p, update, rate), path(q, update, rate)
@@ -331,8 +331,8 @@ WHITENING = pytest.mark.parametrize("white", [whitening, centred_whitening])
 @WHITENING
 def test_in_white_coordinates_both_factors_are_the_identity(likelihood, white):
     p = problem(likelihood, SIZES, N=100, seed=3)
-    q, fac = transformed(p, *white(kr.exact_factors(p.at))), kr.exact_factors(p.at)
-    for A, G in zip(kr.exact_factors(q.at).A, kr.exact_factors(q.at).G, strict=True):
+    q, fac = transformed(p, *white(kr.kronecker_factors(p.at))), kr.kronecker_factors(p.at)
+    for A, G in zip(kr.kronecker_factors(q.at).A, kr.kronecker_factors(q.at).G, strict=True):
         # A root of S^{-1} is known to eps times the condition of S.
         np.testing.assert_allclose(A, np.eye(len(A)), rtol=0, atol=lost(BlockDiagonal, fac))
         np.testing.assert_allclose(G, np.eye(len(G)), rtol=0, atol=lost(BlockDiagonal, fac))
@@ -343,17 +343,17 @@ def test_in_white_coordinates_both_factors_are_the_identity(likelihood, white):
 @WHITENING
 def test_there_the_block_diagonal_update_is_gradient_descent(likelihood, white):
     p = problem(likelihood, SIZES, N=100, seed=3)
-    fac = kr.exact_factors(p.at)
+    fac = kr.kronecker_factors(p.at)
     q = transformed(p, *white(fac))
     grad, step = q.at.gradient(p.y), BlockDiagonal(fac).solve(p.at.gradient(p.y))
     close(vector(q.model.network.to_original(grad)), vector(step), rtol=lost(BlockDiagonal, fac))
-    close(vector(BlockDiagonal(kr.exact_factors(q.at)).solve(grad)), vector(grad), rtol=lost(BlockDiagonal, fac))
+    close(vector(BlockDiagonal(kr.kronecker_factors(q.at)).solve(grad)), vector(grad), rtol=lost(BlockDiagonal, fac))
     assert relative(vector(p.at.gradient(p.y)), vector(step)) > 0.1
 
 
 def test_the_centred_root_leaves_no_mean_and_the_symmetric_one_does():
     p = problem("gaussian", SIZES, N=100, seed=3)
-    fac = kr.exact_factors(p.at)
+    fac = kr.kronecker_factors(p.at)
     for a in transformed(p, *centred_whitening(fac)).at.a_bar:
         np.testing.assert_allclose(a[:, -1], 1, rtol=1e-15, atol=0)
         np.testing.assert_allclose(a[:, :-1].mean(axis=0), 0, rtol=0, atol=lost(BlockDiagonal, fac))
@@ -364,7 +364,7 @@ def test_the_centred_root_leaves_no_mean_and_the_symmetric_one_does():
 
 
 def test_the_symmetric_roots_are_symmetric_and_roots():
-    fac = kr.exact_factors(problem("gaussian", SIZES, N=100, seed=3).at)
+    fac = kr.kronecker_factors(problem("gaussian", SIZES, N=100, seed=3).at)
     for roots, matrices in zip(whitening(fac), (fac.A, fac.G), strict=True):
         for R, S in zip(roots, matrices, strict=True):
             np.testing.assert_allclose(R, R.T, rtol=0, atol=1e-14 * np.linalg.norm(R))
@@ -411,7 +411,7 @@ def test_a_logistic_net_is_a_tanh_net_in_other_parameters(likelihood):
 @STRUCTURES
 def test_logistic_or_tanh_is_all_the_same_to_undamped_kfac_and_not_to_gradient_descent(likelihood, structure):
     p, q, network = logistic_and_tanh(likelihood)
-    fac, fac_new = kr.exact_factors(p.at), kr.exact_factors(q.at)
+    fac, fac_new = kr.kronecker_factors(p.at), kr.kronecker_factors(q.at)
     step, step_new = structure(fac).solve(p.at.gradient(p.y)), structure(fac_new).solve(q.at.gradient(p.y))
     close(vector(step_new), vector(network.to_original(step)), rtol=lost(structure, fac, fac_new))
     assert relative(vector(q.at.gradient(p.y)), vector(network.to_original(p.at.gradient(p.y)))) > 1e-2
@@ -438,7 +438,7 @@ def test_an_affine_map_of_the_inputs_does_not_matter_to_undamped_kfac(likelihood
 @WHITENING
 def test_float32_stays_float32_in_the_roots(white):
     p = problem("gaussian", SIZES, N=100, seed=3, dtype=np.float32)
-    for roots in white(kr.exact_factors(p.at)):
+    for roots in white(kr.kronecker_factors(p.at)):
         assert {R.dtype for R in roots} == {np.dtype(np.float32)}
 
 
@@ -446,7 +446,7 @@ def test_float32_stays_float32_in_the_passes():
     p = problem("gaussian", SIZES, N=100, seed=3, dtype=np.float32)
     q = transformed(p, *random_map(p.shapes))
     at = q.model.at([W.astype(np.float32) for W in q.at.weights], p.at.x)
-    assert {at.z.dtype, at.gradient(p.y)[0].dtype, kr.exact_factors(at).A[0].dtype} == {np.dtype(np.float32)}
+    assert {at.z.dtype, at.gradient(p.y)[0].dtype, kr.kronecker_factors(at).A[0].dtype} == {np.dtype(np.float32)}
 
 
 # Refusals
@@ -476,12 +476,12 @@ def dead_input():
     p = problem("gaussian", SIZES, N=100, seed=3)
     x = p.at.x.copy()
     x[:, 1] = 0
-    return kr.exact_factors(p.model.at(p.at.weights, x))
+    return kr.kronecker_factors(p.model.at(p.at.weights, x))
 
 
 @WHITENING
 @pytest.mark.parametrize(("factors", "size"), [(dead_input, "[34] x [34]"),
-                                               (lambda: kr.exact_factors(problem(sizes=SIZES, N=40).at), "2 x 2")])
+                                               (lambda: kr.kronecker_factors(problem(sizes=SIZES, N=40).at), "2 x 2")])
 def test_factors_without_a_root_are_refused(white, factors, size):
     message = rf"factor [AG] of layer \d \({size}\) is singular to rounding: its smallest eigenvalue is .*; choose"
     with pytest.raises(np.linalg.LinAlgError, match=message):

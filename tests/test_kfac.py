@@ -100,7 +100,7 @@ def frobenius_norm(A, G):
 
 
 def exact(at, factors, gamma):
-    F = kr.exact_fisher(at)
+    F = kr.fisher_matrix(at)
     return F + gamma**2 * np.eye(len(F))
 
 
@@ -121,7 +121,7 @@ def algorithm_2(p, data, seed, lambda_, T1, T2, T3, omega1, omega2, tau1, tau2, 
         h, grad = at.loss(y), vector(at.gradient(y))
         rows1, rows2 = fraction_of(len(x), tau1, rng), fraction_of(len(x), tau2, rng)
         factors = running_average(factors, factor_matrices(at.take(rows1), rng), k)
-        H = kr.exact_fisher(at.take(rows2)) + (lambda_ + eta) * np.eye(len(theta))
+        H = kr.fisher_matrix(at.take(rows2)) + (lambda_ + eta) * np.eye(len(theta))
         tried = []
         for candidate in (gamma, omega2 * gamma, gamma / omega2) if k % T2 == 0 else (gamma,):
             C = make(at, factors, candidate) if k <= 3 or k % T3 == 0 else kept
@@ -244,14 +244,14 @@ def linear_regression():
     """Return the problem of section 7's claim, and a preconditioner that is poor on purpose and stays as it is."""
     p = problem("gaussian", (9, 5), N=20, weight_decay=0.1)
     few = p.at.take(slice(0, 6))
-    poor = kr.sampled_factors(few, 3 * np.random.default_rng(1).standard_normal((6, 5)))
+    poor = kr.kronecker_factors(few, kr.sampled(3 * np.random.default_rng(1).standard_normal((6, 5))))
     return p, BlockDiagonal(poor, damping=1.0)
 
 
 def conjugate_gradients(p, preconditioner, steps):
     """Return SciPy's iterates on (F + eta I) theta = b."""
     theta = vector(p.at.weights)
-    H = kr.exact_fisher(p.at) + p.model.weight_decay * np.eye(len(theta))
+    H = kr.fisher_matrix(p.at) + p.model.weight_decay * np.eye(len(theta))
     M = LinearOperator(H.shape, matvec=lambda v: vector(preconditioner.solve(params.unflatten(v, p.shapes))))
     iterates = []
     cg(H, H @ theta - vector(p.at.gradient(p.y)), x0=theta, rtol=0, atol=0, maxiter=steps, M=M,
@@ -289,7 +289,7 @@ def test_the_methods_of_the_optimizer_are_the_lines_of_conjugate_gradients():
 def test_twelve_conjugate_gradients_are_neither_done_nor_idle():
     p, preconditioner = linear_regression()
     theta = vector(p.at.weights)
-    H = kr.exact_fisher(p.at) + 0.1 * np.eye(len(theta))
+    H = kr.fisher_matrix(p.at) + 0.1 * np.eye(len(theta))
     best = theta - np.linalg.solve(H, vector(p.at.gradient(p.y)))
     distances = [np.linalg.norm(t - best) for t in (theta, *conjugate_gradients(p, preconditioner, 12))]
     assert 1e-3 * distances[0] < distances[-1] < 0.1 * distances[0]
@@ -533,10 +533,10 @@ def test_explain_names_what_comes_before_the_candidates():
     assert_same_bits(detail.grad, at.gradient(y))
     assert_same_bits(detail.at.a_bar, at.a_bar)
     part = at.take(detail.rows1)
-    average = state.average.update(kr.sampled_factors(part, detail.targets, reach=0))
+    average = state.average.update(kr.kronecker_factors(part, kr.sampled(detail.targets), reach=0))
     assert_same_bits(detail.A, average.factors.A)
     assert_same_bits(detail.G, average.factors.G)
-    close(detail.pi, [trace_norm(A, G) for A, G in zip(detail.A, detail.G, strict=True)], 1e-14)
+    close(detail.pi, [trace_norm(A, G) for A, G in detail.layers], 1e-14)
     assert detail.average.k == 6
     assert detail.state.average is detail.average
     assert len(detail.rows1) == len(detail.targets) == len(detail.rows2) == 6
@@ -546,7 +546,7 @@ def test_explain_names_the_candidates():
     state, _, detail = explained()
     assert len(detail.candidates) == 3
     grad = vector(detail.grad)
-    H = kr.exact_fisher(detail.at.take(detail.rows2)) + (state.lambda_ + ETA) * np.eye(len(grad))
+    H = kr.fisher_matrix(detail.at.take(detail.rows2)) + (state.lambda_ + ETA) * np.eye(len(grad))
     for candidate in detail.candidates:
         C = BlockDiagonal(detail.average.factors, damping=candidate.gamma**2).dense()
         close(vector(candidate.Delta), -np.linalg.solve(C, grad), 1e-11)
@@ -628,7 +628,7 @@ def test_the_predicted_change_is_that_of_the_quadratic_model(likelihood):
     for x, y in batches(likelihood, p, 7):
         detail = opt.explain(state, x, y)
         delta, grad = vector(detail.delta), vector(detail.grad)
-        H = kr.exact_fisher(detail.at.take(detail.rows2)) + (state.lambda_ + ETA) * np.eye(len(delta))
+        H = kr.fisher_matrix(detail.at.take(detail.rows2)) + (state.lambda_ + ETA) * np.eye(len(delta))
         close(detail.record.predicted, grad @ delta + delta @ H @ delta / 2, 1e-12)
         close(detail.record.predicted, grad @ delta / 2, 1e-11)
         state = detail.state
@@ -929,7 +929,7 @@ class Identity(Curvature):
 
     @property
     def shapes(self):
-        return [(len(G), len(A)) for A, G in zip(self.factors.A, self.factors.G, strict=True)]
+        return [(len(G), len(A)) for A, G in self.factors.layers]
 
     @property
     def dtype(self):
@@ -949,7 +949,7 @@ def test_a_structure_of_a_user_s_own_serves(likelihood, structure):
     opt = KFAC(p.model, structure, lambda_0=0.3, tau1=1.0)
     detail = opt.explain(opt.init(p.at.weights), p.at.x, p.y)
     g = vector(p.at.gradient(p.y))
-    H = kr.exact_fisher(p.at) + (0.3 + ETA) * np.eye(len(g))
+    H = kr.fisher_matrix(p.at) + (0.3 + ETA) * np.eye(len(g))
     close(vector(detail.Delta), -g / (1.3 + ETA), 1e-12)
     # Steepest descent with the step length of an exact line search on M.
     close(vector(detail.delta), -g * (g @ g) / (g @ H @ g), 1e-12)
@@ -984,8 +984,8 @@ def test_a_partial_structure_keeps_its_setting():
     p = problem(weight_decay=ETA)
     opt = KFAC(p.model, functools.partial(BlockDiagonal, pi=frobenius_pi), tau1=1.0)
     detail = opt.explain(opt.init(p.at.weights), p.at.x, p.y)
-    close(detail.pi, [frobenius_norm(A, G) for A, G in zip(detail.A, detail.G, strict=True)], 1e-13)
-    assert relative(detail.pi, [trace_norm(A, G) for A, G in zip(detail.A, detail.G, strict=True)]) > 1e-3
+    close(detail.pi, [frobenius_norm(A, G) for A, G in detail.layers], 1e-13)
+    assert relative(detail.pi, [trace_norm(A, G) for A, G in detail.layers]) > 1e-3
 
 
 # Precision and progress

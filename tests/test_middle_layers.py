@@ -114,27 +114,27 @@ def test_gamma_is_still_1_after_seven_steps():
 def test_the_middle_of_the_fisher_is_that_part_of_the_whole(small, matrices):
     at, _ = small
     *_, F, _ = matrices
-    whole = inner(at, kr.exact_fisher(at))
+    whole = inner(at, kr.fisher_matrix(at))
     np.testing.assert_allclose(F, whole, rtol=1e-11, atol=1e-14 * np.abs(whole).max())
 
 
 def test_the_middle_of_F_tilde_is_that_part_of_the_whole(small, matrices):
     at, _ = small
     *_, F_tilde = matrices
-    np.testing.assert_array_equal(F_tilde, inner(at, kr.curvature.Full(kr.exact_factors(at)).dense()))
+    np.testing.assert_array_equal(F_tilde, inner(at, kr.curvature.Full(kr.kronecker_factors(at)).dense()))
 
 
 def test_the_whole_network_restricted_to_all_its_layers_is_itself(small):
     at, _ = small
-    fac = kr.exact_factors(at)
+    fac = kr.kronecker_factors(at)
     again = ml.restrict(fac, range(len(fac)))
     for i in range(len(fac)):
         for j in range(len(fac)):
-            for ours, theirs in zip(again.pair(i, j), fac.pair(i, j), strict=True):
+            for ours, theirs in zip(again.A[i, j], again.G[i, j], fac.A[i, j], fac.G[i, j], strict=True):
                 np.testing.assert_array_equal(ours, theirs)
     assert again.n == fac.n
     with pytest.raises(ValueError, match="no cross factors"):
-        ml.restrict(kr.exact_factors(at, 0), range(1, 3))
+        ml.restrict(kr.kronecker_factors(at, reach=0), range(1, 3))
 
 
 # Damping

@@ -455,7 +455,7 @@ REFUSALS: list[tuple[Callable[[], object], str]] = [
     (lambda: kr.Model(P.model.network, kr.Categorical),
      "likelihood must be an instance, such as Categorical(), got the class"),
     (lambda: P.at.take([0, 99]), "rows must lie in 0..6, got 0..99"),
-    (lambda: kr.sampled_factors(P.at, np.empty((0, 7), int)), "y must not be empty, got shape (0, 7)"),
+    (lambda: kr.kronecker_factors(P.at, kr.sampled(np.empty((0, 7), int))), "y must not be empty, got shape (0, 7)"),
     (lambda: P.at.sample(np.random.default_rng(0), 0), "draws must be an integer of at least 1, got 0"),
     (lambda: P.at.sample(np.random.default_rng(0), 2.0), "draws must be an integer of at least 1, got 2.0"),
     # The checks that other modules use

@@ -64,12 +64,12 @@ def test_the_package_s_own_functions_give_the_same(name: str) -> None:
     """The reference is a graph of its own, so that mistakes can travel through it; users call these."""
     v = vector(name)
     p, at, e = v.problem, v.problem.at(), v.expected
-    exact, sampled, labels = kr.exact_factors(at), kr.sampled_factors(at, p.targets), kr.empirical_factors(at, p.y)
+    exact, sampled, labels = kr.kronecker_factors(at), kr.kronecker_factors(at, kr.sampled(p.targets)), kr.kronecker_factors(at, kr.empirical(p.y))
     grad = at.gradient(p.y)
     ours = {"A": exact.A, "G": exact.G, "G_sampled": sampled.G, "G_empirical": labels.G, "A_cross": exact.A_cross,
             "G_cross": exact.G_cross, "gradient": grad, "objective": at.loss(p.y),
-            "fisher": kr.exact_fisher(at), "fisher_empirical": kr.empirical_fisher(at, p.y),
-            "fisher_sampled": kr.sampled_fisher(at, p.targets), "hessian": kr.hessian.hessian(at, p.y)}
+            "fisher": kr.fisher_matrix(at), "fisher_empirical": kr.fisher_matrix(at, kr.empirical(p.y)),
+            "fisher_sampled": kr.fisher_matrix(at, kr.sampled(p.targets)), "hessian": kr.hessian.hessian(at, p.y)}
     structures = {"step": BlockDiagonal(exact, p.damping), "step_sampled": BlockDiagonal(sampled, p.damping),
                   "step_empirical": BlockDiagonal(labels, p.damping),
                   "step_tridiagonal": BlockTridiagonal(exact, p.damping),
@@ -82,7 +82,7 @@ def test_the_package_s_own_functions_give_the_same(name: str) -> None:
         ours["fisher_product"] = kr.fisher_product(at, p.direction)
     if p.previous is not None:
         old = kr.Factors(p.previous.A, p.previous.G, (), (), 1)
-        average = RunningAverage(k=p.previous.k, latest=old).update(kr.sampled_factors(at, p.targets, reach=0))
+        average = RunningAverage(k=p.previous.k, latest=old).update(kr.kronecker_factors(at, kr.sampled(p.targets), reach=0))
         ours["A_average"], ours["G_average"] = average.factors.A, average.factors.G
     for quantity in set(ours) & set(e):
         value = ours[quantity]
@@ -101,7 +101,7 @@ class Replayed(kr.optimizers.KFAC):
         return self.batch.rows1, self.batch.rows2
 
     def update_average(self, state: Any, part: Any, rng: Any) -> Any:
-        factors = kr.sampled_factors(part, self.batch.targets, reach=self._attribute("reach"))
+        factors = kr.kronecker_factors(part, kr.sampled(self.batch.targets), reach=self._attribute("reach"))
         return state.average.update(factors), self.batch.targets
 
 

@@ -41,7 +41,7 @@ def test_a_right_value_is_as_sampled_and_its_samples_are_inferred(name: str, M: 
     inferred = []
     for seed in range(8):
         at = p.at()
-        G = kr.sampled_factors(at, at.sample(np.random.default_rng(seed), M)).G
+        G = kr.kronecker_factors(at, kr.sampled(at.sample(np.random.default_rng(seed), M))).G
         report = check(p, {"G_sampled": G}, samples=M)
         assert report.ok
         assert report.rows[0].verdict == "as sampled"
@@ -57,7 +57,7 @@ def test_a_wrong_scale_is_named(name: str, mistake: str, factor: str | float) ->
     p, M = problem(name), 60
     at = p.at()
     c = {"N": len(p.x), "N^-2": len(p.x)**-2, "1/M": 1 / M}.get(str(factor), factor)
-    G = [float(c) * S for S in kr.sampled_factors(at, at.sample(np.random.default_rng(3), M)).G]
+    G = [float(c) * S for S in kr.kronecker_factors(at, kr.sampled(at.sample(np.random.default_rng(3), M))).G]
     report = check(p, {"G_sampled": G}, samples=M)
     assert not report.ok
     assert report.judgement is not None
@@ -75,7 +75,7 @@ def test_targets_from_a_uniform_distribution_are_named(name: str) -> None:
     targets = {"categorical": lambda: rng.integers(0, p.sizes[-1], shape),
                "gaussian": lambda: rng.standard_normal(shape),
                "bernoulli": lambda: rng.integers(0, 2, shape).astype(float)}[p.likelihood]()
-    judgement = judge(p, kr.sampled_factors(at, targets).G, M)
+    judgement = judge(p, kr.kronecker_factors(at, kr.sampled(targets)).G, M)
     assert not judgement.right
     assert "targets from a uniform distribution" in [m.name for m in judgement.explanations]
 
@@ -101,7 +101,7 @@ def test_a_larger_network_is_judged_in_bounded_memory() -> None:
     weights = [rng.standard_normal((40, 65)) / 8, rng.standard_normal((10, 41)) / 6]
     x, y = rng.standard_normal((100, 64)), rng.integers(0, 10, 100)
     p = Problem((64, 40, 10), ("tanh",), "categorical", weights, x, y)
-    G = kr.sampled_factors(p.at(), p.at().sample(rng)).G
+    G = kr.kronecker_factors(p.at(), kr.sampled(p.at().sample(rng))).G
     report = check(p, {"G_sampled": G}, samples=1)
     assert report.ok
     assert not check(p, {"G_sampled": [1.5 * S for S in G]}, samples=1).ok
@@ -142,7 +142,7 @@ def test_a_network_that_takes_hours_is_refused_and_a_dear_one_gets_fewer_draws(m
 def test_what_is_far_from_the_exact_g_is_not_taken_for_one_sample() -> None:
     p = problem("categorical-tanh")
     rng = np.random.default_rng(4)
-    G = kr.sampled_factors(p.at(), rng.integers(0, p.sizes[-1], (20, len(p.x)))).G       # drawn without the model
+    G = kr.kronecker_factors(p.at(), kr.sampled(rng.integers(0, p.sizes[-1], (20, len(p.x))))).G       # drawn without the model
     report = check(p, {"G_sampled": G})
     assert not report.ok
     assert report.rows[0].verdict in ("cannot tell", "not as sampled")
@@ -151,7 +151,7 @@ def test_what_is_far_from_the_exact_g_is_not_taken_for_one_sample() -> None:
 
 def test_draws_of_one_s_own_are_recognized_beside_stored_targets() -> None:
     p = oracle.vector("categorical-tanh").problem
-    own = kr.sampled_factors(p.at(), p.at().sample(np.random.default_rng(9), 30)).G
+    own = kr.kronecker_factors(p.at(), kr.sampled(p.at().sample(np.random.default_rng(9), 30))).G
     report = check(p, {"G_sampled": own}, samples=30)
     assert not report.ok                                        # these are not the means over the stored targets
     assert report.judgement is not None

@@ -29,7 +29,7 @@ def small(p, directions, damping=DAMPING, grad=None):
 
 def dense(p, damping=DAMPING):
     """Return F + damping I and grad h, as a matrix and a vector."""
-    F = kr.exact_fisher(p.at)
+    F = kr.fisher_matrix(p.at)
     return F + damping * np.eye(len(F)), params.flatten(p.at.gradient(p.y))
 
 

@@ -36,7 +36,7 @@ def structures():
 
 
 def build(structure, at, damping):
-    return structure(at if structure.takes_point else kr.exact_factors(at, structure.reach), damping=damping)
+    return structure(at if structure.takes_point else kr.kronecker_factors(at, reach=structure.reach), damping=damping)
 
 
 def dead_relu(likelihood="gaussian"):
@@ -247,7 +247,7 @@ def refusal(structure):
     (dead_input(), "A", 0), (problem("categorical", (3, 4, 3), N=60), "G", 1), (dead_relu(), "G", 0)],
     ids=["dead input", "categorical", "dead layer"])
 def test_structures_of_factors_name_the_layer_and_the_factor(q, name, layer):
-    fac = kr.exact_factors(q.at)
+    fac = kr.kronecker_factors(q.at)
     with pytest.raises(np.linalg.LinAlgError, match=f"factor {name} of layer {layer} .*smallest eigenvalue is"):
         BlockDiagonal(fac).solve(direction(q))
     with pytest.raises(np.linalg.LinAlgError, match=f"layer {layer} .*factor {name} has the smallest eigenvalue"):
@@ -268,7 +268,7 @@ def test_structures_of_a_point_name_the_matrix():
     with pytest.raises(np.linalg.LinAlgError, match=r"the Fisher block of layer 0 \(16 x 16\) is singular"):
         ExactBlockDiagonal(q.at).solve(direction(q))
     with pytest.raises(np.linalg.LinAlgError, match=r"the Kronecker-factored Fisher \(26 x 26\) is singular"):
-        Full(kr.exact_factors(q.at)).solve(direction(q))
+        Full(kr.kronecker_factors(q.at)).solve(direction(q))
 
 
 @pytest.mark.parametrize(("q", "layer"), [
@@ -284,7 +284,7 @@ def test_diagonal_and_input_only_name_the_layer():
     with pytest.raises(np.linalg.LinAlgError, match="the diagonal of layer 0 is singular to rounding"):
         Diagonal(q.at).solve(direction(q))
     with pytest.raises(np.linalg.LinAlgError, match=r"factor A of layer 0 \(4 x 4\) is singular to rounding"):
-        InputOnly(kr.exact_factors(q.at)).solve(direction(q))
+        InputOnly(kr.kronecker_factors(q.at)).solve(direction(q))
 
 
 def test_a_damping_that_float32_resolves_is_enough_for_a_wide_layer():
@@ -300,7 +300,7 @@ def test_a_damping_that_float32_resolves_is_enough_for_a_wide_layer():
     (problem("gaussian", (3, 2, 4, 3), ("tanh", "identity"), N=60), "G", 1),
     (dead_relu(), "A", 1)], ids=["categorical", "linear layer", "dead layer"])
 def test_block_tridiagonal_refuses_a_singular_later_factor_in_product_too(q, name, layer):
-    C, V = BlockTridiagonal(kr.exact_factors(q.at)), direction(q)
+    C, V = BlockTridiagonal(kr.kronecker_factors(q.at)), direction(q)
     for refusing in (C.dense, lambda: C.product(V)):
         with pytest.raises(np.linalg.LinAlgError, match=f"factor {name} of layer {layer} .*smallest eigenvalue is"):
             refusing()
@@ -314,7 +314,7 @@ def test_block_tridiagonal_refuses_a_linear_hidden_layer_however_it_was_rounded(
     survivors = []
     for seed in range(40):
         q = problem("gaussian", sizes, "identity", N=60, seed=seed)
-        C, V = BlockTridiagonal(kr.exact_factors(q.at)), direction(q)
+        C, V = BlockTridiagonal(kr.kronecker_factors(q.at)), direction(q)
         C.product(V)                                        # no factor is singular: Sigma alone is
         if "Sigma of layer 0 (factors A and G given layer 1) is singular to rounding" not in message(C.solve, V):
             survivors.append(seed)
@@ -335,7 +335,7 @@ def test_a_singular_G_is_refused_however_it_was_rounded():
     for seed in range(40):
         q = problem("categorical", (3, 4, 3), N=40, seed=seed)
         try:
-            BlockDiagonal(kr.exact_factors(q.at, 0)).solve(direction(q))
+            BlockDiagonal(kr.kronecker_factors(q.at, reach=0)).solve(direction(q))
             survivors.append(seed)
         except np.linalg.LinAlgError:
             pass
@@ -360,19 +360,19 @@ def only_diagonal_blocks(S, at):
 
 @pytest.mark.parametrize("pi", [trace_pi, frobenius_pi, lambda A, G: 2.0])
 def test_block_diagonal_is_a_product_of_damped_factors(p, pi):
-    fac = kr.exact_factors(p.at, 0)
+    fac = kr.kronecker_factors(p.at, reach=0)
     expected = np.zeros((p.at.model.network.parameters,) * 2)
     for rows, A, G in zip(blocks(p.at), fac.A, fac.G, strict=True):
         expected[rows, rows] = np.kron(*factored_tikhonov(A, G, DAMPING, pi(A, G)))
     close(BlockDiagonal(fac, DAMPING, pi).dense(), expected, rtol=1e-14)
-    assert BlockDiagonal(fac, DAMPING, pi).pis == tuple(pi(A, G) for A, G in zip(fac.A, fac.G, strict=True))
+    assert BlockDiagonal(fac, DAMPING, pi).pis == tuple(pi(A, G) for A, G in fac.layers)
 
 
 def test_the_other_structures_damp_with_a_multiple_of_the_identity(p):
     P = p.at.model.network.parameters
-    fac, F = kr.exact_factors(p.at), kr.exact_fisher(p.at)
+    fac, F = kr.kronecker_factors(p.at), kr.fisher_matrix(p.at)
     layers = range(len(fac))
-    F_tilde = np.block([[np.kron(*fac.pair(i, j)) for j in layers] for i in layers])
+    F_tilde = np.block([[np.kron(fac.A[i, j], fac.G[i, j]) for j in layers] for i in layers])
     for C, S in ((Exact(p.at, DAMPING), F), (ExactBlockDiagonal(p.at, DAMPING), only_diagonal_blocks(F, p.at)),
                  (Full(fac, DAMPING), F_tilde), (EigenDamped(fac, DAMPING), only_diagonal_blocks(F_tilde, p.at)),
                  (ExactDual(p.at, DAMPING), F), (Diagonal(p.at, DAMPING), np.diag(np.diag(F)))):
@@ -389,7 +389,7 @@ def test_the_structures_differ():
 
 def test_factored_and_exact_damping_differ_and_agree_undamped():
     q = problem("gaussian", (2, 3, 2), N=60)
-    fac = kr.exact_factors(q.at)
+    fac = kr.kronecker_factors(q.at)
     V = direction(q)
     assert relative(BlockDiagonal(fac, DAMPING).dense(), EigenDamped(fac, DAMPING).dense()) > 1e-3
     assert relative(params.flatten(BlockDiagonal(fac, DAMPING).solve(V)),
@@ -400,7 +400,7 @@ def test_factored_and_exact_damping_differ_and_agree_undamped():
 
 
 def test_eigen_damped_is_the_solution_of_appendix_B(p):
-    fac, V, root = kr.exact_factors(p.at, 0), direction(p), math.sqrt(DAMPING)
+    fac, V, root = kr.kronecker_factors(p.at, reach=0), direction(p), math.sqrt(DAMPING)
     for A, G, v, u in zip(fac.A, fac.G, V, EigenDamped(fac, DAMPING).solve(V), strict=True):
         # Appendix B wants definite matrices in one of the two products: here the damping.
         dI, dJ = root * np.eye(len(A)), root * np.eye(len(G))
@@ -408,7 +408,7 @@ def test_eigen_damped_is_the_solution_of_appendix_B(p):
 
 
 def test_block_diagonal_undamped_holds_the_blocks_of_full(p):
-    fac = kr.exact_factors(p.at)
+    fac = kr.kronecker_factors(p.at)
     full = Full(fac).dense()
     close(BlockDiagonal(fac).dense(), only_diagonal_blocks(full, p.at), rtol=1e-14)
     if len(fac) > 1 and any(G.any() for G in fac.G_cross):
@@ -420,8 +420,8 @@ def test_full_needs_the_cross_factors(reach):
     q = problem(sizes=(4, 3, 5, 2))
     with pytest.raises(ValueError, match=f"no cross factors of layers 0 and {reach + 1}: estimate them with "
                                          f"reach={reach + 1} or more"):
-        Full(kr.exact_factors(q.at, reach))
-    assert Full(kr.exact_factors(q.at, 2), DAMPING).dense().shape == (47, 47)
+        Full(kr.kronecker_factors(q.at, reach=reach))
+    assert Full(kr.kronecker_factors(q.at, reach=2), DAMPING).dense().shape == (47, 47)
 
 
 # A structure of the user's own
@@ -472,7 +472,7 @@ def test_a_structure_without_its_members_cannot_be_made():
 def test_factors_and_points_are_not_taken_for_each_other():
     q = PROBLEMS["categorical"]
     for structure in structures():
-        wrong = kr.exact_factors(q.at) if structure.takes_point else q.at
+        wrong = kr.kronecker_factors(q.at) if structure.takes_point else q.at
         with pytest.raises(ValueError, match=r"^(at must be a Point|factors must be Factors), got"):
             structure(wrong, damping=DAMPING)
 
@@ -480,7 +480,7 @@ def test_factors_and_points_are_not_taken_for_each_other():
 @pytest.mark.parametrize("structure", [kr.curvature.EigenDamped, kr.curvature.BlockDiagonal, kr.curvature.InputOnly])
 def test_factors_with_nan_are_refused_where_they_are_solved_with(structure):
     q = PROBLEMS["categorical"]
-    fac = kr.exact_factors(q.at, 0)
+    fac = kr.kronecker_factors(q.at, reach=0)
     broken = kr.Factors(tuple(np.full_like(A, np.nan) for A in fac.A), fac.G, (), (), fac.n)
     with pytest.raises(ValueError, match=r"factor A of layer 0 must be finite"):
         structure(broken, DAMPING).solve(q.at.gradient(q.y))
@@ -497,7 +497,7 @@ def test_factors_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("wrong", [np.ones((40, 3)), np.ones((2, 39, 3)), np.full((1, 40, 3), np.nan)])
 def test_columns_of_another_form_are_refused(wrong):
     at = problem("categorical", (4, 5, 3), N=40).at
-    acts = [kr.nearest_kronecker_factors, kr.tkfac_factors, kr.shampoo_factors,
+    acts = [kr.factors.nearest_kronecker_factors, kr.factors.tkfac_factors, kr.factors.shampoo_factors,
             lambda at, c: kr.fisher_block(at, 0, 0, c), lambda at, c: kr.curvature.EKFAC(at, 1.0, lambda _: c).scales,
             lambda at, c: kr.curvature.Diagonal(at, 1.0, lambda _: c).scales]
     for act in acts:
@@ -510,7 +510,7 @@ def test_block_tridiagonal_is_prepared_in_double_precision(monkeypatch):
                      kr.Bernoulli())
     x = kr.datasets.digits(np.float32).x
     at = model.at(model.init(np.random.default_rng(0), dtype=np.float32), x)
-    factors, grad = kr.exact_factors(at, reach=1), at.gradient(x)
+    factors, grad = kr.kronecker_factors(at, reach=1), at.gradient(x)
     single, double = (BlockTridiagonal(f, damping=1e-6) for f in (factors, factors.astype(np.float64)))
     solved, exactly = single.solve(grad), double.solve([v.astype(np.float64) for v in grad])
     assert {u.dtype for u in solved} == {np.dtype(np.float32)}
