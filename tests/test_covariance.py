@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 
 import kfac_ref as kr
-from kfac_ref import checks, fisher, kronecker
+from kfac_ref import checks, kronecker
 from kfac_ref.analysis import covariance_error, cumulant_terms, error_spectrum
-from tests.problems import close, problem, problems, relative
+from tests.problems import close, expectations, problem, problems, relative
 from tests.test_exactness import cumulant, joint
 
 LIKELIHOODS = ("gaussian", "categorical", "bernoulli")
@@ -21,31 +21,20 @@ DEEP = (3, 4, 3, 2)
 SMALL = (2, 2, 2)
 
 
-def estimate(expectation, p):
-    """Return the factors, and the argument by which the same expectation is asked for here."""
-    if expectation == "exact":
-        return kr.kronecker_factors(p.at), None
-    if expectation == "empirical":
-        return kr.kronecker_factors(p.at, kr.empirical(p.y)), kr.empirical(p.y)(p.at)
-    targets = p.at.sample(np.random.default_rng(0), 3)
-    return kr.kronecker_factors(p.at, kr.sampled(targets)), kr.sampled(targets)(p.at)
-
-
-def block_and_product(p, i, expectation="exact"):
+def block_and_product(p, i, expectation=kr.exact):
     """Return F_ii and A kron G."""
-    fac, columns = estimate(expectation, p)
-    return kr.fisher_block(p.at, i, i, columns), np.kron(fac.A[i, i], fac.G[i, i])
+    fac = kr.kronecker_factors(p.at, expectation)
+    return kr.fisher_block(p.at, i, i, expectation), np.kron(fac.A[i], fac.G[i])
 
 
 # The covariance
 
 
 def assert_it_is_the_error(p, expectation):
-    _, columns = estimate(expectation, p)
     for i, (m, n) in enumerate(p.shapes):
         F, product = block_and_product(p, i, expectation)
         R = kronecker.rearrange(F - product, (n, n), (m, m))
-        covariance = covariance_error(p.at, i, columns)
+        covariance = covariance_error(p.at, i, expectation)
         assert covariance.shape == (m * m, n * n)
         # F and the product are rounded, and what they share cancels.
         assert np.abs(covariance - R).max() <= 1e-13 * np.abs(F).max()
@@ -53,25 +42,25 @@ def assert_it_is_the_error(p, expectation):
 
 @given(problems())
 def test_it_is_the_rearranged_error_in_every_expectation(p):
-    for expectation in EXPECTATIONS:
+    for expectation in expectations(p).values():
         assert_it_is_the_error(p, expectation)
 
 
 @EACH
-@pytest.mark.parametrize("expectation", EXPECTATIONS)
-def test_it_is_the_rearranged_error_where_there_is_one(likelihood, expectation):
+@pytest.mark.parametrize("name", EXPECTATIONS)
+def test_it_is_the_rearranged_error_where_there_is_one(likelihood, name):
     p = problem(likelihood, DEEP, N=9)
+    expectation = expectations(p)[name]
     assert_it_is_the_error(p, expectation)
-    _, columns = estimate(expectation, p)
     for i in range(3):
-        if (likelihood, expectation, i) != ("gaussian", "exact", 2):        # exact: see the last layer below
-            assert np.abs(covariance_error(p.at, i, columns)).max() > 1e-3 * np.abs(block_and_product(p, i)[0]).max()
+        if (likelihood, name, i) != ("gaussian", "exact", 2):        # exact: see the last layer below
+            assert np.abs(covariance_error(p.at, i, expectation)).max() > 1e-3 * np.abs(block_and_product(p, i)[0]).max()
 
 
 @EACH
 def test_the_expectations_differ(likelihood):
     p = problem(likelihood, DEEP)
-    errors = [covariance_error(p.at, 0, estimate(expectation, p)[1]) for expectation in EXPECTATIONS]
+    errors = [covariance_error(p.at, 0, expectation) for expectation in expectations(p).values()]
     for one, another in itertools.combinations(errors, 2):
         assert relative(one, another) > 1e-2
 
@@ -117,9 +106,9 @@ def test_a_small_error_keeps_digits_that_the_difference_has_lost():
 
 @given(problems())
 def test_the_spectrum_adds_up_to_the_squared_error(p):
-    for expectation, (i, (m, n)) in itertools.product(EXPECTATIONS, enumerate(p.shapes)):
+    for expectation, (i, (m, n)) in itertools.product(expectations(p).values(), enumerate(p.shapes)):
         F, product = block_and_product(p, i, expectation)
-        spectrum = error_spectrum(p.at, i, estimate(expectation, p)[1])
+        spectrum = error_spectrum(p.at, i, expectation)
         assert spectrum.shape == (min(m * m, n * n),)
         assert (np.diff(spectrum) <= 0).all()
         assert abs(np.sqrt(spectrum @ spectrum) - np.linalg.norm(F - product)) <= 1e-13 * np.linalg.norm(F)
@@ -156,11 +145,11 @@ def test_the_nearest_product_is_nearer_than_the_factors(likelihood):
 
 
 @EACH
-@pytest.mark.parametrize("expectation", EXPECTATIONS)
-def test_it_is_zero_for_one_example(likelihood, expectation):
+@pytest.mark.parametrize("name", EXPECTATIONS)
+def test_it_is_zero_for_one_example(likelihood, name):
     p = problem(likelihood, DEEP, N=1)
     for i in range(3):
-        assert not covariance_error(p.at, i, estimate(expectation, p)[1]).any()
+        assert not covariance_error(p.at, i, expectations(p)[name]).any()
         for term in cumulant_terms(p.at, i):
             assert not term.any()
 
@@ -178,7 +167,7 @@ def test_it_is_zero_in_a_linear_net_with_square_loss():
     for i in range(3):
         # g does not vary from one example to the next; its mean is rounded.
         assert np.abs(covariance_error(p.at, i)).max() < 1e-15 * np.abs(block_and_product(p, i)[0]).max()
-    assert np.abs(covariance_error(p.at, 0, estimate("empirical", p)[1])).max() > 1e-3
+    assert np.abs(covariance_error(p.at, 0, kr.empirical(p.y))).max() > 1e-3
 
 
 # The cumulants
@@ -252,10 +241,10 @@ def test_the_terms_add_up_to_the_error_where_there_is_one(likelihood):
 @pytest.mark.parametrize("i", [0, 1])
 def test_at_labels_the_terms_do_not_add_up_while_the_covariance_holds(likelihood, i):
     p = problem(likelihood, DEEP, N=9)
-    F, product = block_and_product(p, i, "empirical")
+    F, product = block_and_product(p, i, kr.empirical(p.y))
     (m, n), error = p.shapes[i], F - product
     assert relative(sum(cumulant_terms(p.at, i, p.y)), error) > 1e-3
-    assert relative(covariance_error(p.at, i, kr.empirical(p.y)(p.at)),
+    assert relative(covariance_error(p.at, i, kr.empirical(p.y)),
                     kronecker.rearrange(error, (n, n), (m, m))) < 1e-12
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 from itertools import pairwise
 
+import math
+
 import numpy as np
 import pytest
 
@@ -121,19 +123,19 @@ def test_the_middle_of_the_fisher_is_that_part_of_the_whole(small, matrices):
 def test_the_middle_of_F_tilde_is_that_part_of_the_whole(small, matrices):
     at, _ = small
     *_, F_tilde = matrices
-    np.testing.assert_array_equal(F_tilde, inner(at, kr.curvature.Full(kr.kronecker_factors(at)).dense()))
+    np.testing.assert_array_equal(F_tilde, inner(at, kr.curvature.Full(kr.kronecker_factors(at, reach=math.inf)).dense()))
 
 
 def test_the_whole_network_restricted_to_all_its_layers_is_itself(small):
     at, _ = small
-    fac = kr.kronecker_factors(at)
+    fac = kr.kronecker_factors(at, reach=math.inf)
     again = ml.restrict(fac, range(len(fac)))
     for i in range(len(fac)):
         for j in range(len(fac)):
-            for ours, theirs in zip(again.A[i, j], again.G[i, j], fac.A[i, j], fac.G[i, j], strict=True):
-                np.testing.assert_array_equal(ours, theirs)
+            np.testing.assert_array_equal(again.A[i, j], fac.A[i, j])
+            np.testing.assert_array_equal(again.G[i, j], fac.G[i, j])
     assert again.n == fac.n
-    with pytest.raises(ValueError, match="no cross factors"):
+    with pytest.raises(ValueError, match="factors hold nothing for layers 1 and 2"):
         ml.restrict(kr.kronecker_factors(at, reach=0), range(1, 3))
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import kfac_ref as kr
-from kfac_ref import params
+from kfac_ref import approximations, params
+from kfac_ref.approximations import Approximation
 from kfac_ref.curvature import (
     EKFAC,
     BlockDiagonal,
@@ -19,24 +20,46 @@ from kfac_ref.curvature import (
     Curvature,
     Diagonal,
     EigenDamped,
+    Eigenbasis,
     Exact,
     ExactBlockDiagonal,
     ExactDual,
     Full,
     InputOnly,
+    OfFactors,
+    OfPoint,
+    ekfac_over,
 )
 from kfac_ref.damping import factored_tikhonov, frobenius_pi, trace_pi
 from tests.problems import close, direction, problem, relative
 
 
+#: How every structure is made at a point.
+ROWS = {
+    EKFAC: approximations.EKFAC,
+    BlockDiagonal: approximations.BLOCK_DIAGONAL,
+    BlockTridiagonal: approximations.BLOCK_TRIDIAGONAL,
+    Diagonal: approximations.DIAGONAL,
+    EigenDamped: approximations.EIGEN_DAMPED,
+    Eigenbasis: Approximation(None, lambda at, damping, expectation: ekfac_over(
+        at.model.parts(at.weights, at.x, size=2), damping, expectation)),
+    Exact: approximations.EXACT,
+    ExactBlockDiagonal: approximations.EXACT_BLOCK_DIAGONAL,
+    ExactDual: Approximation(None, ExactDual),
+    Full: approximations.FULL,
+    InputOnly: approximations.INPUT_ONLY,
+}
+
+
 def structures():
     """Return every structure that can be made."""
     public = (getattr(kr.curvature, name) for name in kr.curvature.__all__)
-    return [s for s in public if isinstance(s, type) and issubclass(s, Curvature) and not inspect.isabstract(s)]
+    return [s for s in public if isinstance(s, type) and issubclass(s, Curvature) and not inspect.isabstract(s)
+            and s not in (OfFactors, OfPoint)]
 
 
 def build(structure, at, damping):
-    return structure(at if structure.takes_point else kr.kronecker_factors(at, reach=structure.reach), damping=damping)
+    return ROWS[structure].at(at, damping)
 
 
 def dead_relu(likelihood="gaussian"):
@@ -80,7 +103,8 @@ def test_every_structure_of_the_package_is_public():
         return {cls}.union(*(below(sub) for sub in cls.__subclasses__()))
 
     ours = {s for s in below(Curvature) if s.__module__.startswith("kfac_ref.") and not inspect.isabstract(s)}
-    assert ours == set(structures())
+    # InEigenbasis leaves the shapes and the precision to those that are made of it.
+    assert ours == set(structures()) == set(ROWS)
 
 
 @pytest.mark.parametrize("structure", structures())
@@ -226,11 +250,9 @@ class TestEveryStructure:
 
 
 # What is singular (a factor of a layer, or the matrix by name), its smallest eigenvalue, the remedy.
-REFUSAL = (r"(layer \d|Fisher).* singular to rounding.*smallest eigenvalue (is )?(?P<smallest>[-+.e\d]+); "
-           r"give a larger damping")
+REFUSAL = (r"(layer \d|Fisher).* singular to rounding.*smallest eigenvalue (is )?(?P<smallest>[-+.e\d]+)"
+           r"(, and that of factor [AG] [-+.e\d]+)?; give a larger damping")
 REFUSALS = {
-    EKFAC: (r"layer \d is singular to rounding: the smallest eigenvalue in the basis of its factors A and G is "
-            r"(?P<smallest>[-+.e\d]+); give a larger damping"),
     ExactDual: (r"the exact Fisher cannot be solved in the space of the examples without damping: its smallest "
                 r"eigenvalue may be (?P<smallest>0); give a larger damping"),
 }
@@ -247,16 +269,16 @@ def refusal(structure):
     (dead_input(), "A", 0), (problem("categorical", (3, 4, 3), N=60), "G", 1), (dead_relu(), "G", 0)],
     ids=["dead input", "categorical", "dead layer"])
 def test_structures_of_factors_name_the_layer_and_the_factor(q, name, layer):
-    fac = kr.kronecker_factors(q.at)
     with pytest.raises(np.linalg.LinAlgError, match=f"factor {name} of layer {layer} .*smallest eigenvalue is"):
-        BlockDiagonal(fac).solve(direction(q))
-    with pytest.raises(np.linalg.LinAlgError, match=f"layer {layer} .*factor {name} has the smallest eigenvalue"):
-        EigenDamped(fac).solve(direction(q))
+        build(BlockDiagonal, q.at, 0.0).solve(direction(q))
+    for structure in (EigenDamped, EKFAC, Eigenbasis):
+        with pytest.raises(np.linalg.LinAlgError, match=f"layer {layer} is singular to rounding: .*factor {name} "):
+            build(structure, q.at, 0.0).solve(direction(q))
 
 
 @pytest.mark.parametrize("structure", [BlockDiagonal, EigenDamped, Full])
 def test_a_layer_that_is_zero_throughout_is_refused(structure):
-    fac = kr.Factors((np.eye(2),), (np.zeros((3, 3)),), (), (), 1)
+    fac = kr.Factors.of_layers([np.eye(2)], [np.zeros((3, 3))], 1)
     with pytest.raises(np.linalg.LinAlgError, match="smallest eigenvalue"):
         structure(fac).solve([np.ones((3, 2))])
 
@@ -268,15 +290,7 @@ def test_structures_of_a_point_name_the_matrix():
     with pytest.raises(np.linalg.LinAlgError, match=r"the Fisher block of layer 0 \(16 x 16\) is singular"):
         ExactBlockDiagonal(q.at).solve(direction(q))
     with pytest.raises(np.linalg.LinAlgError, match=r"the Kronecker-factored Fisher \(26 x 26\) is singular"):
-        Full(kr.kronecker_factors(q.at)).solve(direction(q))
-
-
-@pytest.mark.parametrize(("q", "layer"), [
-    (dead_input(), 0), (problem("categorical", (3, 4, 3), N=60), 1), (dead_relu(), 0)],
-    ids=["dead input", "categorical", "dead layer"])
-def test_ekfac_names_the_layer(q, layer):
-    with pytest.raises(np.linalg.LinAlgError, match=f"layer {layer} is singular to rounding: the smallest eigenvalue"):
-        EKFAC(q.at).solve(direction(q))
+        Full(kr.kronecker_factors(q.at, reach=math.inf)).solve(direction(q))
 
 
 def test_diagonal_and_input_only_name_the_layer():
@@ -300,7 +314,7 @@ def test_a_damping_that_float32_resolves_is_enough_for_a_wide_layer():
     (problem("gaussian", (3, 2, 4, 3), ("tanh", "identity"), N=60), "G", 1),
     (dead_relu(), "A", 1)], ids=["categorical", "linear layer", "dead layer"])
 def test_block_tridiagonal_refuses_a_singular_later_factor_in_product_too(q, name, layer):
-    C, V = BlockTridiagonal(kr.kronecker_factors(q.at)), direction(q)
+    C, V = BlockTridiagonal(kr.kronecker_factors(q.at, reach=1)), direction(q)
     for refusing in (C.dense, lambda: C.product(V)):
         with pytest.raises(np.linalg.LinAlgError, match=f"factor {name} of layer {layer} .*smallest eigenvalue is"):
             refusing()
@@ -314,7 +328,7 @@ def test_block_tridiagonal_refuses_a_linear_hidden_layer_however_it_was_rounded(
     survivors = []
     for seed in range(40):
         q = problem("gaussian", sizes, "identity", N=60, seed=seed)
-        C, V = BlockTridiagonal(kr.kronecker_factors(q.at)), direction(q)
+        C, V = BlockTridiagonal(kr.kronecker_factors(q.at, reach=1)), direction(q)
         C.product(V)                                        # no factor is singular: Sigma alone is
         if "Sigma of layer 0 (factors A and G given layer 1) is singular to rounding" not in message(C.solve, V):
             survivors.append(seed)
@@ -335,7 +349,7 @@ def test_a_singular_G_is_refused_however_it_was_rounded():
     for seed in range(40):
         q = problem("categorical", (3, 4, 3), N=40, seed=seed)
         try:
-            BlockDiagonal(kr.kronecker_factors(q.at, reach=0)).solve(direction(q))
+            BlockDiagonal(kr.kronecker_factors(q.at)).solve(direction(q))
             survivors.append(seed)
         except np.linalg.LinAlgError:
             pass
@@ -360,9 +374,9 @@ def only_diagonal_blocks(S, at):
 
 @pytest.mark.parametrize("pi", [trace_pi, frobenius_pi, lambda A, G: 2.0])
 def test_block_diagonal_is_a_product_of_damped_factors(p, pi):
-    fac = kr.kronecker_factors(p.at, reach=0)
+    fac = kr.kronecker_factors(p.at)
     expected = np.zeros((p.at.model.network.parameters,) * 2)
-    for rows, A, G in zip(blocks(p.at), fac.A, fac.G, strict=True):
+    for rows, (A, G) in zip(blocks(p.at), fac.layers, strict=True):
         expected[rows, rows] = np.kron(*factored_tikhonov(A, G, DAMPING, pi(A, G)))
     close(BlockDiagonal(fac, DAMPING, pi).dense(), expected, rtol=1e-14)
     assert BlockDiagonal(fac, DAMPING, pi).pis == tuple(pi(A, G) for A, G in fac.layers)
@@ -370,7 +384,7 @@ def test_block_diagonal_is_a_product_of_damped_factors(p, pi):
 
 def test_the_other_structures_damp_with_a_multiple_of_the_identity(p):
     P = p.at.model.network.parameters
-    fac, F = kr.kronecker_factors(p.at), kr.fisher_matrix(p.at)
+    fac, F = kr.kronecker_factors(p.at, reach=math.inf), kr.fisher_matrix(p.at)
     layers = range(len(fac))
     F_tilde = np.block([[np.kron(fac.A[i, j], fac.G[i, j]) for j in layers] for i in layers])
     for C, S in ((Exact(p.at, DAMPING), F), (ExactBlockDiagonal(p.at, DAMPING), only_diagonal_blocks(F, p.at)),
@@ -400,26 +414,26 @@ def test_factored_and_exact_damping_differ_and_agree_undamped():
 
 
 def test_eigen_damped_is_the_solution_of_appendix_B(p):
-    fac, V, root = kr.kronecker_factors(p.at, reach=0), direction(p), math.sqrt(DAMPING)
-    for A, G, v, u in zip(fac.A, fac.G, V, EigenDamped(fac, DAMPING).solve(V), strict=True):
+    fac, V, root = kr.kronecker_factors(p.at), direction(p), math.sqrt(DAMPING)
+    for (A, G), v, u in zip(fac.layers, V, EigenDamped(fac, DAMPING).solve(V), strict=True):
         # Appendix B wants definite matrices in one of the two products: here the damping.
         dI, dJ = root * np.eye(len(A)), root * np.eye(len(G))
         close(u, kr.kronecker.solve_sum(dI, dJ, A, G, v), rtol=1e-11)
 
 
 def test_block_diagonal_undamped_holds_the_blocks_of_full(p):
-    fac = kr.kronecker_factors(p.at)
+    fac = kr.kronecker_factors(p.at, reach=math.inf)
     full = Full(fac).dense()
     close(BlockDiagonal(fac).dense(), only_diagonal_blocks(full, p.at), rtol=1e-14)
-    if len(fac) > 1 and any(G.any() for G in fac.G_cross):
+    if len(fac) > 1 and any(G.any() for (i, j), G in fac.G.items() if i != j):
         assert relative(BlockDiagonal(fac).dense(), full) > 1e-3
 
 
 @pytest.mark.parametrize("reach", [0, 1])
 def test_full_needs_the_cross_factors(reach):
     q = problem(sizes=(4, 3, 5, 2))
-    with pytest.raises(ValueError, match=f"no cross factors of layers 0 and {reach + 1}: estimate them with "
-                                         f"reach={reach + 1} or more"):
+    with pytest.raises(ValueError, match=f"factors hold nothing for layers 0 and {reach + 1}: .* need an estimate with a "
+                                         "reach of at least"):
         Full(kr.kronecker_factors(q.at, reach=reach))
     assert Full(kr.kronecker_factors(q.at, reach=2), DAMPING).dense().shape == (47, 47)
 
@@ -471,8 +485,8 @@ def test_a_structure_without_its_members_cannot_be_made():
 
 def test_factors_and_points_are_not_taken_for_each_other():
     q = PROBLEMS["categorical"]
-    for structure in structures():
-        wrong = kr.kronecker_factors(q.at) if structure.takes_point else q.at
+    for structure in set(structures()) - {Eigenbasis}:
+        wrong = kr.kronecker_factors(q.at) if issubclass(structure, OfPoint) else q.at
         with pytest.raises(ValueError, match=r"^(at must be a Point|factors must be Factors), got"):
             structure(wrong, damping=DAMPING)
 
@@ -480,8 +494,8 @@ def test_factors_and_points_are_not_taken_for_each_other():
 @pytest.mark.parametrize("structure", [kr.curvature.EigenDamped, kr.curvature.BlockDiagonal, kr.curvature.InputOnly])
 def test_factors_with_nan_are_refused_where_they_are_solved_with(structure):
     q = PROBLEMS["categorical"]
-    fac = kr.kronecker_factors(q.at, reach=0)
-    broken = kr.Factors(tuple(np.full_like(A, np.nan) for A in fac.A), fac.G, (), (), fac.n)
+    fac = kr.kronecker_factors(q.at)
+    broken = kr.Factors({key: np.full_like(A, np.nan) for key, A in fac.A.items()}, fac.G, fac.n)
     with pytest.raises(ValueError, match=r"factor A of layer 0 must be finite"):
         structure(broken, DAMPING).solve(q.at.gradient(q.y))
 
@@ -489,20 +503,23 @@ def test_factors_with_nan_are_refused_where_they_are_solved_with(structure):
 def test_factors_that_do_not_fit_are_refused():
     A, G = np.eye(3), np.eye(2)
     with pytest.raises(ValueError, match=r"A and G must hold one matrix for each layer, got 2 and 1"):
-        kr.Factors((A, A), (G,), (), (), 1)
-    with pytest.raises(ValueError, match=r"G\[0\] must be square, got shape \(2, 1\)"):
-        kr.Factors((A,), (G[:, :1],), (), (), 1)
+        kr.Factors.of_layers([A, A], [G], 1)
+    with pytest.raises(ValueError, match=r"G\[0, 0\] must be square, got shape \(2, 1\)"):
+        kr.Factors.of_layers([A], [G[:, :1]], 1)
+    with pytest.raises(ValueError, match=r"A and G must be mappings with the same pairs of layers, got \[\(0, 0\)\]"):
+        kr.Factors({(0, 0): A}, {(0, 1): G}, 1)
+    with pytest.raises(ValueError, match=r"A\[0, 1\] must be a matrix, got shape \(3,\)"):
+        kr.Factors({(0, 0): A, (0, 1): A[0]}, {(0, 0): G, (0, 1): G}, 1)
 
 
-@pytest.mark.parametrize("wrong", [np.ones((40, 3)), np.ones((2, 39, 3)), np.full((1, 40, 3), np.nan)])
-def test_columns_of_another_form_are_refused(wrong):
-    at = problem("categorical", (4, 5, 3), N=40).at
-    acts = [kr.factors.nearest_kronecker_factors, kr.factors.tkfac_factors, kr.factors.shampoo_factors,
-            lambda at, c: kr.fisher_block(at, 0, 0, c), lambda at, c: kr.curvature.EKFAC(at, 1.0, lambda _: c).scales,
-            lambda at, c: kr.curvature.Diagonal(at, 1.0, lambda _: c).scales]
-    for act in acts:
-        with pytest.raises(ValueError, match="columns must"):
-            act(at, wrong)
+@pytest.mark.parametrize("row", approximations.TABLE)
+def test_what_is_wrong_with_an_expectation_is_said_whatever_the_row(row):
+    q = problem("categorical", (4, 5, 3), N=40)
+    for wrong, message in ((lambda at: at.z, r"expectation must return a stack \(K, 40, 3\), got \(40, 3\)"),
+                           (lambda at: np.ones((2, 39, 3)), r"expectation must return a stack \(K, 40, 3\), got"),
+                           (np.ones((1, 40, 3)), "expectation must be a function of a point, such as exact")):
+        with pytest.raises(ValueError, match=message):
+            approximations.TABLE[row].at(q.at, 1.0, wrong).solve(direction(q))
 
 
 def test_block_tridiagonal_is_prepared_in_double_precision(monkeypatch):

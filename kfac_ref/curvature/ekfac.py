@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from .. import checks
 from ..checks import Array
 from ..expectations import Expectation, exact, gradients
 from ..factors import Factors, kronecker_factors
@@ -104,7 +105,13 @@ def ekfac_over(parts: Iterable[Part], damping: float = 0.0, expectation: Expecta
     -------
     Eigenbasis
         The same matrix as `EKFAC` at a point that holds the whole data set.
+
+    Raises
+    ------
+    ValueError
+        For no parts, or a negative damping.
     """
+    damping = checks.number("damping", damping, 0)
     parts = list(parts)
     bases = bases_of(mean_over(parts, functools.partial(kronecker_factors, expectation=expectation), map))
     S = mean_over(parts, functools.partial(eigenbasis_moments, bases=bases, expectation=expectation), map)
