@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gzip
-from itertools import pairwise
-
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -123,7 +122,8 @@ def test_the_middle_of_the_fisher_is_that_part_of_the_whole(small, matrices):
 def test_the_middle_of_F_tilde_is_that_part_of_the_whole(small, matrices):
     at, _ = small
     *_, F_tilde = matrices
-    np.testing.assert_array_equal(F_tilde, inner(at, kr.curvature.Full(kr.kronecker_factors(at, reach=math.inf)).dense()))
+    whole = kr.curvature.Full(kr.kronecker_factors(at, reach=math.inf)).dense()
+    np.testing.assert_array_equal(F_tilde, inner(at, whole))
 
 
 def test_the_whole_network_restricted_to_all_its_layers_is_itself(small):

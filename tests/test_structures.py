@@ -19,8 +19,8 @@ from kfac_ref.curvature import (
     BlockTridiagonal,
     Curvature,
     Diagonal,
-    EigenDamped,
     Eigenbasis,
+    EigenDamped,
     Exact,
     ExactBlockDiagonal,
     ExactDual,
@@ -32,7 +32,6 @@ from kfac_ref.curvature import (
 )
 from kfac_ref.damping import factored_tikhonov, frobenius_pi, trace_pi
 from tests.problems import close, direction, problem, relative
-
 
 #: How every structure is made at a point.
 ROWS = {
@@ -397,6 +396,7 @@ def test_the_structures_differ():
     q = PROBLEMS["categorical"]
     dense = {s: build(s, q.at, DAMPING).dense() for s in structures()}
     close(dense.pop(ExactDual), dense[Exact], rtol=1e-12)           # the same matrix, solved in another space
+    close(dense.pop(Eigenbasis), dense[EKFAC], rtol=1e-12)          # the same matrix, of a data set in parts
     for S, T in itertools.combinations(dense.values(), 2):
         assert relative(S, T) > 1e-3
 
@@ -432,8 +432,8 @@ def test_block_diagonal_undamped_holds_the_blocks_of_full(p):
 @pytest.mark.parametrize("reach", [0, 1])
 def test_full_needs_the_cross_factors(reach):
     q = problem(sizes=(4, 3, 5, 2))
-    with pytest.raises(ValueError, match=f"factors hold nothing for layers 0 and {reach + 1}: .* need an estimate with a "
-                                         "reach of at least"):
+    with pytest.raises(ValueError, match=f"factors hold nothing for layers 0 and {reach + 1}: .* need an estimate "
+                                         "with a reach of at least"):
         Full(kr.kronecker_factors(q.at, reach=reach))
     assert Full(kr.kronecker_factors(q.at, reach=2), DAMPING).dense().shape == (47, 47)
 
