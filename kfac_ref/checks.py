@@ -94,11 +94,6 @@ def weights(name: str, W: Direction, shapes: Sequence[tuple[int, int]]) -> tuple
     return direction(name, W, shapes, dtype)
 
 
-def stack(name: str, dz: Any, shape: tuple[int, int], dtype: DTypeLike) -> Array:
-    """Return `dz` as a stack (K, N, C) of at least one array of `shape` (N, C)."""
-    return real_array(name, dz, (None, *shape), dtype)
-
-
 def labels(name: str, y: Any, classes: int, shape: tuple[int, ...]) -> Labels:
     """Return `y` as integers in 0..classes-1; its trailing dimensions must be `shape`."""
     y = array(name, y)
@@ -121,7 +116,8 @@ def targets(name: str, y: Any, shape: tuple[int, ...], dtype: DTypeLike,
     """Return `y` as real targets, trailing dimensions `shape`, inside the closed `interval` where one is given."""
     y = array(name, y)
     if y.ndim not in (len(shape), len(shape) + 1) or y.shape[y.ndim - len(shape):] != shape:
-        raise ValueError(f"{name} must have shape {shape}, or a stack of those, got {y.shape}")
+        hint = f": use {name}[:, None]" if shape[-1] == 1 and y.shape == shape[:-1] else ""
+        raise ValueError(f"{name} must have shape {shape}, or a stack of those, got {y.shape}{hint}")
     y = real_array(name, y, y.shape, dtype)
     if interval is not None and (y.min() < interval[0] or y.max() > interval[1]):
         bad = (y < interval[0]) | (y > interval[1])

@@ -17,6 +17,7 @@ from hypothesis import given
 import kfac_ref as kr
 from kfac_ref import checks
 from kfac_ref.checks import Array
+from kfac_ref.model import as_point
 
 from .problems import LIKELIHOODS, Problem, close, direction, labels, problem, problems, relative
 
@@ -331,7 +332,15 @@ def test_a_users_own_likelihood_serves_as_well() -> None:
 
 # Refusals. Each row: what is done, and the whole message.
 
+class Unfinished:
+    """A likelihood of a user's own that lacks some methods."""
+
+    labels = True
+    check = nll = gradient = fisher = fisher_root = None
+
+
 P = problem("categorical")                          # sizes (4, 5, 3), seven examples
+ONE = problem("gaussian", (4, 5, 1))
 G = problem("gaussian")
 B = problem("bernoulli")
 W = list(P.at.weights)
@@ -372,6 +381,8 @@ REFUSALS: list[tuple[Callable[[], object], str]] = [
     (network((4, 5, 5, 3), ("tanh", "Relu")), f"hidden[1] must be one of {NAMES}; got 'Relu'"),
     (network((4, 5, 5, 3), ("tanh",)), "hidden must name one nonlinearity for each of the 2 hidden layers, got 1"),
     (network((4, 3), ("tanh",)), "hidden must name one nonlinearity for each of the 0 hidden layers, got 1"),
+    (network((4, 5, 3), "tanh", (True,)), "bias must be True, False, or one of them for each of the 2 layers, got (True,)"),
+    (network((4, 5, 3), "tanh", (1, 0)), "bias must be True, False, or one of them for each of the 2 layers, got (1, 0)"),
     (lambda: P.model.init(np.random.default_rng(0), "xavier"), "scheme must be one of glorot, sparse; got 'xavier'"),
     # Models
     (model(-0.1), "weight_decay must be at least 0, got -0.1"),
@@ -454,11 +465,29 @@ REFUSALS: list[tuple[Callable[[], object], str]] = [
     (lambda: P.at.take(3), "rows must be a slice, a list of row numbers or a mask, got 3"),
     (lambda: kr.Model(P.model.network, kr.Categorical),
      "likelihood must be an instance, such as Categorical(), got the class"),
+    (lambda: kr.Model(P.model.network, Unfinished()),                # type: ignore[arg-type]
+     "likelihood must offer fisher_product, sample, outcomes, error, which Unfinished lacks (see "
+     "kfac_ref.likelihoods.Likelihood)"),
+    (lambda: kr.Model(kr.Categorical(), kr.Categorical()),           # type: ignore[arg-type]
+     "network must offer sizes, shapes, parameters, init, forward, backward, tangent, which Categorical lacks (see "
+     "kfac_ref.network.Network)"),
+    (lambda: as_point(P.model), "at must be a Point, as model.at(weights, x) returns it, got Model"),
+    (lambda: P.at.loss(), "y is missing: give labels or targets, or a point that carries them"),
+    (lambda: ONE.at.loss(ONE.y[:, 0]), "y must have shape (7, 1), or a stack of those, got (7,): use y[:, None]"),
+    # Parts of a data set
+    (lambda: P.model.parts(W, X[:0]), "x must hold at least one example"),
+    (lambda: P.model.parts(W, X, P.y[:6]),
+     "y must hold one target for each of the 7 examples of x, got shape (6,)"),
+    (lambda: P.model.parts(W, X, size=0), "size must be an integer of at least 1, got 0"),
+    (lambda: kr.mean_over([], kr.Point.loss), "parts must hold at least one part"),
+    (lambda: kr.mean_over(P.model.parts(W, X, P.y), lambda at: "a word"),
+     "f must return means over the examples (numbers, arrays, directions, moments or plain factors), got str"),
     (lambda: P.at.take([0, 99]), "rows must lie in 0..6, got 0..99"),
     (lambda: kr.kronecker_factors(P.at, kr.sampled(np.empty((0, 7), int))), "y must not be empty, got shape (0, 7)"),
     (lambda: P.at.sample(np.random.default_rng(0), 0), "draws must be an integer of at least 1, got 0"),
     (lambda: P.at.sample(np.random.default_rng(0), 2.0), "draws must be an integer of at least 1, got 2.0"),
     # The checks that other modules use
+    (lambda: checks.layer("i", 2, 2), "i must be a layer 0..1, got 2"),
     (lambda: checks.number("lambda_", 0, 0, above=True), "lambda_ must be above 0, got 0"),
     (lambda: checks.number("omega1", 1.5, 0, 1), "omega1 must be at least 0 and at most 1, got 1.5"),
     (lambda: checks.count("k", 1, low=2), "k must be an integer of at least 2, got 1"),
