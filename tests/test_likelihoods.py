@@ -16,7 +16,9 @@ from kfac_ref.likelihoods import MAX_BINARY_OUTPUTS
 
 from .problems import LIKELIHOODS, close, labels, relative
 
-EVERY = pytest.mark.parametrize("name", sorted(LIKELIHOODS))
+VARIANCE = 0.3
+EACH = LIKELIHOODS | {"noisy gaussian": kr.Gaussian(VARIANCE)}
+EVERY = pytest.mark.parametrize("name", sorted(EACH))
 DISCRETE = pytest.mark.parametrize("name", ["bernoulli", "categorical"])
 SEEDS = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**16))
 H = 1e-30
@@ -26,13 +28,13 @@ def case(name: str, N: int = 4, C: int = 3, seed: int = 0) -> tuple[Any, Array, 
     """Return a likelihood, an output z, and targets."""
     rng = np.random.default_rng(seed)
     z = 2 * rng.standard_normal((N, C))
-    return LIKELIHOODS[name], z, labels(name, z, rng)
+    return EACH[name], z, labels(name, z, rng)
 
 
 def definition(name: str, z: Array, y: Any) -> Array:
     """Return -log p(y | z) as it is written in a book; z may be complex."""
-    if name == "gaussian":
-        return ((z - y) ** 2).sum(axis=1) / 2
+    if name.endswith("gaussian"):
+        return ((z - y) ** 2).sum(axis=1) / (2 if name == "gaussian" else 2 * VARIANCE)
     if name == "categorical":
         return np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), y]
     return (np.log(1 + np.exp(z)) - y * z).sum(axis=1)
@@ -46,12 +48,12 @@ def units(z: Array) -> Array:
 def enumerated(name: str, lik: Any, z: Array) -> tuple[Any, Array]:
     """Return targets (M, ...) and weights (M, N) whose gradients have the moments of the likelihood.
 
-    The gradients z - y of a Gaussian have mean 0 and covariance I, as +- sqrt(C) e_c with equal weights have.
+    The errors z - y of a Gaussian have mean 0 and covariance v I, as +- sqrt(v C) e_c with equal weights have.
     """
-    if name != "gaussian":
+    if not name.endswith("gaussian"):
         return lik.outcomes(z)
     N, C = z.shape
-    steps = np.sqrt(C) * np.concatenate([units(z), -units(z)])
+    steps = np.sqrt(C if name == "gaussian" else VARIANCE * C) * np.concatenate([units(z), -units(z)])
     return z + steps, np.full((2 * C, N), 1 / (2 * C))
 
 
@@ -263,6 +265,18 @@ def test_a_seed_fixes_the_samples(name: str) -> None:
     assert (first[0] != first[1]).any()
 
 
+def test_noise_of_another_variance_is_the_unit_noise_at_another_scale() -> None:
+    z = np.zeros((50, 2))
+    unit, noisy = (kr.Gaussian(v).sample(z, np.random.default_rng(0)) for v in (1.0, 0.25))
+    close(noisy, unit / 2, 1e-15)
+
+
+@pytest.mark.parametrize("variance", [0.0, -1.0, np.nan, np.inf, "small"])
+def test_a_variance_that_is_not_positive_is_refused(variance: Any) -> None:
+    with pytest.raises(ValueError, match="variance must be"):
+        kr.Gaussian(variance)
+
+
 def test_outcomes_of_a_gaussian_are_refused() -> None:
     with pytest.raises(ValueError, match=r"outcomes: a Gaussian has infinitely many targets; use fisher_root or samp"):
         kr.Gaussian().outcomes(np.zeros((1, 2)))
@@ -412,7 +426,7 @@ def test_float32_is_kept_throughout(name: str) -> None:
     draws = lik.sample(single, np.random.default_rng(0), 2)
     quantities = [lik.nll(single, y), lik.gradient(single, y), lik.gradient(single, draws), lik.fisher(single),
                   lik.fisher_root(single), lik.fisher_product(single, single), lik.error(single, y)]
-    if name != "gaussian":
+    if not name.endswith("gaussian"):
         quantities.append(lik.outcomes(single)[1])
     if name != "categorical":
         quantities.append(draws)
