@@ -305,6 +305,11 @@ def test_an_update_leaves_the_old_average_as_it_was():
         first.n = 2
 
 
+def test_factors_are_refused_by_the_average():
+    with pytest.raises(ValueError, match=r"moments must be Moments, such as second_moments\(at\), got Factors"):
+        kr.RunningAverage().update(factors(problem(sizes=DEEP).at))
+
+
 def test_an_empty_average_has_no_moments():
     with pytest.raises(ValueError, match="the running average is empty: call update first"):
         _ = kr.RunningAverage().moments

@@ -68,8 +68,11 @@ class RunningAverage:
         Raises
         ------
         ValueError
-            Where `moments` are not of the network and estimator of those before.
+            Where `moments` are factors, or not of the network and estimator of those before.
         """
+        if not isinstance(moments, Moments):
+            raise ValueError(f"moments must be Moments, such as second_moments(at), got {type(moments).__name__}: what is "
+                             "averaged is finished into factors afterwards")
         k = self.k + 1
         epsilon = min(1 - 1 / k, self.ceiling)
         if self.latest is None:

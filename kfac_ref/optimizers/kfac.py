@@ -145,6 +145,8 @@ class KFAC(Settings):
         """
         if not isinstance(state, State):
             raise ValueError(f"state must be a State, as init(weights) returns it, got {type(state).__name__}")
+        if (state.average is not None) != self.approximation.averages:
+            raise ValueError("state must be of this optimizer: its approximation is another kind of row")
         clock = Clock()
         proposal = self.propose(state, x, y, draws, clock)
         choice = self.choose(state, proposal, clock)
@@ -175,9 +177,8 @@ class KFAC(Settings):
         damped = []
         for gamma in self.gammas(state):
             with clock.stage("inverses" if refreshed else "solve"):
-                source = state.refresh
-                if refreshed or source is None:
-                    source = self.source(state, at, average, gamma, draws)
+                kept = None if refreshed else state.refresh
+                source = kept or self.source(state, at, average, gamma, draws)
                 C = self.curvature(source, at if refreshed else None)
                 damped.append(Damped(source, C, self.direction(C, grad)))
         return Proposal(at, h, grad, draws, average, tuple(damped), refreshed)
