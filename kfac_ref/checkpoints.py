@@ -88,7 +88,7 @@ def write(folder: Path, checkpoint: Checkpoint, optimizer: Any, settings: Mappin
     OSError
         Naming the file, where it cannot be written: the last one is then as it was.
     ValueError
-        For a state that holds what cannot be stored, such as a structure made neither from factors nor from a point.
+        For a state that holds more than arrays and numbers.
     """
     arrays: list[Array] = []
     state = checkpoint.state
