@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given
 
 import kfac_ref as kr
-from kfac_ref import datasets, training
-from kfac_ref.curvature import BlockDiagonal, BlockTridiagonal
+from kfac_ref import approximations, datasets, training
 from kfac_ref.datasets import Dataset
 from kfac_ref.experiments import settings as module
 from kfac_ref.experiments.settings import NETS, OPTIMIZERS, Settings
@@ -91,25 +90,46 @@ def test_optimizers_by_name():
     made = {name: Settings(optimizer=name, net="64-3-64").make_optimizer(Settings(net="64-3-64").model())
             for name in OPTIMIZERS}
     assert {name: type(opt) for name, opt in made.items()} == {
-        "kfac": KFAC, "kfac-tridiagonal": KFAC, "natural-gradient": NaturalGradient, "sgd": SGD, "adam": Adam}
-    assert made["kfac"].structure is BlockDiagonal
-    assert made["kfac-tridiagonal"].structure is BlockTridiagonal
+        "kfac": KFAC, "natural-gradient": NaturalGradient, "sgd": SGD, "adam": Adam}
+    assert (made["kfac"].approximation, made["kfac"].expectation) == (approximations.BLOCK_DIAGONAL, kr.one_draw)
     schedule = nesterov_schedule(0.99, 250)
     assert [made["sgd"].momentum(t) for t in range(0, 3000, 100)] == [schedule(t) for t in range(0, 3000, 100)]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("kfac", KFAC), ("kfac-tridiagonal", KFAC), ("adam", Adam),
-                                            ("natural-gradient", NaturalGradient)])
+@pytest.mark.parametrize(("name", "kind"), [("kfac", KFAC), ("adam", Adam), ("natural-gradient", NaturalGradient)])
 def test_settings_are_the_arguments_of_the_optimizer_and_reach_it(name, kind):
     known = module.optimizer_settings(name)
     defaults = {n: p.default for n, p in inspect.signature(kind).parameters.items()}
-    assert known == {n: value for n, value in defaults.items() if n not in ("model", "structure")}
+    by_name = {"approximation", "expectation"}
+    assert {n: value for n, value in known.items() if n not in by_name} == \
+        {n: value for n, value in defaults.items() if n not in {"model", *by_name}}
+    assert by_name & set(known) == (by_name if name == "kfac" else set())
     for setting, value in known.items():
+        if setting in by_name:
+            continue
         other = {"beta1": 0.5, "beta2": 0.5, "T2": 40, "momentum": False, "omega1": 0.5, "omega2": 0.5,
                  "gamma_min": 0.25, "undo": None}.get(setting, value and value / 2)
         other = 10 if setting in ("T1", "T3") else other
         chosen = Settings(optimizer=name, net="64-3-64", settings={setting: other})
         assert getattr(chosen.make_optimizer(chosen.model()), setting) == other != value
+
+
+@pytest.mark.parametrize("name", approximations.TABLE)
+@pytest.mark.parametrize("expectation", module.EXPECTATIONS)
+def test_every_approximation_and_expectation_by_name(name, expectation):
+    chosen = Settings(net="64-3-64", settings={"approximation": name, "expectation": expectation})
+    opt = chosen.make_optimizer(chosen.model())
+    assert opt.approximation is approximations.TABLE[name]
+    assert opt.expectation is module.EXPECTATIONS[expectation]
+    assert Settings(**json.loads(json.dumps(chosen.plain()))) == chosen
+
+
+def test_the_expectations_by_name():
+    one_draw, exact, labels = (module.EXPECTATIONS[name] for name in ("one-draw", "exact", "empirical"))
+    assert (one_draw, exact) == (kr.one_draw, kr.exact)
+    assert isinstance(labels, kr.expectations.Empirical)
+    assert labels.y is None
+    assert len(module.EXPECTATIONS) == 3
 
 
 def test_settings_of_sgd():
@@ -212,11 +232,14 @@ def test_the_same_settings_make_the_same_bits_and_another_seed_does_not(digits):
     ({"hidden": "swish"}, "swish"),
     ({"net": "64-3-64", "hidden": "tanh,tanh"}, "hidden"),
     ({"likelihood": "poisson"}, "likelihood must be one of bernoulli, categorical, gaussian; got 'poisson'"),
-    ({"optimizer": "lbfgs"}, "optimizer must be one of adam, kfac, kfac-tridiagonal, natural-gradient, sgd; got"),
+    ({"optimizer": "lbfgs"}, "optimizer must be one of adam, kfac, natural-gradient, sgd; got"),
     ({"optimizer": None}, "optimizer must be text, got None"),
     ({"settings": [1]}, r"settings must be names and values, got \[1\]"),
     ({"settings": {"T9": 1}}, "a setting of kfac must be one of T1, T2, .*; got 'T9'"),
     ({"settings": {"structure": 1}}, "a setting of kfac must be one of .*; got 'structure'"),
+    ({"settings": {"approximation": "tridiagonal"}}, "approximation must be one of block-diagonal, block-tridiagonal, "),
+    ({"settings": {"expectation": "sampled"}}, "expectation must be one of empirical, exact, one-draw; got 'sampled'"),
+    ({"optimizer": "natural-gradient", "settings": {"approximation": "exact"}}, "a setting of natural-gradient must be"),
     ({"settings": {"T1": 0}}, "T1 must be an integer of at least 1, got 0"),
     ({"optimizer": "sgd", "settings": {"learning_rate": "fast"}}, "learning_rate must be a number, got 'fast'"),
     ({"optimizer": "sgd", "settings": {"period": 0}}, "period must be an integer of at least 1, got 0"),

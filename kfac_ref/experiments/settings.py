@@ -92,7 +92,9 @@ def optimizer_settings(optimizer: str) -> dict[str, Any]:
     make = checks.known("optimizer", optimizer, OPTIMIZERS)
     makes: list[Callable[..., Any]] = [KFAC, make] if make is _kfac else [make]
     defaults = {name: p.default for each in makes for name, p in inspect.signature(each).parameters.items()}
-    return {name: value for name, value in defaults.items() if name not in {"model", "settings"}}
+    # The natural gradient is what it is because of its approximation.
+    left_out = {"model", "settings"} | ({"approximation", "expectation"} if make is NaturalGradient else set())
+    return {name: value for name, value in defaults.items() if name not in left_out}
 
 
 class Task(NamedTuple):
