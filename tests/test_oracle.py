@@ -17,8 +17,11 @@ import pytest
 
 import kfac_ref as kr
 from kfac_ref import oracle
+from kfac_ref.approximations import TABLE
 from kfac_ref.curvature import EKFAC, BlockDiagonal, BlockTridiagonal, EigenDamped, Exact
-from kfac_ref.factors import RunningAverage
+from kfac_ref.factors import Moments, RunningAverage, as_factors, second_moments
+from kfac_ref.optimizers import KFAC
+from kfac_ref.optimizers.kfac_values import Draws
 from kfac_ref.oracle import CATALOGUE, Problem, Reference, check, files, graph, published
 from kfac_ref.oracle.diagnose import Diagnosis, place
 from kfac_ref.oracle.mistakes import differ, error
@@ -64,10 +67,14 @@ def test_the_package_s_own_functions_give_the_same(name: str) -> None:
     """The reference is a graph of its own, so that mistakes can travel through it; users call these."""
     v = vector(name)
     p, at, e = v.problem, v.problem.at(), v.expected
-    exact, sampled, labels = kr.kronecker_factors(at), kr.kronecker_factors(at, kr.sampled(p.targets)), kr.kronecker_factors(at, kr.empirical(p.y))
+    exact, sampled, labels = (kr.kronecker_factors(at, expectation, reach=1)
+                              for expectation in (kr.exact, kr.sampled(p.targets), kr.empirical(p.y)))
+    (A, G), (_, G_sampled), (_, G_empirical) = (zip(*f.layers, strict=True) for f in (exact, sampled, labels))
+    neighbours = [(i, i + 1) for i in range(len(exact) - 1)]
     grad = at.gradient(p.y)
-    ours = {"A": exact.A, "G": exact.G, "G_sampled": sampled.G, "G_empirical": labels.G, "A_cross": exact.A_cross,
-            "G_cross": exact.G_cross, "gradient": grad, "objective": at.loss(p.y),
+    ours = {"A": A, "G": G, "G_sampled": G_sampled, "G_empirical": G_empirical,
+            "A_cross": [exact.A[pair] for pair in neighbours], "G_cross": [exact.G[pair] for pair in neighbours],
+            "gradient": grad, "objective": at.loss(p.y),
             "fisher": kr.fisher_matrix(at), "fisher_empirical": kr.fisher_matrix(at, kr.empirical(p.y)),
             "fisher_sampled": kr.fisher_matrix(at, kr.sampled(p.targets)), "hessian": kr.hessian.hessian(at, p.y)}
     structures = {"step": BlockDiagonal(exact, p.damping), "step_sampled": BlockDiagonal(sampled, p.damping),
@@ -81,28 +88,13 @@ def test_the_package_s_own_functions_give_the_same(name: str) -> None:
     if p.direction is not None:
         ours["fisher_product"] = kr.fisher_product(at, p.direction)
     if p.previous is not None:
-        old = kr.Factors(p.previous.A, p.previous.G, (), (), 1)
-        average = RunningAverage(k=p.previous.k, latest=old).update(kr.kronecker_factors(at, kr.sampled(p.targets), reach=0))
-        ours["A_average"], ours["G_average"] = average.factors.A, average.factors.G
+        old = Moments({(X, i, i): S for X in "AG" for i, S in enumerate(getattr(p.previous, X))}, 1)
+        average = RunningAverage(k=p.previous.k, latest=old).update(second_moments(at, kr.sampled(p.targets)))
+        ours["A_average"], ours["G_average"] = zip(*as_factors(average.moments).layers, strict=True)
     for quantity in set(ours) & set(e):
         value = ours[quantity]
         value = tuple(value) if isinstance(value, list) else value
         assert error(e[quantity], value) <= 10 * v.tolerance[quantity][0], quantity
-
-
-class Replayed(kr.optimizers.KFAC):
-    """The optimizer on stored parts of batches and stored samples."""
-
-    def of(self, batch: Any) -> Replayed:
-        object.__setattr__(self, "batch", batch)
-        return self
-
-    def parts(self, N: int, rng: Any) -> Any:
-        return self.batch.rows1, self.batch.rows2
-
-    def update_average(self, state: Any, part: Any, rng: Any) -> Any:
-        factors = kr.kronecker_factors(part, kr.sampled(self.batch.targets), reach=self._attribute("reach"))
-        return state.average.update(factors), self.batch.targets
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("trajectory")])
@@ -110,15 +102,15 @@ def test_the_optimizer_takes_the_steps_of_the_vectors(name: str) -> None:
     v = vector(name)
     p, t = v.problem, v.problem.trajectory
     assert t is not None
-    structure = BlockDiagonal if t.structure == "block-diagonal" else BlockTridiagonal
-    optimizer = Replayed(p.model, structure, lambda_0=t.lambda_0, T1=t.T1, T2=t.T2, T3=t.T3, omega1=t.omega1,
-                         omega2=t.omega2, ceiling=t.ceiling, gamma_min=t.gamma_min, gamma_max=t.gamma_max,
-                         lambda_floor=t.lambda_floor, undo=None, momentum=t.momentum)
+    optimizer = KFAC(p.model, TABLE[t.structure], lambda_0=t.lambda_0, T1=t.T1, T2=t.T2, T3=t.T3, omega1=t.omega1,
+                     omega2=t.omega2, ceiling=t.ceiling, gamma_min=t.gamma_min, gamma_max=t.gamma_max,
+                     lambda_floor=t.lambda_floor, undo=None, momentum=t.momentum)
     state = optimizer.init(p.weights)
     found: dict[str, list[Any]] = {name: [] for name in ("lambda", "gamma", "alpha", "mu", "M", "rho")}
     weights = []
     for batch in t.batches:
-        state, record = optimizer.of(batch).step(state, p.x[batch.rows], p.y[batch.rows])
+        draws = Draws(batch.rows1, batch.rows2, batch.targets)
+        state, record = optimizer.step(state, p.x[batch.rows], p.y[batch.rows], draws)
         for name, value in zip(found, (record.lambda_, record.gamma, record.alpha, record.mu, record.predicted,
                                        record.rho), strict=True):
             found[name].append(value)

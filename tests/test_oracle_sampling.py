@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 
 import kfac_ref as kr
 from kfac_ref import oracle
+from kfac_ref.checks import Array
 from kfac_ref.oracle import Problem, check, sampling
 from kfac_ref.oracle.sampling import RATE, Simulation, judge
 
@@ -23,6 +25,11 @@ def problem(name: str) -> Problem:
 @cache
 def simulation(name: str) -> Simulation:
     return Simulation(problem(name))
+
+
+def sampled_G(p: Problem, targets: Any) -> list[Array]:
+    """Return G of each layer from these targets."""
+    return [G for _, G in kr.kronecker_factors(p.at(), kr.sampled(targets)).layers]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,7 +48,7 @@ def test_a_right_value_is_as_sampled_and_its_samples_are_inferred(name: str, M: 
     inferred = []
     for seed in range(8):
         at = p.at()
-        G = kr.kronecker_factors(at, kr.sampled(at.sample(np.random.default_rng(seed), M))).G
+        G = sampled_G(p, at.sample(np.random.default_rng(seed), M))
         report = check(p, {"G_sampled": G}, samples=M)
         assert report.ok
         assert report.rows[0].verdict == "as sampled"
@@ -57,7 +64,7 @@ def test_a_wrong_scale_is_named(name: str, mistake: str, factor: str | float) ->
     p, M = problem(name), 60
     at = p.at()
     c = {"N": len(p.x), "N^-2": len(p.x)**-2, "1/M": 1 / M}.get(str(factor), factor)
-    G = [float(c) * S for S in kr.kronecker_factors(at, kr.sampled(at.sample(np.random.default_rng(3), M))).G]
+    G = [float(c) * S for S in sampled_G(p, at.sample(np.random.default_rng(3), M))]
     report = check(p, {"G_sampled": G}, samples=M)
     assert not report.ok
     assert report.judgement is not None
@@ -75,7 +82,7 @@ def test_targets_from_a_uniform_distribution_are_named(name: str) -> None:
     targets = {"categorical": lambda: rng.integers(0, p.sizes[-1], shape),
                "gaussian": lambda: rng.standard_normal(shape),
                "bernoulli": lambda: rng.integers(0, 2, shape).astype(float)}[p.likelihood]()
-    judgement = judge(p, kr.kronecker_factors(at, kr.sampled(targets)).G, M)
+    judgement = judge(p, sampled_G(p, targets), M)
     assert not judgement.right
     assert "targets from a uniform distribution" in [m.name for m in judgement.explanations]
 
@@ -101,7 +108,7 @@ def test_a_larger_network_is_judged_in_bounded_memory() -> None:
     weights = [rng.standard_normal((40, 65)) / 8, rng.standard_normal((10, 41)) / 6]
     x, y = rng.standard_normal((100, 64)), rng.integers(0, 10, 100)
     p = Problem((64, 40, 10), ("tanh",), "categorical", weights, x, y)
-    G = kr.kronecker_factors(p.at(), kr.sampled(p.at().sample(rng))).G
+    G = sampled_G(p, p.at().sample(rng))
     report = check(p, {"G_sampled": G}, samples=1)
     assert report.ok
     assert not check(p, {"G_sampled": [1.5 * S for S in G]}, samples=1).ok
@@ -142,7 +149,7 @@ def test_a_network_that_takes_hours_is_refused_and_a_dear_one_gets_fewer_draws(m
 def test_what_is_far_from_the_exact_g_is_not_taken_for_one_sample() -> None:
     p = problem("categorical-tanh")
     rng = np.random.default_rng(4)
-    G = kr.kronecker_factors(p.at(), kr.sampled(rng.integers(0, p.sizes[-1], (20, len(p.x))))).G       # drawn without the model
+    G = sampled_G(p, rng.integers(0, p.sizes[-1], (20, len(p.x))))             # drawn without the model
     report = check(p, {"G_sampled": G})
     assert not report.ok
     assert report.rows[0].verdict in ("cannot tell", "not as sampled")
@@ -151,7 +158,7 @@ def test_what_is_far_from_the_exact_g_is_not_taken_for_one_sample() -> None:
 
 def test_draws_of_one_s_own_are_recognized_beside_stored_targets() -> None:
     p = oracle.vector("categorical-tanh").problem
-    own = kr.kronecker_factors(p.at(), kr.sampled(p.at().sample(np.random.default_rng(9), 30))).G
+    own = sampled_G(p, p.at().sample(np.random.default_rng(9), 30))
     report = check(p, {"G_sampled": own}, samples=30)
     assert not report.ok                                        # these are not the means over the stored targets
     assert report.judgement is not None
