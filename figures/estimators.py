@@ -84,13 +84,13 @@ def slope(x: np.ndarray, repeats: np.ndarray) -> tuple[float, float]:
 
 def sampling(at: kr.Point, draws: Sequence[int], cases: Sequence[int], repeats: int) -> dict[str, np.ndarray]:
     """Return the distances of sampled factors, a row for each repeat, against draws for each case and against cases."""
-    rng, exact = np.random.default_rng(1), kr.exact_factors(at, 0)
-    by_draws = [[distance(kr.sampled_factors(at, at.sample(rng, M), 0).G, exact.G) for M in draws]
+    rng, exact = np.random.default_rng(1), kr.kronecker_factors(at)
+    by_draws = [[distance(kr.kronecker_factors(at, kr.sampled(at.sample(rng, M))).G, exact.G) for M in draws]
                 for _ in range(repeats)]
     by_cases: dict[str, list[list[float]]] = {"G": [], "A kron G": []}
     for _ in range(5 * repeats):                                # cheap, and of longer tails
         parts = [at.take(rng.integers(0, len(at), n)) for n in cases]
-        found = [kr.sampled_factors(part, part.sample(rng), 0) for part in parts]
+        found = [kr.kronecker_factors(part, kr.sampled(part.sample(rng))) for part in parts]
         by_cases["G"].append([distance(f.G, exact.G) for f in found])
         by_cases["A kron G"].append([product_distance(f, exact) for f in found])
     return {"G by draws": np.array(by_draws), **{f"{k} by cases": np.array(v) for k, v in by_cases.items()}}
@@ -98,7 +98,7 @@ def sampling(at: kr.Point, draws: Sequence[int], cases: Sequence[int], repeats: 
 
 def empirical_row(at: kr.Point, labels: np.ndarray, exact: kr.Factors) -> dict[str, float]:
     """Compare the empirical G with the exact one: distance, and means over layers of traces' ratio and cosine."""
-    G = kr.empirical_factors(at, labels, 0).G
+    G = kr.kronecker_factors(at, kr.empirical(labels)).G
     pairs = list(zip(G, exact.G, strict=True))
     return {"empirical_distance": distance(G, exact.G),
             "empirical_trace_ratio": float(np.mean([np.trace(S) / np.trace(T) for S, T in pairs])),
@@ -109,7 +109,7 @@ def empirical_row(at: kr.Point, labels: np.ndarray, exact: kr.Factors) -> dict[s
 def fresh(at: kr.Point, n: int, exact: kr.Factors, rng: np.random.Generator, repeats: int) -> float:
     """Return the median distance of G from n cases (drawn without replacement) with one target each."""
     parts = [at.take(rng.choice(len(at), n, replace=False)) for _ in range(repeats)]
-    return float(np.median([distance(kr.sampled_factors(part, part.sample(rng), 0).G, exact.G) for part in parts]))
+    return float(np.median([distance(kr.kronecker_factors(part, kr.sampled(part.sample(rng))).G, exact.G) for part in parts]))
 
 
 def along_training(x: np.ndarray, labels: np.ndarray, steps: Sequence[int], repeats: int
@@ -124,7 +124,7 @@ def along_training(x: np.ndarray, labels: np.ndarray, steps: Sequence[int], repe
     rng, stale, rows = np.random.default_rng(2), kr.RunningAverage(), []
     for k in range(1, max(steps) + 1):
         detail = opt.explain(state, x, labels)
-        at, exact = detail.at, kr.exact_factors(detail.at, 0)
+        at, exact = detail.at, kr.kronecker_factors(detail.at)
         stale = stale.update(exact)
         if k <= AFTER + 1:
             point = at

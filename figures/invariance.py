@@ -27,7 +27,7 @@ Step = Callable[[kr.Point, object], list[np.ndarray]]
 def methods() -> dict[str, tuple[Step, float]]:
     """Return (direction, step size) by name."""
     def kfac(structure: type, damping: float) -> Step:
-        return lambda at, y: structure(kr.exact_factors(at), damping).solve(at.gradient(y))
+        return lambda at, y: structure(kr.kronecker_factors(at), damping).solve(at.gradient(y))
 
     F_breve, F_hat = kr.curvature.BlockDiagonal, kr.curvature.BlockTridiagonal
     return {"F-breve, undamped": (kfac(F_breve, 0.0), 0.2), "F-hat, undamped": (kfac(F_hat, 0.0), 0.2),

@@ -42,7 +42,7 @@ def test_the_steps_are_those_of_dense_matrices(damping, problem):
     detail = optimizer.explain(state, x, x)
     model, eta = optimizer.model, optimizer.model.weight_decay
     grad = params.flatten(detail.grad)
-    F = kr.exact_fisher(detail.at)
+    F = kr.fisher_matrix(detail.at)
     last = params.flatten(state.delta_0)
     shapes = model.network.shapes
 

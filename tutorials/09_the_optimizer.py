@@ -92,10 +92,15 @@ def average(old, new, k):
     return [epsilon * o + (1 - epsilon) * n for o, n in zip(old or new, new, strict=True)]
 
 
-AG = average([*state.average.factors.A, *state.average.factors.G], factors(at, np.random.default_rng((0, 20))), 20)
-assert all(close([ours], [theirs]) for ours, theirs in zip(AG, told.A + told.G, strict=True))
-exact = kr.exact_factors(at)                                    # of this batch
-times = [np.trace(M) / np.trace(E) for M, E in zip(AG, exact.A + exact.G, strict=True)]
+def as_list(factors):
+    return [*(A for A, _ in factors.layers), *(G for _, G in factors.layers)]
+
+
+before, after = (as_list(kr.factors.as_factors(a.moments)) for a in (state.average, told.average))
+AG = average(before, factors(at, np.random.default_rng((0, 20))), 20)
+assert all(close([ours], [theirs]) for ours, theirs in zip(AG, after, strict=True))
+exact = as_list(kr.kronecker_factors(at))                       # of this batch
+times = [np.trace(M) / np.trace(E) for M, E in zip(AG, exact, strict=True)]
 print("traces, in times the exact ones: {:.2f}, {:.2f} (averages of A), {:.2f}, {:.2f} (of G)".format(*times))
 assert np.allclose(times[:2], 1, atol=0.3)
 assert min(times[2:]) > 1.5
@@ -183,8 +188,8 @@ assert changes[0] < 0.7 * min(changes[1:]) < 0 < max(changes)
 # %%
 regression, rng = kr.Model(kr.MLP((4, 1)), kr.Gaussian(), weight_decay=0.1), np.random.default_rng(1)
 X, Y, zero = rng.standard_normal((20, 4)), rng.standard_normal((20, 1)), [np.zeros((1, 5))]
-P = kr.curvature.BlockDiagonal(kr.exact_factors(regression.at(zero, X[:6])), damping=1.0).dense()  # of six cases: poor
-H, b = kr.exact_fisher(regression.at(zero, X)) + 0.1 * np.eye(5), -params.flatten(regression.at(zero, X).gradient(Y))
+P = kr.approximations.BLOCK_DIAGONAL.at(regression.at(zero, X[:6]), damping=1.0).dense()       # of six cases: poor
+H, b = kr.fisher_matrix(regression.at(zero, X)) + 0.1 * np.eye(5), -params.flatten(regression.at(zero, X).gradient(Y))
 
 
 def steps(keep):

@@ -64,7 +64,7 @@ def main() -> None:
         if sizes == (64, 20, 20, 20, 10):
             print(f"{'ms, ms, ratio':58s} {'first':>9s} {'second':>9s} {'ratio':>7s}")
         at, y = point(sizes, 256)
-        factors, grad = kr.exact_factors(at, 1), at.gradient(y)
+        factors, grad = kr.kronecker_factors(at, 1), at.gradient(y)
         F_hat, F_breve = kr.curvature.BlockTridiagonal(factors, 1e-2), kr.curvature.BlockDiagonal(factors, 1e-2)
         row(f"tridiagonal solve / block-diagonal solve, {name}", lambda s=F_hat, g=grad: s.solve(g),
             lambda s=F_breve, g=grad: s.solve(g))

@@ -123,7 +123,7 @@ def dense_fisher() -> tuple[list[Call], Callable[[], dict[str, float]]]:
             calls.append(Call("", "R(F_ij)", 2 * N * out.size, lambda X=X, Y=Y, out=out: np.matmul(X, Y, out=out)))
 
     def ours() -> dict[str, float]:
-        kr.exact_fisher(at)
+        kr.fisher_matrix(at)
         return {}
 
     return calls, ours
@@ -154,7 +154,7 @@ def three_gammas(repeats: int) -> tuple[float, float]:
     """Return the seconds that three dampings of one set of factors take by Cholesky, and by one eigendecomposition."""
     rng = np.random.default_rng(0)
     at = LARGE.at(LARGE.init(rng), rng.random((N, 784)))
-    grad, factors = at.gradient(at.x), kr.sampled_factors(at, at.sample(rng), 0)
+    grad, factors = at.gradient(at.x), kr.kronecker_factors(at, kr.sampled(at.sample(rng)))
     gammas = (0.5, 0.3, 0.8)
 
     def by_cholesky() -> list[Any]:
