@@ -218,9 +218,9 @@ assert ("Fisher summed over the examples",) in [found.names for found in report.
 #
 # On a network, KL is the mean over the inputs x of the KL of the predictions, and F is `kr.fisher_matrix`. The
 # optimizer `NaturalGradient` solves with F + gamma^2 I (gamma^2 is its damping) and multiplies by a number alpha
-# (tutorial 9): below, its first step by hand. But with P weights F has P^2 entries and a solve takes about P^3 / 3 additions and
-# multiplications: for a million weights there is no such matrix. Tutorial 6 puts Kronecker products in its place,
-# tutorial 7 inverts them.
+# (tutorial 9): below, its first step by hand. But with P weights F has P^2 entries and a solve takes about P^3 / 3
+# additions and multiplications: for a million weights there is no such matrix. Tutorial 6 puts Kronecker products in
+# its place, tutorial 7 inverts them.
 
 # %%
 opt = kr.optimizers.NaturalGradient(stored.problem.model)

@@ -297,9 +297,9 @@ plotting.Player([frame(k) for k in shown], captions, "Forty steps of K-FAC on th
 # ## In practice
 #
 # `opt.step(state, x, y)` returns a record with these numbers, `opt.explain` every intermediate. The package adds
-# safeguards (`help(kr.optimizers.KFAC)`): gamma and lambda stay in ranges, and a step that is looked at and raises h
-# too much is undone. They are no substitute for a sound lambda_0, which is the one setting to tune. Where h rises at
-# the first steps, begin anew with ten times as much. Here a tenth and ten times of the lambda_0 above:
+# safeguards (`help(kr.optimizers.kfac_settings)`): gamma and lambda stay in ranges, and a step that is looked at and
+# raises h too much is undone. They are no substitute for a sound lambda_0, which is the one setting to tune. Where h
+# rises at the first steps, begin anew with ten times as much. Here a tenth and ten times of the lambda_0 above:
 
 # %%
 h = {}
