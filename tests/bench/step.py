@@ -161,8 +161,7 @@ def three_gammas(repeats: int) -> tuple[float, float]:
         return [kr.curvature.BlockDiagonal(factors, gamma**2).kept().solve(grad) for gamma in gammas]
 
     def by_eigen() -> list[Any]:
-        bases = [(Eigen.factor(A), Eigen.factor(G), kr.damping.trace_pi(A, G))
-                 for A, G in zip(factors.A, factors.G, strict=True)]
+        bases = [(Eigen.factor(A), Eigen.factor(G), kr.damping.trace_pi(A, G)) for A, G in factors.layers]
         return [[apply_in_eigenbasis(A, G, 1 / np.outer(G.values + gamma / pi, A.values + gamma * pi), V)
                  for (A, G, pi), V in zip(bases, grad, strict=True)] for gamma in gammas]
 
