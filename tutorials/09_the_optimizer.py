@@ -92,14 +92,10 @@ def average(old, new, k):
     return [epsilon * o + (1 - epsilon) * n for o, n in zip(old or new, new, strict=True)]
 
 
-def as_list(factors):
-    return [*(A for A, _ in factors.layers), *(G for _, G in factors.layers)]
-
-
-before, after = (as_list(kr.factors.as_factors(a.moments)) for a in (state.average, told.average))
+before, after = (list(kept.moments.arrays.values()) for kept in (state.average, told.average))
 AG = average(before, factors(at, np.random.default_rng((0, 20))), 20)
 assert all(close([ours], [theirs]) for ours, theirs in zip(AG, after, strict=True))
-exact = as_list(kr.kronecker_factors(at))                       # of this batch
+exact = kr.factors.second_moments(at).arrays.values()           # A and G of this batch
 times = [np.trace(M) / np.trace(E) for M, E in zip(AG, exact, strict=True)]
 print("traces, in times the exact ones: {:.2f}, {:.2f} (averages of A), {:.2f}, {:.2f} (of G)".format(*times))
 assert np.allclose(times[:2], 1, atol=0.3)
