@@ -29,6 +29,7 @@ import numpy as np
 import kfac_ref as kr
 from kfac_ref import plotting, training
 from kfac_ref.experiments import autoencoder, script
+from kfac_ref.optimizers.kfac_values import Damped
 
 HERE = Path(__file__).parent / "damping"
 DAMPINGS = {"factored": kr.curvature.BlockDiagonal, "exact": kr.curvature.EigenDamped}
@@ -38,8 +39,8 @@ STEPS = ("no re-scaling", "re-scaling", "re-scaling and momentum")
 def decreases(optimizer: kr.optimizers.KFAC, state: Any, x: np.ndarray, strengths: np.ndarray) -> dict[str, Any]:
     """Return what the next update gains by damping, kind of step and strength, and what the run itself does there."""
     detail = optimizer.explain(state, x, x)
-    at, grad, factors = detail.at, detail.grad, detail.average.factors
-    h = detail.record.loss
+    at, grad, h = detail.at, detail.grad, detail.loss
+    factors = kr.factors.as_factors(detail.average.moments)
 
     def gain(delta: Sequence[np.ndarray]) -> float:
         after = optimizer.model.at(kr.params.add(state.weights, delta), x).loss(x)
@@ -49,10 +50,11 @@ def decreases(optimizer: kr.optimizers.KFAC, state: Any, x: np.ndarray, strength
     for name, structure in DAMPINGS.items():
         for strength in strengths:
             C = structure(factors, damping=strength**2)
-            Delta = optimizer.direction(C, grad)
-            alone, both = (optimizer.rescale(at, grad, strength, C, Delta, delta_0, state.lambda_)
+            source = optimizer.source(state, at, detail.average, strength, detail.draws)
+            damped = Damped(source, C, optimizer.direction(C, grad))
+            alone, both = (optimizer.rescale(at, grad, damped, delta_0, state.lambda_)
                            for delta_0 in (None, state.delta_0))
-            deltas = (Delta, optimizer.combine(alone, None), optimizer.combine(both, state.delta_0))
+            deltas = (damped.Delta, optimizer.combine(alone, None), optimizer.combine(both, state.delta_0))
             for step, delta in zip(STEPS, deltas, strict=True):
                 found[name][step].append(gain(delta))
     return {"h": h, "error": at.error(x), "lambda": state.lambda_, "gamma": detail.record.gamma,

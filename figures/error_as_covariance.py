@@ -47,7 +47,7 @@ class Taken(NamedTuple):
 def take_apart(at: kr.Point, i: int) -> Taken:
     """Rearrange the block of layer i, and verify both forms of its error."""
     m, n = at.model.network.shapes[i]
-    A, G = kr.exact_factors(at, 0).pair(i, i)
+    A, G = kr.kronecker_factors(at).layers[i]
     F, product = kr.fisher_block(at, i, i), np.kron(A, G)       # formed for once, to have something to verify
     R_F, R_product = (kr.kronecker.rearrange(M, (n, n), (m, m)) for M in (F, product))
     covariance = covariance_error(at, i)
@@ -132,7 +132,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
             if (j, steps) == (i, shown):
                 drawn = taken, at
     taken, at = drawn
-    A, G = kr.exact_factors(at, 0).pair(i, i)
+    A, G = kr.kronecker_factors(at).layers[i]
     rows, columns = groups(G, "g", bias=False), groups(A, "a", bias=True)
     order = np.ix_(np.concatenate(list(rows.values())), np.concatenate(list(columns.values())))
     k = taken.numbers

@@ -60,7 +60,7 @@ def measure(data: kr.datasets.Dataset, steps: Sequence[int], names: Sequence[str
     for k in range(max(steps) + 1):
         if k in steps:
             at = model.at(state.weights, data.x)
-            F, targets = kr.exact_fisher(at), at.sample(np.random.default_rng(k))
+            F, targets = kr.fisher_matrix(at), at.sample(np.random.default_rng(k))
             for name in names:
                 B = family.FAMILY[name](at, DAMPING, targets).dense()
                 whole, blocks = errors(F, B, sizes, scaled=name == FOOF)

@@ -30,22 +30,26 @@ import numpy as np
 import kfac_ref as kr
 from kfac_ref import plotting
 from kfac_ref.experiments import classifier, script
+from kfac_ref.factors import as_factors, second_moments
 
 HERE = Path(__file__).parent / "estimators"
 AFTER = 10                              # steps of training before the first panel
-Matrices = Sequence[np.ndarray]
 
 
-def distance(estimate: Matrices, exact: Matrices) -> float:
-    """Return the root mean square over layers of the relative Frobenius distance."""
-    squares = [np.sum((S - T) ** 2) / np.sum(T**2) for S, T in zip(estimate, exact, strict=True)]
+def distance(estimate: kr.Factors, exact: kr.Factors, factor: str = "G") -> float:
+    """Return the root mean square over layers of the relative Frobenius distance of G, or of A."""
+    squares = [np.sum((S - T) ** 2) / np.sum(T**2) for S, T in _pairs(estimate, exact, factor)]
     return float(np.sqrt(np.mean(squares)))
+
+
+def _pairs(estimate: kr.Factors, exact: kr.Factors, factor: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(getattr(estimate, factor)[i], getattr(exact, factor)[i]) for i in range(len(exact))]
 
 
 def product_distance(estimate: kr.Factors, exact: kr.Factors) -> float:
     """Return the same of A kron G, by ``A' kron G' - A kron G = A' kron (G' - G) + (A' - A) kron G``."""
     squares = []
-    for A1, G1, A, G in zip(estimate.A, estimate.G, exact.A, exact.G, strict=True):
+    for (A1, G1), (A, G) in zip(estimate.layers, exact.layers, strict=True):
         dA, dG = A1 - A, G1 - G
         square = np.sum(A1**2) * np.sum(dG**2) + 2 * np.sum(A1 * dA) * np.sum(dG * G) + np.sum(dA**2) * np.sum(G**2)
         squares.append(square / (np.sum(A**2) * np.sum(G**2)))
@@ -84,23 +88,23 @@ def slope(x: np.ndarray, repeats: np.ndarray) -> tuple[float, float]:
 
 def sampling(at: kr.Point, draws: Sequence[int], cases: Sequence[int], repeats: int) -> dict[str, np.ndarray]:
     """Return the distances of sampled factors, a row for each repeat, against draws for each case and against cases."""
-    rng, exact = np.random.default_rng(1), kr.exact_factors(at, 0)
-    by_draws = [[distance(kr.sampled_factors(at, at.sample(rng, M), 0).G, exact.G) for M in draws]
+    rng, exact = np.random.default_rng(1), kr.kronecker_factors(at)
+    by_draws = [[distance(kr.kronecker_factors(at, kr.sampled(at.sample(rng, M))), exact) for M in draws]
                 for _ in range(repeats)]
     by_cases: dict[str, list[list[float]]] = {"G": [], "A kron G": []}
     for _ in range(5 * repeats):                                # cheap, and of longer tails
         parts = [at.take(rng.integers(0, len(at), n)) for n in cases]
-        found = [kr.sampled_factors(part, part.sample(rng), 0) for part in parts]
-        by_cases["G"].append([distance(f.G, exact.G) for f in found])
+        found = [kr.kronecker_factors(part, kr.sampled(part.sample(rng))) for part in parts]
+        by_cases["G"].append([distance(f, exact) for f in found])
         by_cases["A kron G"].append([product_distance(f, exact) for f in found])
     return {"G by draws": np.array(by_draws), **{f"{k} by cases": np.array(v) for k, v in by_cases.items()}}
 
 
 def empirical_row(at: kr.Point, labels: np.ndarray, exact: kr.Factors) -> dict[str, float]:
     """Compare the empirical G with the exact one: distance, and means over layers of traces' ratio and cosine."""
-    G = kr.empirical_factors(at, labels, 0).G
-    pairs = list(zip(G, exact.G, strict=True))
-    return {"empirical_distance": distance(G, exact.G),
+    empirical = kr.kronecker_factors(at, kr.empirical(labels))
+    pairs = _pairs(empirical, exact, "G")
+    return {"empirical_distance": distance(empirical, exact),
             "empirical_trace_ratio": float(np.mean([np.trace(S) / np.trace(T) for S, T in pairs])),
             "empirical_cosine": float(np.mean([np.sum(S * T) / np.linalg.norm(S) / np.linalg.norm(T)
                                                for S, T in pairs]))}
@@ -109,7 +113,8 @@ def empirical_row(at: kr.Point, labels: np.ndarray, exact: kr.Factors) -> dict[s
 def fresh(at: kr.Point, n: int, exact: kr.Factors, rng: np.random.Generator, repeats: int) -> float:
     """Return the median distance of G from n cases (drawn without replacement) with one target each."""
     parts = [at.take(rng.choice(len(at), n, replace=False)) for _ in range(repeats)]
-    return float(np.median([distance(kr.sampled_factors(part, part.sample(rng), 0).G, exact.G) for part in parts]))
+    return float(np.median([distance(kr.kronecker_factors(part, kr.sampled(part.sample(rng))), exact)
+                            for part in parts]))
 
 
 def along_training(x: np.ndarray, labels: np.ndarray, steps: Sequence[int], repeats: int
@@ -124,19 +129,20 @@ def along_training(x: np.ndarray, labels: np.ndarray, steps: Sequence[int], repe
     rng, stale, rows = np.random.default_rng(2), kr.RunningAverage(), []
     for k in range(1, max(steps) + 1):
         detail = opt.explain(state, x, labels)
-        at, exact = detail.at, kr.exact_factors(detail.at, 0)
-        stale = stale.update(exact)
+        at, moments = detail.at, second_moments(detail.at)
+        exact, stale = as_factors(moments), stale.update(moments)
         if k <= AFTER + 1:
             point = at
         if k in steps:
+            average = as_factors(detail.average.moments)
             part = len(range(len(x))[detail.rows1]) if isinstance(detail.rows1, slice) else len(detail.rows1)
             rows.append({
                 "step": k, "train_error": at.error(labels), "loss": at.loss(labels), "lambda": state.lambda_,
                 **empirical_row(at, labels, exact),
-                "average": distance(detail.average.factors.G, exact.G),
-                "average_A": distance(detail.average.factors.A, exact.A),
-                "in_use": distance(detail.chosen.curvature.factors.G, exact.G),
-                "average_of_exact": distance(stale.factors.G, exact.G),
+                "average": distance(average, exact),
+                "average_A": distance(average, exact, "A"),
+                "in_use": distance(detail.chosen.curvature.factors, exact),
+                "average_of_exact": distance(as_factors(stale.moments), exact),
                 "fresh_part_cases": part,
                 "fresh_part": fresh(at, part, exact, rng, repeats),
                 "fresh_all": fresh(at, len(at), exact, rng, repeats),

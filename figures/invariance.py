@@ -26,10 +26,10 @@ Step = Callable[[kr.Point, object], list[np.ndarray]]
 
 def methods() -> dict[str, tuple[Step, float]]:
     """Return (direction, step size) by name."""
-    def kfac(structure: type, damping: float) -> Step:
-        return lambda at, y: structure(kr.exact_factors(at), damping).solve(at.gradient(y))
+    def kfac(row: kr.Approximation, damping: float) -> Step:
+        return lambda at, y: row.at(at, damping).solve(at.gradient(y))
 
-    F_breve, F_hat = kr.curvature.BlockDiagonal, kr.curvature.BlockTridiagonal
+    F_breve, F_hat = kr.approximations.BLOCK_DIAGONAL, kr.approximations.BLOCK_TRIDIAGONAL
     return {"F-breve, undamped": (kfac(F_breve, 0.0), 0.2), "F-hat, undamped": (kfac(F_hat, 0.0), 0.2),
             **{f"F-breve, damping {d:g}": (kfac(F_breve, d), 0.2) for d in (1e-12, 1e-8, 1e-4)},
             "gradient descent": (lambda at, y: at.gradient(y), 0.002)}

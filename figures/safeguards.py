@@ -2,13 +2,13 @@
 
     python figures/safeguards.py [--quick] [--pdf] [--out DIR]
 
-The docstring of `KFAC` has a table of what the paper sets and what this package sets. Here the digits autoencoder is
-trained with the demo's settings ("K-FAC, m = 500"; lambda_0, tau1 and T3 are tuned for the full algorithm, which
-favours it), and with one setting changed at a time, over five seeds that share their weights, batches and samples; in
-float32, which halves the time. A second group has batches of 60 cases, where a part tau2 of the batch is so few cases
-that the exact F on them is no longer that of the batch, and a step can explode. The rule of `undo` looks at every
-fifth step (T1) alone, and takes a step back where h rises by more than M promised that it would fall, or by more than h
-itself. So it is tried with a look at every step as well, and with any rise taken back (undo = 0).
+`kfac_ref/optimizers/kfac_settings.py` has a table of what the paper sets and what this package sets. Here the digits
+autoencoder is trained with the demo's settings ("K-FAC, m = 500"; lambda_0, tau1 and T3 are tuned for the full
+algorithm, which favours it), and with one setting changed at a time, over five seeds that share their weights, batches
+and samples; in float32, which halves the time. A second group has batches of 60 cases, where a part tau2 of the batch
+is so few cases that the exact F on them is no longer that of the batch, and a step can explode. The rule of `undo`
+looks at every fifth step (T1) alone, and takes a step back where h rises by more than M promised that it would fall, or
+by more than h itself. So it is tried with a look at every step as well, and with any rise taken back (undo = 0).
 
 Left: the error after a fixed number of iterations, median and range over seeds, for each setting. Right: lambda and
 gamma along the run. h is measured after each step on the same 200 training cases; its largest single rise is in the
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kfac_ref import plotting, training
+from kfac_ref.approximations import BLOCK_DIAGONAL
 from kfac_ref.curvature import BlockDiagonal
 from kfac_ref.damping import frobenius_pi
 from kfac_ref.datasets import Dataset
@@ -54,7 +56,8 @@ LARGE: Changes = {
     "gamma unclipped (paper)": UNCLIPPED,
     "lambda_0 = 150 (paper)": {"lambda_0": 150.0},
     "lambda_0 = 150, gamma unclipped": {"lambda_0": 150.0, **UNCLIPPED},
-    "pi by the Frobenius norm": {"structure": partial(BlockDiagonal, pi=frobenius_pi)},
+    "pi by the Frobenius norm": {
+        "approximation": replace(BLOCK_DIAGONAL, build=partial(BlockDiagonal, pi=frobenius_pi))},
     "ceiling = 0: no running average": {"ceiling": 0.0},
     "no momentum": {"momentum": False},
     "all as in the paper": PAPER,

@@ -6,18 +6,20 @@ Martens & Grosse 2015, "Optimizing Neural Networks with Kronecker-factored Appro
 section     module                                    names
 ==========  ========================================  =================================================================
 2.1         `params`, `network`                       `MLP`: forward, backward, tangent (R-operator)
-2.2         `likelihoods`, `model`                    `Gaussian`, `Categorical`, `Bernoulli`; `Model`, `Point`
-2.2         `fisher`                                  `exact_fisher`, `fisher_block`, `fisher_product`, `fisher_gram`;
-                                                      `sampled_fisher`, `empirical_fisher`
+2.1         `layers`                                  the contractions of g with a_bar, each written once
+2.2         `likelihoods`, `model`                    `Gaussian`, `Categorical`, `Bernoulli`; `Model`, `Point`;
+                                                      `Part`, `mean_over` (a data set in parts)
+2.2, 5      `expectations`                            `exact`, `sampled`, `empirical`, `one_draw`
+2.2         `fisher`                                  `fisher_matrix`, `fisher_block`, `fisher_product`, `fisher_gram`
 2.2         `hessian`                                 `hessian.hessian`, `hessian.hessian_product`
 3           `kronecker`                               vec, products, solves, the rearrangement, the nearest product
-3, 5        `factors`                                 `exact_factors`, `sampled_factors`, `empirical_factors`;
-                                                      `nearest_kronecker_factors`, KFRA, TKFAC, Shampoo;
-                                                      `Factors`, `RunningAverage`
+3, 5        `factors`                                 `kronecker_factors`; nearest product, KFRA, TKFAC, Shampoo;
+                                                      `Moments`, `Factors`, `RunningAverage`
 4.2, 6.3    `curvature`                               `BlockDiagonal` (F-breve), `EigenDamped`, `Full` (F~);
                                                       `ExactBlockDiagonal`, `Exact`, `ExactDual`; `EKFAC`,
                                                       `InputOnly` (FOOF), `Diagonal`
 4.3         `curvature`                               `BlockTridiagonal` (F-hat)
+-           `approximations`                          `Approximation`: an estimator with a structure; the table of all
 3           `analysis`                                `covariance_error`, `error_spectrum`, `cumulant_terms`;
                                                       `judge`, `error_budget`
 10          `analysis`                                `TransformedMLP`, `transform`, `whitening`, `centred_whitening`

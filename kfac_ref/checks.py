@@ -131,6 +131,8 @@ def number(name: str, value: Any, low: float, high: float = np.inf, *, above: bo
            below: bool = False) -> float:
     """Return `value` as a finite float in [low, high]; `above` leaves out the lower end, `below` the upper one."""
     try:
+        if isinstance(value, str):                  # float would read a number in it
+            raise TypeError
         value = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number, got {value!r}") from None
@@ -157,7 +159,7 @@ def layer(name: str, value: Any, layers: int) -> int:
 
 def known(name: str, key: Any, entries: Mapping[str, Entry]) -> Entry:
     """Return ``entries[key]``, or say which keys there are."""
-    if key not in entries:
+    if not isinstance(key, str) or key not in entries:
         raise ValueError(f"{name} must be one of {', '.join(sorted(entries))}; got {key!r}")
     return entries[key]
 

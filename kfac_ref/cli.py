@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from . import __version__, datasets, files
+from . import __version__, approximations, datasets, files
 from .environment import MEMORY, ONE_THREAD, restart_with
 from .oracle import commands as oracle
 
@@ -94,10 +94,14 @@ def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train", help="one training run, with checkpoints", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Train one network with one optimizer, in a folder of its own: history, checkpoints, a picture.",
-        epilog="""examples:
+        epilog=f"""approximation: {', '.join(list(approximations.TABLE)[:7])},
+               {', '.join(list(approximations.TABLE)[7:])}
+expectation: one-draw, exact or empirical
+
+examples:
   kfac-ref train --iterations 300 --out runs/digits
-  kfac-ref train --iterations 300 --set approximation=block-tridiagonal --set expectation=exact --out runs/tridiagonal
   kfac-ref train --data mnist:FOLDER --dtype float32 --batch 1000 --set lambda_0=0.01 --seconds 120 --out runs/mnist
+  kfac-ref train --set approximation=ekfac --set expectation=exact --iterations 300 --out runs/ekfac
   kfac-ref train --net 64-32-16-10 --optimizer sgd --set learning_rate=0.1 --batch 100 --iterations 2000 --out runs/sgd
   kfac-ref train --resume runs/mnist --seconds 240""")
     what = train.add_argument_group("what to run")
@@ -111,8 +115,9 @@ def _add_train(commands: Any) -> None:
     what.add_argument("--likelihood", metavar="NAME", help="gaussian, categorical (on labels) or bernoulli")
     what.add_argument("--optimizer", metavar="NAME", help="kfac, natural-gradient, sgd or adam (default: kfac)")
     what.add_argument("--set", action="append", metavar="NAME=VALUE", default=[], dest="settings",
-                      help="a setting of the optimizer; may be repeated (kfac: approximation, expectation, "
-                           "lambda_0, T1, T2, T3, tau1, tau2, momentum, ...; sgd: learning_rate, mu_max, period; adam: learning_rate, beta1, ...)")
+                      help="a setting of the optimizer; may be repeated (kfac: approximation and expectation (below), "
+                           "lambda_0, T1, T2, T3, tau1, tau2, momentum, ...; sgd: learning_rate, mu_max, period; "
+                           "adam: learning_rate, beta1, ...)")
     what.add_argument("--batch", metavar="N", help="a number, full, growing (from 1000 to all at step "
                                                    "500) or growing:FIRST:STEP (default: full)")
     what.add_argument("--weight-decay", type=float, metavar="ETA", help="eta (default: 1e-5)")
@@ -189,17 +194,17 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """Read NAME=VALUE; the value is a number, true, false, null or a word."""
+    """Read NAME=VALUE; the value is a number, true, false, null or a name."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set must be NAME=VALUE, got {text!r}")
     try:
-        found = json.loads(value)
+        read = json.loads(value)
     except json.JSONDecodeError:
-        found = value
-    if isinstance(found, (list, dict)):
-        raise ValueError(f"--set {name} must be a number, true, false, null or a word, got {value!r}")
-    return name, found
+        read = value
+    if isinstance(read, (list, dict)) or not value:
+        raise ValueError(f"--set {name} must be a number, true, false, null or a name, got {value!r}")
+    return name, read
 
 
 def _experiment(arguments: argparse.Namespace) -> int:

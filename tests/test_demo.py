@@ -625,7 +625,7 @@ def by_kronecker(at, diagonal_only):
 def test_a_stage_holds_the_exact_fisher_and_both_approximations(compared):
     at, stage = compared
     assert stage.name == "now"
-    np.testing.assert_array_equal(stage.F, kr.exact_fisher(at))
+    np.testing.assert_array_equal(stage.F, kr.fisher_matrix(at))
     close(stage.F_tilde, by_kronecker(at, False), rtol=1e-12)
     close(stage.F_breve, by_kronecker(at, True), rtol=1e-12)
     assert len(stage.F) == at.model.network.parameters          # and weight decay has no part in it
@@ -670,8 +670,8 @@ def test_stages_use_as_many_cases_as_they_are_told(few):
     model = kr.Model(kr.MLP((64, 3, 10), "tanh"), kr.Categorical())
     weights = model.init(np.random.default_rng(0), "glorot")
     some, every = (classifier.stage("", model, weights, few, cases) for cases in (30, None))
-    np.testing.assert_array_equal(some.F, kr.exact_fisher(model.at(weights, few.x[:30])))
-    np.testing.assert_array_equal(every.F, kr.exact_fisher(model.at(weights, few.x)))
+    np.testing.assert_array_equal(some.F, kr.fisher_matrix(model.at(weights, few.x[:30])))
+    np.testing.assert_array_equal(every.F, kr.fisher_matrix(model.at(weights, few.x)))
 
 
 def test_the_relative_error():

@@ -22,7 +22,7 @@ def taken(request):
 
 def test_the_three_matrices_are_the_block_the_product_and_their_difference(taken):
     p, t = taken
-    A, G = kr.exact_factors(p.at).pair(1, 1)
+    A, G = kr.kronecker_factors(p.at).layers[1]
     np.testing.assert_allclose(t.R_product, np.outer(kr.kronecker.vec(G), kr.kronecker.vec(A)), rtol=1e-13, atol=1e-15)
     np.testing.assert_allclose(t.R_F - t.R_product, t.covariance, rtol=0, atol=1e-14 * np.abs(t.R_F).max())
     assert np.linalg.matrix_rank(t.R_product) == 1
@@ -37,7 +37,7 @@ def test_the_spectra_hold_the_whole_norms_and_the_best_product_is_the_nearest_on
     assert len(t.singular) == len(t.singular_error) == min(m * (m + 1), n * (n + 1)) // 2
     assert np.linalg.norm(t.singular) == pytest.approx(1, rel=1e-12)
     assert np.linalg.norm(t.singular_error) == pytest.approx(t.numbers["error_of_A_kron_G"], rel=1e-12)
-    F, best = kr.fisher_block(p.at, 1, 1), np.kron(*kr.nearest_kronecker_factors(p.at).pair(1, 1))
+    F, best = kr.fisher_block(p.at, 1, 1), np.kron(*kr.factors.nearest_kronecker_factors(p.at).layers[1])
     expected = np.linalg.norm(F - best) / np.linalg.norm(F)
     assert t.numbers["error_of_the_best_product"] == pytest.approx(expected, rel=1e-8)
     assert expected < t.numbers["error_of_A_kron_G"]
@@ -56,7 +56,7 @@ def test_the_columns_of_the_bias_are_those_that_hold_a_one(taken):
     p, t = taken
     m, n = p.shapes[1]
     total = np.sum(t.covariance**2)
-    error = kr.fisher_block(p.at, 1, 1) - np.kron(*kr.exact_factors(p.at).pair(1, 1))
+    error = kr.fisher_block(p.at, 1, 1) - np.kron(*kr.kronecker_factors(p.at).layers[1])
     by_entry = error.reshape(n, m, n, m)
     bias = np.sum(by_entry[-1] ** 2) + np.sum(by_entry[:-1, :, -1] ** 2)
     assert t.numbers["share_of_bias_columns"] == pytest.approx(bias / total, rel=1e-10)

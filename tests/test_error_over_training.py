@@ -49,7 +49,7 @@ def test_the_best_number_is_found():
 def test_the_blocks_that_are_not_drawn_are_known(name):
     p = problem("categorical", (3, 4, 3), N=9)
     sizes = [m * n for m, n in p.shapes]
-    F, targets = kr.exact_fisher(p.at), p.at.sample(np.random.default_rng(0))
+    F, targets = kr.fisher_matrix(p.at), p.at.sample(np.random.default_rng(0))
 
     def blocks(name):
         return script.errors(F, family.FAMILY[name](p.at, script.DAMPING, targets).dense(), sizes, scaled=False)[1]

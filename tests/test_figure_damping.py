@@ -42,7 +42,7 @@ def test_the_steps_are_those_of_dense_matrices(damping, problem):
     detail = optimizer.explain(state, x, x)
     model, eta = optimizer.model, optimizer.model.weight_decay
     grad = params.flatten(detail.grad)
-    F = kr.exact_fisher(detail.at)
+    F, factors = kr.fisher_matrix(detail.at), kr.factors.as_factors(detail.average.moments)
     last = params.flatten(state.delta_0)
     shapes = model.network.shapes
 
@@ -51,11 +51,10 @@ def test_the_steps_are_those_of_dense_matrices(damping, problem):
         return model.at(state.weights, x).loss(x) - model.at(moved, x).loss(x)
 
     for name, blocks in {
-            "exact": [np.kron(A, G) + strength**2 * np.eye(len(A) * len(G))
-                      for A, G in zip(detail.A, detail.G, strict=True)],
+            "exact": [np.kron(A, G) + strength**2 * np.eye(len(A) * len(G)) for A, G in factors.layers],
             "factored": [np.kron(A + pi * strength * np.eye(len(A)), G + strength / pi * np.eye(len(G)))
                          for A, G, pi in ((A, G, np.sqrt(np.trace(A) / len(A) / (np.trace(G) / len(G))))
-                                          for A, G in zip(detail.A, detail.G, strict=True))]}.items():
+                                          for A, G in factors.layers)]}.items():
         cuts = np.cumsum([len(B) for B in blocks])[:-1]
         Delta = -np.concatenate([np.linalg.solve(B, g) for B, g in zip(blocks, np.split(grad, cuts), strict=True)])
         np.testing.assert_allclose(found[name]["no re-scaling"], [gain(Delta)], rtol=1e-8)

@@ -18,41 +18,44 @@ def at():
 
 
 def test_a_distance_is_the_rms_over_layers(at):
-    exact, other = kr.exact_factors(at, 0), kr.sampled_factors(at, at.sample(np.random.default_rng(0)), 0)
-    by_hand = [np.linalg.norm(S - T) / np.linalg.norm(T) for S, T in zip(other.G, exact.G, strict=True)]
-    assert script.distance(other.G, exact.G) == pytest.approx(np.sqrt(np.mean(np.square(by_hand))), rel=1e-13)
-    assert script.distance(exact.G, exact.G) == 0
+    exact, other = kr.kronecker_factors(at), kr.kronecker_factors(at, kr.sampled(at.sample(np.random.default_rng(0))))
+    by_hand = [np.linalg.norm(S - T) / np.linalg.norm(T) for (_, S), (_, T) in
+               zip(other.layers, exact.layers, strict=True)]
+    assert script.distance(other, exact) == pytest.approx(np.sqrt(np.mean(np.square(by_hand))), rel=1e-13)
+    assert script.distance(exact, exact) == 0
+    assert script.distance(other, exact, "A") == 0              # targets alone are sampled
 
 
 def test_the_distance_of_a_product_is_that_of_the_kronecker_products(at):
-    exact = kr.exact_factors(at, 0)
+    exact = kr.kronecker_factors(at)
     part = at.take([0, 0, 3])
-    other = kr.sampled_factors(part, part.sample(np.random.default_rng(0)), 0)
-    pairs = [(np.kron(*other.pair(i, i)), np.kron(*exact.pair(i, i))) for i in range(len(exact))]
+    other = kr.kronecker_factors(part, kr.sampled(part.sample(np.random.default_rng(0))))
+    pairs = [(np.kron(*mine), np.kron(*right)) for mine, right in zip(other.layers, exact.layers, strict=True)]
     expected = np.sqrt(np.mean([np.sum((S - T) ** 2) / np.sum(T**2) for S, T in pairs]))
     assert script.product_distance(other, exact) == pytest.approx(expected, rel=1e-12)
     assert expected > 0.1
 
 
 def test_with_the_targets_alone_sampled_the_product_is_as_far_off_as_G(at):
-    exact, other = kr.exact_factors(at, 0), kr.sampled_factors(at, at.sample(np.random.default_rng(0)), 0)
-    assert script.product_distance(other, exact) == pytest.approx(script.distance(other.G, exact.G), rel=1e-12)
+    exact, other = kr.kronecker_factors(at), kr.kronecker_factors(at, kr.sampled(at.sample(np.random.default_rng(0))))
+    assert script.product_distance(other, exact) == pytest.approx(script.distance(other, exact), rel=1e-12)
 
 
 def test_the_expected_distance_of_two_cases_is_the_mean_over_all_draws(at):
     # Two cases have 3 * 3 pairs of labels: every estimate there is, each with its probability.
     two = at.take([1, 4])
-    exact = kr.exact_factors(two, 0)
+    exact = kr.kronecker_factors(two)
     p = np.exp(two.z - two.z.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     both, single = 0.0, 0.0
     for i in range(3):
         for j in range(3):
-            both += p[0, i] * p[1, j] * script.distance(kr.sampled_factors(two, np.array([i, j]), 0).G, exact.G) ** 2
+            drawn = kr.kronecker_factors(two, kr.sampled(np.array([i, j])))
+            both += p[0, i] * p[1, j] * script.distance(drawn, exact) ** 2
     for case in range(2):
         for label in range(3):
-            one = kr.sampled_factors(two.take([case]), np.array([label]), 0)
-            single += p[case, label] / 2 * script.distance(one.G, exact.G) ** 2
+            one = kr.kronecker_factors(two.take([case]), kr.sampled(np.array([label])))
+            single += p[case, label] / 2 * script.distance(one, exact) ** 2
     np.testing.assert_allclose(script.expected_distances(two), np.sqrt([both, single]), rtol=1e-12)
     assert both != pytest.approx(single, rel=1e-2)
 
@@ -76,7 +79,7 @@ def test_the_traces_of_the_last_layer_are_those_of_the_probabilities():
     for scale in (1, 10):
         at = model.at([np.hstack([np.zeros((3, 1)), scale * bias])], x)
         p = np.exp(at.z[0]) / np.exp(at.z[0]).sum()
-        row = script.empirical_row(at, np.array([0]), kr.exact_factors(at, 0))
+        row = script.empirical_row(at, np.array([0]), kr.kronecker_factors(at))
         ratio = np.sum((p - [1, 0, 0]) ** 2) / (1 - np.sum(p**2))
         assert row["empirical_trace_ratio"] == pytest.approx(ratio, rel=1e-9)
         assert 0 < row["empirical_cosine"] <= 1 + 1e-12

@@ -228,7 +228,7 @@ report = oracle.check(v.problem, {"kfac_block": swapped})
 print([e.names for e in report.explanations])
 assert not report.ok
 assert {e.names for e in report.explanations} == {("Kronecker factors in the wrong order",), ("row-major vec",)}
-factors = kr.exact_factors(v.problem.at())
+factors = kr.kronecker_factors(v.problem.at())
 step = kr.curvature.BlockDiagonal(factors, v.problem.damping).solve(v.expected["gradient"])
 assert all(np.allclose(-s, d) for s, d in zip(step, v.expected["step"], strict=True))
 

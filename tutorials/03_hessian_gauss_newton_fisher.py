@@ -62,7 +62,7 @@ model = kr.Model(kr.MLP((2, 3, 3), "tanh"), kr.Categorical())
 weights = [rng.standard_normal(s) for s in model.network.shapes]
 x, y = rng.standard_normal((11, 2)), rng.integers(0, 3, 11)
 at = model.at(weights, x)
-F, GN, H = kr.exact_fisher(at), gauss_newton(at), kr.hessian.hessian(at, y)
+F, GN, H = kr.fisher_matrix(at), gauss_newton(at), kr.hessian.hessian(at, y)
 print("parameters:", len(F))
 print(f"||F - GN|| / ||F|| = {np.linalg.norm(F - GN) / np.linalg.norm(F):.0e}")
 print(f"||H - F|| / ||F|| = {np.linalg.norm(H - F) / np.linalg.norm(F):.2f}")
@@ -151,7 +151,7 @@ plotting.Picture(figure, f"The eigenvalues of the Hessian and of the Fisher. {be
 squares = kr.Model(kr.MLP((2, 3, 2), "tanh"), kr.Gaussian())
 W = [rng.standard_normal(s) for s in squares.network.shapes]
 here = squares.at(W, x)
-assert np.allclose(kr.hessian.hessian(here, here.z), kr.exact_fisher(here), rtol=1e-10, atol=1e-12)
+assert np.allclose(kr.hessian.hessian(here, here.z), kr.fisher_matrix(here), rtol=1e-10, atol=1e-12)
 
 # %% [markdown]
 # 2. With one layer: z is linear in theta, its second derivative is zero.
@@ -159,7 +159,7 @@ assert np.allclose(kr.hessian.hessian(here, here.z), kr.exact_fisher(here), rtol
 # %%
 linear = kr.Model(kr.MLP((2, 3)), kr.Categorical())
 here = linear.at([rng.standard_normal((3, 3))], x)
-assert np.allclose(kr.hessian.hessian(here, y), kr.exact_fisher(here), rtol=1e-10, atol=1e-12)
+assert np.allclose(kr.hessian.hessian(here, y), kr.fisher_matrix(here), rtol=1e-10, atol=1e-12)
 
 # %% [markdown]
 # 3. On the average over targets of the model itself, for **every** network, since there the mean of dL/dz is zero:
@@ -183,7 +183,7 @@ print(f"E over the model's targets of H equals F to {np.abs(mean_H - F).max():.0
 relu = kr.Model(kr.MLP((2, 4, 3), "relu"), kr.Categorical())
 W = [rng.standard_normal(s) for s in relu.network.shapes]
 here = relu.at(W, x)
-H, F = kr.hessian.hessian(here, y), kr.exact_fisher(here)
+H, F = kr.hessian.hessian(here, y), kr.fisher_matrix(here)
 first = slice(0, W[0].size)
 assert np.allclose(H[first, first], F[first, first], rtol=1e-10, atol=1e-12)
 assert np.abs(H[first, W[0].size:] - F[first, W[0].size:]).max() > 1e-3
@@ -226,7 +226,7 @@ assert ("squared loss without its half",) in [e.names for e in report.explanatio
 at = model.at(weights, x)
 V = [rng.standard_normal(W.shape) for W in weights]
 FV = kr.fisher_product(at, V)
-assert np.allclose(kr.params.flatten(FV), kr.exact_fisher(at) @ kr.params.flatten(V), rtol=1e-10, atol=1e-12)
+assert np.allclose(kr.params.flatten(FV), kr.fisher_matrix(at) @ kr.params.flatten(V), rtol=1e-10, atol=1e-12)
 
 # %% [markdown]
 # ## Exercises

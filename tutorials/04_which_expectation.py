@@ -64,8 +64,8 @@ likeliest = last_G(gradients(p.argmax(axis=1)))
 sampled = last_G(gradients(at.sample(rng)))
 for name, G in (("exact", exact), ("sampled, 1 target", sampled), ("empirical", empirical), ("likeliest", likeliest)):
     print(f"{name:18} trace {np.trace(G):.3f}   off by {np.linalg.norm(G - exact) / np.linalg.norm(exact):.2f}")
-assert np.allclose(exact, kr.exact_factors(at).G[-1])
-assert np.allclose(empirical, kr.empirical_factors(at, y).G[-1])
+assert np.allclose(exact, kr.kronecker_factors(at, kr.exact).G[1])
+assert np.allclose(empirical, kr.kronecker_factors(at, kr.empirical(y)).G[1])
 
 # %% [markdown]
 # ## The exact one without enumeration
@@ -83,6 +83,7 @@ root = np.einsum("nc,cd->ncd", np.sqrt(p), np.eye(3)) - p[:, :, None] * np.sqrt(
 assert np.allclose(np.einsum("nak,nbk->nab", root, root), model.likelihood.fisher(at.z))
 columns = root.transpose(2, 0, 1)                                # (K, N, C): a stack of K = C backward passes
 assert np.allclose(last_G(columns), exact)
+assert np.allclose(columns, kr.exact(at))
 
 # %% [markdown]
 # ### Confusion box: the root from the wrong side
@@ -108,8 +109,13 @@ assert np.linalg.norm(wrong - exact) > 0.01 * np.linalg.norm(exact)
 
 # %%
 counts = np.array([1, 4, 16, 64])
-tries = np.array([[np.linalg.norm(kr.sampled_factors(at, at.sample(rng, M)).G[-1] - exact) for _ in range(40)]
-                  for M in counts]) / np.linalg.norm(exact)
+def off(M):
+    """Return the relative error of the last G with M targets drawn for each case."""
+    G = kr.kronecker_factors(at, kr.sampled(at.sample(rng, M))).G[1]
+    return np.linalg.norm(G - exact) / np.linalg.norm(exact)
+
+
+tries = np.array([[off(M) for _ in range(40)] for M in counts])
 errors = np.median(tries, axis=1)
 for M, error in zip(counts, errors, strict=True):
     print(f"{M:3} samples: G is off by {error:.3f} (median of 40 tries)")
@@ -148,7 +154,8 @@ def steps(theta):
     """Return the gradient's step and those of F and of the empirical Fisher, and the way to the optimum."""
     here = regression.at([theta[None]], X)
     gradient = kr.params.flatten(here.gradient(Y))
-    natural, empirical = (-np.linalg.solve(M, gradient) for M in (kr.exact_fisher(here), kr.empirical_fisher(here, Y)))
+    natural, empirical = (-np.linalg.solve(kr.fisher_matrix(here, expectation), gradient)
+                          for expectation in (kr.exact, kr.empirical(Y)))
     return -gradient, natural, empirical, optimum - theta
 
 
@@ -204,7 +211,7 @@ plotting.Picture(figure, "Directions of three steps from 48 points around the op
 # %%
 here = regression.at([optimum[None] + 1.0], X)
 targets = here.z + 3 * (Y - here.z)                              # residuals three times as large
-assert np.allclose(kr.empirical_fisher(here, targets), 9 * kr.empirical_fisher(here, Y))
+assert np.allclose(kr.fisher_matrix(here, kr.empirical(targets)), 9 * kr.fisher_matrix(here, kr.empirical(Y)))
 
 # %% [markdown]
 # ### Confusion box: labels in place of the model's targets
@@ -218,15 +225,27 @@ assert ("labels in place of the model's targets",) in [e.names for e in report.e
 # %% [markdown]
 # ## In practice
 #
-# `kr.exact_factors(at)`, `kr.sampled_factors(at, at.sample(rng))`, `kr.empirical_factors(at, y)`: the name says
-# which. The optimizer samples, as the paper does. If your own code samples and does not keep its targets, the oracle
-# judges the result by simulation. It guesses from the spread how many targets were drawn (here, unknown to it, 20), and
-# draws thousands of right G. Its *statistic* is how far a G is from the exact one, in units of their spread:
+# In the package an *expectation* is a function of a point: it returns what is sent back, (K, N, C). `kr.exact` is one;
+# `kr.sampled(targets)` and `kr.empirical(y)` make one. `kr.kronecker_factors` and `kr.fisher_matrix` take any of them
+# (default: exact), or a function of your own. Here is the fourth row of the table:
+
+# %%
+def likeliest_target(at):
+    return gradients(at.z.argmax(axis=1))[None]                  # one column: (1, N, C)
+
+
+assert np.allclose(kr.kronecker_factors(at, likeliest_target).G[1], likeliest)
+
+# %% [markdown]
+# The optimizer samples one target for each case, as the paper does (`kr.one_draw`). If your own code samples and does
+# not keep its targets, the oracle judges the result by simulation. It guesses from the spread how many targets were
+# drawn (here, unknown to it, 20), and draws thousands of right G. Its *statistic* is how far a G is from the exact one,
+# in units of their spread:
 
 # %%
 problem = v.problem.replace(targets=None)
-mine = kr.sampled_factors(problem.at(), problem.at().sample(rng, 20)).G
-report = oracle.check(problem, {"G_sampled": mine})
+mine = kr.kronecker_factors(problem.at(), kr.sampled(problem.at().sample(rng, 20)))
+report = oracle.check(problem, {"G_sampled": [G for _, G in mine.layers]})
 print(report)
 assert report.ok
 
@@ -247,4 +266,4 @@ assert report.ok
 #
 # - Kunstner, Balles and Hennig (2019), *Limitations of the empirical Fisher approximation for natural
 #   gradient descent*.
-# - Martens and Grosse (2015), section 5. The code: `kfac_ref/factors/expectations.py`.
+# - Martens and Grosse (2015), section 5. The code: `kfac_ref/expectations.py`.

@@ -205,7 +205,7 @@ plotting.Player(frames, captions, "Two methods, each in two sets of parameters, 
 # %%
 stored = oracle.vector("categorical-tanh")
 there, lambda_, shapes = stored.problem.at(), stored.problem.damping, stored.problem.model.network.shapes
-F_net, g = kr.exact_fisher(there), kr.params.flatten(stored.expected["gradient"])
+F_net, g = kr.fisher_matrix(there), kr.params.flatten(stored.expected["gradient"])
 right, short = (-np.linalg.solve(n * F_net + lambda_ * np.eye(len(g)), g) for n in (1, len(there)))
 report = oracle.check(stored.problem, {"natural_gradient": kr.params.unflatten(short, shapes)})
 ratio = np.linalg.norm(right) / np.linalg.norm(short)
@@ -216,11 +216,11 @@ assert ("Fisher summed over the examples",) in [found.names for found in report.
 # %% [markdown]
 # ## In practice
 #
-# On a network, KL is the mean over the inputs x of the KL of the predictions, and F is `kr.exact_fisher`. The optimizer
-# `NaturalGradient` solves with F + gamma^2 I (gamma^2 is its damping) and multiplies by a number alpha (tutorial 9):
-# below, its first step by hand. But with P weights F has P^2 entries and a solve takes about P^3 / 3 additions and
-# multiplications: for a million weights there is no such matrix. Tutorial 6 puts Kronecker products in its place,
-# tutorial 7 inverts them.
+# On a network, KL is the mean over the inputs x of the KL of the predictions, and F is `kr.fisher_matrix`. The
+# optimizer `NaturalGradient` solves with F + gamma^2 I (gamma^2 is its damping) and multiplies by a number alpha
+# (tutorial 9): below, its first step by hand. But with P weights F has P^2 entries and a solve takes about P^3 / 3
+# additions and multiplications: for a million weights there is no such matrix. Tutorial 6 puts Kronecker products in
+# its place, tutorial 7 inverts them.
 
 # %%
 opt = kr.optimizers.NaturalGradient(stored.problem.model)

@@ -84,7 +84,7 @@ def factored(k):
 F, A, G, off = factored(6)
 print(f"A =\n{A.round(3) + 0.0}\nG =\n{G}\nA kron G is off by {off:.2f} of the norm of F_00")
 assert np.allclose(F, kr.fisher_block(at, 0, 0))
-assert all(map(np.allclose, (A, G), kr.exact_factors(at).pair(0, 0)))
+assert all(map(np.allclose, (A, G), kr.kronecker_factors(at).layers[0]))
 aa, gg = a[:, 0]**2, g[:, 0]**2
 print(f"weights {w}\na[0]^2  {aa}\ng[0]^2  {gg}")
 print(f"mean of products {w @ (aa * gg):.3f}, product of means {(w @ aa) * (w @ gg):.3f}")
@@ -214,16 +214,18 @@ for layer, N, hidden, likelihood, targets, exact in (
         (0, 6, "identity", "Gaussian", "model", True), (0, 6, "identity", "Gaussian", "one", False),
         (1, 6, "tanh", "Gaussian", "model", True), (1, 6, "tanh", "Categorical", "model", False)):
     here = kr.Model(kr.MLP((3, 3, 2), hidden), getattr(kr, likelihood)()).at(start, x6[:N])
-    columns = None if targets == "model" else kr.fisher.empirical_columns(here, here.sample(rng))
-    e = norm(kr.analysis.covariance_error(here, layer, columns)) / norm(kr.fisher_block(here, layer, layer, columns))
+    expectation = kr.exact if targets == "model" else kr.sampled(here.sample(rng))
+    error = kr.analysis.covariance_error(here, layer, expectation)
+    e = norm(error) / norm(kr.fisher_block(here, layer, layer, expectation))
     print(f"layer {layer}, N = {N}, {hidden:8} {likelihood:11} {targets:6} ", "exact" if e < 1e-13 else f"{e:.3f}")
     assert (e < 1e-13) if exact else (e > 1e-3)
 
 # %% [markdown]
 # ## In practice
 #
-# `kr.exact_factors(at)` has A and G of all layers, `kr.analysis.covariance_error(at, i)` the error. In a real network
-# the error need not be small. One hidden layer of a small classifier of the digits, early and later in one training:
+# `kr.kronecker_factors(at)` has A and G of all layers, `kr.analysis.covariance_error(at, i)` the error. In a real
+# network the error need not be small. One hidden layer of a small classifier of the digits, early and later in one
+# training:
 
 # %%
 data = kr.datasets.digits()

@@ -42,11 +42,12 @@ from kfac_ref.experiments import blocks, middle_layers
 data, model = kr.datasets.digits(), kr.Model(kr.MLP((64, 8, 8, 8, 8, 8, 10), "tanh"), kr.Categorical())
 at = model.at(middle_layers.trained(model, data, "sparse", steps=(7,))[7], data.x)
 undamped = middle_layers.middle_factors(at)
-assert [np.linalg.matrix_rank(M) for M in (kr.exact_factors(at).G[-1], kr.exact_factors(at).A[0])] == [9, 62]
-assert [np.linalg.matrix_rank(M) for M in undamped.A + undamped.G] == [9] * 4 + [8] * 4            # full
+whole = kr.kronecker_factors(at)
+assert [np.linalg.matrix_rank(M) for M in (whole.G[5], whole.A[0])] == [9, 62]
+assert [(np.linalg.matrix_rank(A), np.linalg.matrix_rank(G)) for A, G in undamped.layers] == [(9, 8)] * 4        # full
 gamma, sizes, L = 0.01, [72] * 4, 4
-f = middle_layers.damped(undamped, gamma)                        # f.A[i], f.G[i] damped; f.pair(i, j): A_ij and G_ij
-F = np.block([[np.kron(*f.pair(i, j)) for j in range(L)] for i in range(L)])
+f = middle_layers.damped(undamped, gamma)                        # f.A[i, j] and f.G[i, j]; A_ii, the short A[i], damped
+F = np.block([[np.kron(f.A[i, j], f.G[i, j]) for j in range(L)] for i in range(L)])
 assert np.allclose(F, kr.curvature.Full(f).dense())
 
 # %% [markdown]
@@ -59,8 +60,8 @@ assert np.allclose(F, kr.curvature.Full(f).dense())
 
 # %%
 grad = at.gradient(data.labels)[1:-1]
-U = [np.linalg.solve(G, np.linalg.solve(A, V.T).T) for A, G, V in zip(f.A, f.G, grad, strict=True)]
-F_breve = scipy.linalg.block_diag(*(np.kron(A, G) for A, G in zip(f.A, f.G, strict=True)))
+U = [np.linalg.solve(G, np.linalg.solve(A, V.T).T) for (A, G), V in zip(f.layers, grad, strict=True)]
+F_breve = scipy.linalg.block_diag(*(np.kron(A, G) for A, G in f.layers))
 assert np.allclose(F_breve @ kr.params.flatten(U), kr.params.flatten(grad))
 assert np.allclose(U, kr.curvature.BlockDiagonal(undamped, gamma**2).solve(grad))
 
@@ -146,10 +147,10 @@ plotting.Picture(plotting.block_structure(rows, sizes, ""), text)
 # and E^G alike. In the last layer nothing is subtracted.
 
 # %%
-PsiA = [f.A_cross[i] @ np.linalg.inv(f.A[i + 1]) for i in range(L - 1)]
-PsiG = [f.G_cross[i] @ np.linalg.inv(f.G[i + 1]) for i in range(L - 1)]
+PsiA = [f.A[i, i + 1] @ np.linalg.inv(f.A[i + 1]) for i in range(L - 1)]
+PsiG = [f.G[i, i + 1] @ np.linalg.inv(f.G[i + 1]) for i in range(L - 1)]
 EA, EG = ([Psi[i] @ X[i + 1] @ Psi[i].T for i in range(L - 1)] for Psi, X in ((PsiA, f.A), (PsiG, f.G)))
-Sigma = [np.kron(f.A[i], f.G[i]) - np.kron(EA[i], EG[i]) for i in range(L - 1)] + [np.kron(f.A[-1], f.G[-1])]
+Sigma = [np.kron(f.A[i], f.G[i]) - np.kron(EA[i], EG[i]) for i in range(L - 1)] + [np.kron(f.A[3], f.G[3])]
 Psi_0 = F[:72, 72:144] @ np.linalg.inv(F[72:144, 72:144])
 assert np.allclose(np.kron(PsiA[0], PsiG[0]), Psi_0, atol=1e-8)
 assert np.allclose(Sigma[0], F[:72, :72] - Psi_0 @ F[72:144, :72], atol=1e-8)
@@ -224,7 +225,7 @@ def solve_difference(A, G, EA, EG, V):
 def three_sweeps(V):
     U = [V[i] - PsiG[i] @ V[i + 1] @ PsiA[i].T for i in range(L - 1)]                                   # Xi
     U = [solve_difference(f.A[i], f.G[i], EA[i], EG[i], U[i]) for i in range(L - 1)]                    # Lambda
-    U.append(np.linalg.solve(f.G[-1], np.linalg.solve(f.A[-1], V[-1].T).T))
+    U.append(np.linalg.solve(f.G[3], np.linalg.solve(f.A[3], V[3].T).T))
     return [U[0]] + [U[i] - PsiG[i - 1].T @ U[i - 1] @ PsiA[i - 1] for i in range(1, L)]                # Xi^T
 
 
@@ -246,11 +247,12 @@ assert ("cross factors ignored",) in [found.names for found in report.explanatio
 # %% [markdown]
 # ## In practice
 #
-# `BlockDiagonal(factors, damping)` and `BlockTridiagonal(factors, damping)` have one interface; the optimizer takes
-# either. The chain needs A_i,i+1 and G_i,i+1 too, and two eigenproblems a layer. What it gains: tutorial 10.
+# `BlockDiagonal(factors, damping)` and `BlockTridiagonal(factors, damping)` have one interface. The chain needs A_i,i+1
+# and G_i,i+1 too, and two eigenproblems per layer. A row of the table `kr.approximations` pairs a structure with the
+# estimator of the factors that it needs; the optimizer takes any row. What the chain gains: tutorial 10.
 
 # %%
-opt = kr.optimizers.KFAC(model, structure=kr.curvature.BlockTridiagonal)
+opt = kr.optimizers.KFAC(model, approximation=kr.approximations.BLOCK_TRIDIAGONAL)
 state, record = opt.step(opt.init(at.weights), data.x, data.labels)
 assert model.at(state.weights, data.x).loss(data.labels) < record.loss
 

@@ -43,7 +43,7 @@ model = kr.Model(kr.MLP((1, 1)), kr.Bernoulli())
 x, y = np.array([[-2.0], [-1.0], [0.0], [1.0], [2.0]]), np.array([[0.0], [0.0], [1.0], [0.0], [1.0]])
 here = np.array([-1.0, -2.0])
 at = model.at([here[None]], x)
-F, grad, h = kr.exact_fisher(at), flatten(at.gradient(y)), at.loss(y)
+F, grad, h = kr.fisher_matrix(at), flatten(at.gradient(y)), at.loss(y)
 
 
 def look(lambda_):
@@ -123,7 +123,8 @@ data = kr.datasets.digits().x[:300]
 net = kr.Model(kr.MLP((64, 20, 6, 20, 64), ("logistic", "identity", "logistic")), kr.Bernoulli(), weight_decay=1e-5)
 opt = kr.optimizers.KFAC(net, lambda_0=0.01, T3=5, tau1=1)
 state = kr.training.train(opt, net.init(np.random.default_rng(0)), data, data, 20, progress=False).state
-at, factors, damping = net.at(state.weights, data), state.average.factors, state.lambda_ + net.weight_decay
+at, damping = net.at(state.weights, data), state.lambda_ + net.weight_decay
+factors = kr.factors.as_factors(state.average.moments)         # the running average of A and G: tutorial 9
 V, A, G = at.gradient(data), factors.A[1], factors.G[1]         # V is grad h, V[1] the part of layer 1
 (a, Q_A), (g, Q_G) = np.linalg.eigh(A), np.linalg.eigh(G)
 exact = Q_G @ ((Q_G.T @ V[1] @ Q_A) / (np.outer(g, a) + damping)) @ Q_A.T
@@ -167,7 +168,8 @@ plotting.Picture(figure, "Eigenvalues damped in the factors against those damped
 
 # %%
 v = oracle.vector("categorical-tanh")
-wrong = kr.Factors(*([S + v.problem.damping * np.eye(len(S)) for S in v.expected[k]] for k in "AG"), (), (), 1)
+A_wrong, G_wrong = ([S + v.problem.damping * np.eye(len(S)) for S in v.expected[name]] for name in "AG")
+wrong = kr.Factors.of_layers(A_wrong, G_wrong, n=1)
 step = kr.curvature.BlockDiagonal(wrong).solve(v.expected["gradient"])
 report = oracle.check(v.problem, {"step": scale(-1, step)})
 print(f"{v.problem.damping**2:.2f} I in place of {v.problem.damping:.2f} I\n{report}")

@@ -92,10 +92,11 @@ def average(old, new, k):
     return [epsilon * o + (1 - epsilon) * n for o, n in zip(old or new, new, strict=True)]
 
 
-AG = average([*state.average.factors.A, *state.average.factors.G], factors(at, np.random.default_rng((0, 20))), 20)
-assert all(close([ours], [theirs]) for ours, theirs in zip(AG, told.A + told.G, strict=True))
-exact = kr.exact_factors(at)                                    # of this batch
-times = [np.trace(M) / np.trace(E) for M, E in zip(AG, exact.A + exact.G, strict=True)]
+before, after = (list(kept.moments.arrays.values()) for kept in (state.average, told.average))
+AG = average(before, factors(at, np.random.default_rng((0, 20))), 20)
+assert all(close([ours], [theirs]) for ours, theirs in zip(AG, after, strict=True))
+exact = kr.factors.second_moments(at).arrays.values()           # A and G of this batch
+times = [np.trace(M) / np.trace(E) for M, E in zip(AG, exact, strict=True)]
 print("traces, in times the exact ones: {:.2f}, {:.2f} (averages of A), {:.2f}, {:.2f} (of G)".format(*times))
 assert np.allclose(times[:2], 1, atol=0.3)
 assert min(times[2:]) > 1.5
@@ -183,8 +184,8 @@ assert changes[0] < 0.7 * min(changes[1:]) < 0 < max(changes)
 # %%
 regression, rng = kr.Model(kr.MLP((4, 1)), kr.Gaussian(), weight_decay=0.1), np.random.default_rng(1)
 X, Y, zero = rng.standard_normal((20, 4)), rng.standard_normal((20, 1)), [np.zeros((1, 5))]
-P = kr.curvature.BlockDiagonal(kr.exact_factors(regression.at(zero, X[:6])), damping=1.0).dense()  # of six cases: poor
-H, b = kr.exact_fisher(regression.at(zero, X)) + 0.1 * np.eye(5), -params.flatten(regression.at(zero, X).gradient(Y))
+P = kr.approximations.BLOCK_DIAGONAL.at(regression.at(zero, X[:6]), damping=1.0).dense()       # of six cases: poor
+H, b = kr.fisher_matrix(regression.at(zero, X)) + 0.1 * np.eye(5), -params.flatten(regression.at(zero, X).gradient(Y))
 
 
 def steps(keep):
@@ -292,9 +293,9 @@ plotting.Player([frame(k) for k in shown], captions, "Forty steps of K-FAC on th
 # ## In practice
 #
 # `opt.step(state, x, y)` returns a record with these numbers, `opt.explain` every intermediate. The package adds
-# safeguards (`help(kr.optimizers.KFAC)`): gamma and lambda stay in ranges, and a step that is looked at and raises h
-# too much is undone. They are no substitute for a sound lambda_0, which is the one setting to tune. Where h rises at
-# the first steps, begin anew with ten times as much. Here a tenth and ten times of the lambda_0 above:
+# safeguards (`help(kr.optimizers.kfac_settings)`): gamma and lambda stay in ranges, and a step that is looked at and
+# raises h too much is undone. They are no substitute for a sound lambda_0, which is the one setting to tune. Where h
+# rises at the first steps, begin anew with ten times as much. Here a tenth and ten times of the lambda_0 above:
 
 # %%
 h = {}

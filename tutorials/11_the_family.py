@@ -56,10 +56,10 @@ state = opt.init(model.init(np.random.default_rng(0), "glorot"), seed=0)
 for _ in range(50):
     state, _ = opt.step(state, x, y)
 at = model.at(state.weights, x)
-a, g = at.a_bar[1], at.backward(kr.fisher.exact_columns(at))[1]
+a, g = at.a_bar[1], at.backward(kr.exact(at))[1]
 N, m, n = len(x), g.shape[-1], a.shape[-1]
 layer_1 = slice(state.weights[0].size, state.weights[0].size + m * n)
-block = kr.exact_fisher(at)[layer_1, layer_1]
+block = kr.fisher_matrix(at)[layer_1, layer_1]
 
 
 def off(B):
@@ -70,7 +70,7 @@ flat = g.reshape(-1, m)                                         # (K N, m): all 
 A, G = a.T @ a / N, flat.T @ flat / N
 found = {"A x G": np.kron(A, G)}
 print(f"g {g.shape}, a {a.shape}, the block {block.shape}; A kron G is off by {off(found['A x G']):.2f}")
-assert np.allclose(found["A x G"], kr.curvature.Full(kr.exact_factors(at)).dense()[layer_1, layer_1], atol=1e-12)
+assert np.allclose(found["A x G"], kr.approximations.FULL.at(at).dense()[layer_1, layer_1], atol=1e-12)
 
 # %% [markdown]
 # ## The relatives, by hand
@@ -123,7 +123,7 @@ G_2 = model.likelihood.fisher(at.z).mean(axis=0)                # of the last la
 slopes, W_2 = (at.s[1] > 0).astype(float), state.weights[2][:, :-1]
 G_kfra = (W_2.T @ G_2 @ W_2) * (slopes.T @ slopes / N)
 found["KFRA"] = np.kron(A, G_kfra)
-foof = kr.curvature.InputOnly(kr.exact_factors(at)).dense()[layer_1, layer_1]
+foof = kr.approximations.INPUT_ONLY.at(at).dense()[layer_1, layer_1]
 assert np.allclose(found["FOOF"], foof, atol=1e-12)
 assert np.allclose(G_kfra, kr.factors.kfra_factors(at).G[1], atol=1e-12)
 
@@ -286,11 +286,12 @@ assert last["average"] > 5 * last["fresh_part"]
 # %% [markdown]
 # ## In practice
 #
-# The optimizer takes any of them by `structure`. `docs/which_approximation.md` has the whole comparison, and
-# the costs.
+# `kr.approximations` is the table of the family. A row pairs an estimator of A and G with a structure that is made of
+# them; rows such as EKFAC need the cases themselves and are made from a point. The optimizer takes any row, or one of
+# your own, and an expectation (tutorial 4). `docs/which_approximation.md` has the whole comparison, and the costs.
 
 # %%
-ekfac = kr.optimizers.KFAC(model, structure=kr.curvature.EKFAC)
+ekfac = kr.optimizers.KFAC(model, approximation=kr.approximations.EKFAC, expectation=kr.exact)
 _, record = ekfac.step(ekfac.init(state.weights, seed=0), x, y)
 print(f"one step with {record.structure}: M falls by {-record.predicted:.1e}")
 assert record.predicted < 0

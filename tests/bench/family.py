@@ -64,14 +64,14 @@ def main() -> None:
         if sizes == (64, 20, 20, 20, 10):
             print(f"{'ms, ms, ratio':58s} {'first':>9s} {'second':>9s} {'ratio':>7s}")
         at, y = point(sizes, 256)
-        factors, grad = kr.exact_factors(at, 1), at.gradient(y)
+        factors, grad = kr.kronecker_factors(at, reach=1), at.gradient(y)
         F_hat, F_breve = kr.curvature.BlockTridiagonal(factors, 1e-2), kr.curvature.BlockDiagonal(factors, 1e-2)
         row(f"tridiagonal solve / block-diagonal solve, {name}", lambda s=F_hat, g=grad: s.solve(g),
             lambda s=F_breve, g=grad: s.solve(g))
         row(f"the same with making and factoring, {name}",
             lambda f=factors, g=grad: kr.curvature.BlockTridiagonal(f, 1e-2).solve(g),
             lambda f=factors, g=grad: kr.curvature.BlockDiagonal(f, 1e-2).solve(g))
-        columns = kr.fisher.exact_columns(at)
+        columns = kr.exact(at)
         row(f"EKFAC's bases and moments / one backward pass, {name}",
             lambda p=at: kr.curvature.EKFAC(p, 1e-2).scales, lambda p=at, c=columns: p.backward(c))
     for d in (4, 8) if quick else (8, 12, 16, 24, 32):

@@ -81,7 +81,7 @@ def curvlinops_pairs(model: kr.Model, dtype: Any) -> Iterator[Pair]:
 
     def ours() -> Any:
         at = model.at(weights, x)
-        factors = kr.sampled_factors(at, at.sample(rng), 0)
+        factors = kr.kronecker_factors(at, kr.sampled(at.sample(rng)))
         return kr.curvature.BlockDiagonal(factors, DAMPING).kept().solve(at.gradient(y))
 
     def theirs() -> Any:

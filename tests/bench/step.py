@@ -123,7 +123,7 @@ def dense_fisher() -> tuple[list[Call], Callable[[], dict[str, float]]]:
             calls.append(Call("", "R(F_ij)", 2 * N * out.size, lambda X=X, Y=Y, out=out: np.matmul(X, Y, out=out)))
 
     def ours() -> dict[str, float]:
-        kr.exact_fisher(at)
+        kr.fisher_matrix(at)
         return {}
 
     return calls, ours
@@ -154,15 +154,14 @@ def three_gammas(repeats: int) -> tuple[float, float]:
     """Return the seconds that three dampings of one set of factors take by Cholesky, and by one eigendecomposition."""
     rng = np.random.default_rng(0)
     at = LARGE.at(LARGE.init(rng), rng.random((N, 784)))
-    grad, factors = at.gradient(at.x), kr.sampled_factors(at, at.sample(rng), 0)
+    grad, factors = at.gradient(at.x), kr.kronecker_factors(at, kr.sampled(at.sample(rng)))
     gammas = (0.5, 0.3, 0.8)
 
     def by_cholesky() -> list[Any]:
         return [kr.curvature.BlockDiagonal(factors, gamma**2).kept().solve(grad) for gamma in gammas]
 
     def by_eigen() -> list[Any]:
-        bases = [(Eigen.factor(A), Eigen.factor(G), kr.damping.trace_pi(A, G))
-                 for A, G in zip(factors.A, factors.G, strict=True)]
+        bases = [(Eigen.factor(A), Eigen.factor(G), kr.damping.trace_pi(A, G)) for A, G in factors.layers]
         return [[apply_in_eigenbasis(A, G, 1 / np.outer(G.values + gamma / pi, A.values + gamma * pi), V)
                  for (A, G, pi), V in zip(bases, grad, strict=True)] for gamma in gammas]
 

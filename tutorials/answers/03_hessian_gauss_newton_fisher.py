@@ -23,7 +23,7 @@ x, y = rng.standard_normal((11, 2)), rng.integers(0, 3, 11)
 at = model.at(weights, x)
 squares = kr.Model(kr.MLP((2, 3, 2), "tanh"), kr.Gaussian())
 here = squares.at([rng.standard_normal(s) for s in squares.network.shapes], x)
-F = kr.exact_fisher(here)
+F = kr.fisher_matrix(here)
 
 # %% [markdown]
 # ## 1. F_R of independent bits
@@ -76,7 +76,7 @@ for scale in (0.1, 1, 3):
     assert all(np.allclose(part, 0, atol=1e-12) for part in kr.hessian.hessian_product(point, y, flat))
 lowest = np.linalg.eigvalsh(F)[0]
 assert 1e-7 < lowest < 1e-6
-assert np.linalg.matrix_rank(kr.exact_fisher(here.take(slice(8))), 1e-12) <= 16
+assert np.linalg.matrix_rank(kr.fisher_matrix(here.take(slice(8))), 1e-12) <= 16
 limits = []
 for _ in range(10):
     r = rng.standard_normal(here.z.shape)
@@ -108,7 +108,7 @@ grad = kr.params.flatten(here.gradient(targets))
 grad_sigma = grad / sigma**2
 signs = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])          # mean zero, covariance I: as good as all draws
 drawn = here.z + sigma * signs[:, None, :]
-F_sigma = kr.sampled_fisher(here, drawn) / sigma**4             # its gradients are z - y, not yet over sigma^2
+F_sigma = kr.fisher_matrix(here, kr.sampled(drawn)) / sigma**4  # its gradients are z - y, not yet over sigma^2
 assert np.allclose(F_sigma, F / sigma**2, rtol=1e-10, atol=1e-12)
 assert np.allclose(np.linalg.solve(F_sigma, grad_sigma), np.linalg.solve(F, grad), rtol=1e-5)
 
@@ -136,5 +136,5 @@ for n in range(len(x)):
     J = np.column_stack([point.tangent(V)[0] for V in directions])              # (C, P)
     p = np.exp(point.z[0]) / np.exp(point.z[0]).sum()
     GN = GN + J.T @ (np.diag(p) - np.outer(p, p)) @ J / len(x)
-print("4. the sum over", len(x), "examples is the exact Fisher:", np.allclose(GN, kr.exact_fisher(at)))
-assert np.allclose(GN, kr.exact_fisher(at), rtol=1e-10, atol=1e-12)
+print("4. the sum over", len(x), "examples is the exact Fisher:", np.allclose(GN, kr.fisher_matrix(at)))
+assert np.allclose(GN, kr.fisher_matrix(at), rtol=1e-10, atol=1e-12)

@@ -50,7 +50,7 @@ enumerated = at.backward(np.sqrt(probabilities)[..., None] * (p - outcomes))
 by_root = at.backward(np.sqrt(p * (1 - p)) * np.eye(3)[:, None, :])
 print(f"1. {len(enumerated[0])} backward passes or {len(by_root[0])}: the same G. That of the last layer:")
 print(mean_squares(by_root[-1]).round(3))
-for one, other, G in zip(enumerated, by_root, kr.exact_factors(at).G, strict=True):
+for one, other, (_, G) in zip(enumerated, by_root, kr.kronecker_factors(at).layers, strict=True):
     assert np.allclose(mean_squares(one), G)
     assert np.allclose(mean_squares(other), G)
 assert np.allclose(mean_squares(by_root[-1]), np.diag(np.mean(p * (1 - p), axis=0)))
@@ -70,12 +70,12 @@ assert np.allclose(mean_squares(by_root[-1]), np.diag(np.mean(p * (1 - p), axis=
 # %%
 C = 3
 at = kr.Model(network, kr.Gaussian()).at(weights, x)
-F = kr.exact_fisher(at)
+F = kr.fisher_matrix(at)
 plus = at.z + np.sqrt(C) * np.eye(C)[:, None, :]                # (C, N, C)
 pairs = np.concatenate([plus, 2 * at.z - plus])
 gradients = [np.mean([kr.params.flatten(at.gradient(y)) for y in targets], axis=0) for targets in (pairs, plus)]
 for targets in (pairs, plus):                                   # M targets are averaged: each has probability 1/M
-    assert np.allclose(kr.sampled_fisher(at, targets), F, rtol=1e-10, atol=1e-12)
+    assert np.allclose(kr.fisher_matrix(at, kr.sampled(targets)), F, rtol=1e-10, atol=1e-12)
 print(f"2. {len(pairs)} or {len(plus)} targets enumerate F; their mean gradients have the norms",
       *(f"{np.linalg.norm(g):.2f}" for g in gradients))
 assert np.allclose(gradients[0], 0, atol=1e-12)
@@ -131,7 +131,8 @@ start, run = opt.model.init(np.random.default_rng(0)), None
 
 def both(weights, x, y):                                        # exact and empirical traces, (2, 3): of all layers
     at = opt.model.at(weights, x)
-    return np.array([[np.trace(G) for G in f.G] for f in (kr.exact_factors(at), kr.empirical_factors(at, y))])
+    return np.array([[np.trace(G) for _, G in kr.kronecker_factors(at, expectation).layers]
+                     for expectation in (kr.exact, kr.empirical(y))])
 
 
 print("4. steps     loss   traces of the last G: exact   empirical")

@@ -53,7 +53,7 @@ rng = np.random.default_rng(0)
 model = kr.Model(kr.MLP((3, 4, 3), "tanh"), kr.Categorical())
 weights, x = model.init(rng), rng.standard_normal((5, 3))
 at, flat = model.at(weights, x), kr.params.flatten(weights)
-F_net, d = kr.exact_fisher(at), rng.standard_normal(len(flat))
+F_net, d = kr.fisher_matrix(at), rng.standard_normal(len(flat))
 errors = []
 for length in 0.2 / 2.0**np.arange(4):
     step = length * d / np.linalg.norm(d)

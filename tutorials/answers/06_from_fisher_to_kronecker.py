@@ -108,12 +108,12 @@ print("shares of the terms:", np.tensordot(terms, covariance) / norm(covariance)
 
 # %%
 labels, w, a = np.array([0, 1, 0]), np.full(3, 1 / 3), at.a_bar[0]
-columns = kr.fisher.empirical_columns(at, labels)
-g = at.backward(columns)[0][0]
+at_labels = kr.empirical(labels)
+g = at.backward(at_labels(at))[0][0]
 F, product = block(w, a, a, g, g)
 error = kronecker.rearrange(F - product, (3, 3), (2, 2))
 assert np.allclose(error[:, -1], 0, rtol=0, atol=1e-14)         # question 1, with another expectation
-assert np.allclose(error, kr.analysis.covariance_error(at, 0, columns), rtol=0, atol=1e-14)
+assert np.allclose(error, kr.analysis.covariance_error(at, 0, at_labels), rtol=0, atol=1e-14)
 Gamma = np.einsum("ki,kj->kji", g, g).reshape(3, -1)
 assert np.allclose(sum(three_terms(w, a, a, Gamma)), error, rtol=0, atol=1e-14)
 cumulants = sum(kr.analysis.cumulant_terms(at, 0, labels))

@@ -45,7 +45,8 @@ def off(factors):
 
 rng = np.random.default_rng(0)
 A, G = ([X @ X.T for X in (rng.standard_normal((n, 2 * n)) for n in ns)] for ns in ((3, 4), (2, 3)))
-random = kr.Factors(A, G, [rng.standard_normal((3, 4))], [rng.standard_normal((2, 3))], 1)
+random = kr.Factors({(0, 0): A[0], (1, 1): A[1], (0, 1): rng.standard_normal((3, 4))},
+                    {(0, 0): G[0], (1, 1): G[1], (0, 1): rng.standard_normal((2, 3))}, n=1)
 two, three = (middle_layers.restrict(undamped, range(n)) for n in (2, 3))
 print(f"with two layers F-hat = F~ to rounding, with three it is off by {off(three):.2f}")
 assert max(off(random), off(two)) < 1e-10
@@ -64,15 +65,14 @@ assert off(three) > 1e-3
 # %%
 def sweeps(gamma, first, third):
     f = middle_layers.damped(undamped, gamma)
-    PsiA, PsiG = ([X[i] @ np.linalg.inv(Y[i + 1]) for i in range(L - 1)]
-                  for X, Y in ((f.A_cross, f.A), (f.G_cross, f.G)))
+    PsiA, PsiG = ([X[i, i + 1] @ np.linalg.inv(X[i + 1]) for i in range(L - 1)] for X in (f.A, f.G))
     U = [V.copy() for V in grad]
     for i in first:
         U[i] -= PsiG[i] @ U[i + 1] @ PsiA[i].T
     for i in range(L):
         S = np.kron(f.A[i], f.G[i])
         if i < L - 1:
-            S -= np.kron(PsiA[i] @ f.A_cross[i].T, PsiG[i] @ f.G_cross[i].T)
+            S -= np.kron(PsiA[i] @ f.A[i + 1, i], PsiG[i] @ f.G[i + 1, i])
         U[i] = kr.kronecker.unvec(np.linalg.solve(S, kr.kronecker.vec(U[i])), *U[i].shape)
     for i in third:
         U[i + 1] -= PsiG[i].T @ U[i] @ PsiA[i]
@@ -115,8 +115,7 @@ assert 0.5 < max(shares["F-breve"], shares["first wrong"], shares["both wrong"])
 # %%
 def s(f, i=0):
     """Return s1 and s2 of layer i, ascending."""
-    return [scipy.linalg.eigh(cross[i] @ np.linalg.solve(X[i + 1], cross[i].T), X[i])[0]
-            for X, cross in ((f.A, f.A_cross), (f.G, f.G_cross))]
+    return [scipy.linalg.eigh(X[i, i + 1] @ np.linalg.solve(X[i + 1], X[i + 1, i]), X[i])[0] for X in (f.A, f.G)]
 
 
 largest = []
@@ -141,7 +140,8 @@ assert np.allclose(np.concatenate([s1, s2]), 1, rtol=0, atol=1e-4)
 # now the first layer is the one of which nothing is subtracted.
 
 # %%
-turned = kr.Factors(f.A[::-1], f.G[::-1], [X.T for X in f.A_cross[::-1]], [X.T for X in f.G_cross[::-1]], f.n)
+pairs = [(i, i) for i in range(L)] + [(i, i + 1) for i in range(L - 1)]
+turned = kr.Factors(*({(i, j): X[L - 1 - i, L - 1 - j] for i, j in pairs} for X in (f.A, f.G)), f.n)
 backwards = np.concatenate([np.arange(72 * i, 72 * i + 72) for i in (3, 2, 1, 0)])
 hat = kr.curvature.BlockTridiagonal(f).dense()
 difference = kr.curvature.BlockTridiagonal(turned).dense()[np.ix_(backwards, backwards)] - hat

@@ -59,7 +59,7 @@ model = kr.Model(kr.MLP((1, 1)), kr.Bernoulli())
 x, y = np.array([[-2.0], [-1.0], [0.0], [1.0], [2.0]]), np.array([[0.0], [0.0], [1.0], [0.0], [1.0]])
 here = np.array([-1.0, -2.0])
 at = model.at([here[None]], x)
-F, grad, h = kr.exact_fisher(at), flatten(at.gradient(y)), at.loss(y)
+F, grad, h = kr.fisher_matrix(at), flatten(at.gradient(y)), at.loss(y)
 
 
 def look(lambda_):
@@ -112,7 +112,7 @@ opt = kr.optimizers.KFAC(net, lambda_0=0.01, T3=5, tau1=1)
 strengths, best = np.geomspace(1e-6, 100, 41), {}
 for steps in (20, 100):
     run = kr.training.train(opt, net.init(np.random.default_rng(0)), data, data, steps, progress=False)
-    state, factors = run.state, run.state.average.factors
+    state, factors = run.state, kr.factors.as_factors(run.state.average.moments)
     at, damping = net.at(state.weights, data), state.lambda_ + net.weight_decay
     V, h = at.gradient(data), at.loss(data)
     print(f"after {steps} steps: lambda {state.lambda_:.1g}, gamma {state.gamma:.1g}, best strengths:")

@@ -13,6 +13,7 @@
 
 # %%
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -76,8 +77,8 @@ assert np.isclose(alpha[1], alpha[0], rtol=0.01)
 # %%
 regression, rng = kr.Model(kr.MLP((4, 1)), kr.Gaussian(), weight_decay=0.1), np.random.default_rng(1)
 X, Y, zero = rng.standard_normal((20, 4)), rng.standard_normal((20, 1)), [np.zeros((1, 5))]
-P = kr.curvature.BlockDiagonal(kr.exact_factors(regression.at(zero, X[:6])), damping=1.0).dense()
-H, b = kr.exact_fisher(regression.at(zero, X)) + 0.1 * np.eye(5), -params.flatten(regression.at(zero, X).gradient(Y))
+P = kr.approximations.BLOCK_DIAGONAL.at(regression.at(zero, X[:6]), damping=1.0).dense()
+H, b = kr.fisher_matrix(regression.at(zero, X)) + 0.1 * np.eye(5), -params.flatten(regression.at(zero, X).gradient(Y))
 
 
 def steps(n, H, in_M=0.0):
@@ -117,9 +118,9 @@ class Tied(kr.optimizers.KFAC):
     def refresh_is_due(self, k):
         return True                                             # damp anew at each step ...
 
-    def curvature(self, state, at, average, gamma):             # ... the factors of the steps where they are renewed
-        new = super().refresh_is_due(state.k + 1)
-        return self.structure(average.factors if new else state.curvature.factors, damping=gamma**2)
+    def source(self, state, at, average, gamma, draws):         # ... the factors of the steps where they are renewed
+        new = super().source(state, at, average, gamma, draws)
+        return new if super().refresh_is_due(state.k + 1) else replace(new, moments=state.refresh.moments)
 
 
 for seed in range(3):                                           # of batches and sampled targets

@@ -78,8 +78,7 @@ assert fewer["1500"] > 2 * fewer["100"]
 
 # %%
 def unevenness(at):
-    factors = kr.exact_factors(at, 0)
-    products = [np.outer(*map(np.linalg.eigvalsh, pair)).ravel() for pair in zip(factors.A, factors.G, strict=True)]
+    products = [np.outer(*map(np.linalg.eigvalsh, pair)).ravel() for pair in kr.kronecker_factors(at).layers]
     return np.max(np.concatenate(products)) / np.median(np.concatenate(products))
 
 

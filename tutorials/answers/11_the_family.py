@@ -36,7 +36,7 @@ def distance(B, exact):                                         # the tutorial's
 
 
 at = trained("relu", kr.Categorical(), y)                       # where the tutorial is
-factors, F = kr.exact_factors(at), kr.exact_fisher(at)
+factors, F = kr.kronecker_factors(at), kr.fisher_matrix(at)
 ends = np.cumsum([0, *(W.size for W in at.weights)])
 layers = [slice(ends[i], ends[i + 1]) for i in range(3)]
 block = F[layers[1], layers[1]]
@@ -83,7 +83,7 @@ for name, s in (("products", products), ("ones", np.ones(len(S))), ("half of S",
 
 # %%
 one = at.model.at(at.weights, x[1:2])
-F_1, targets, in_block = kr.exact_fisher(one), one.sample(np.random.default_rng(1)), {}
+F_1, targets, in_block = kr.fisher_matrix(one), one.sample(np.random.default_rng(1)), {}
 whole = family.frobenius_errors(one, targets, F_1)
 for name, make in family.FAMILY.items():
     made = make(one, 1e-8, targets).dense()[layers[1], layers[1]]
@@ -93,7 +93,7 @@ not_exact = {"A x G, sampled", "Shampoo (roots)", "FOOF (A alone)", "diagonal"}
 assert all((error > 0.1) if name in not_exact else (error < 0.01) for name, error in in_block.items())
 exact = {"exact F", "F~ (all blocks A x G)", "F-hat (tridiagonal inverse)"}
 assert all((error < 0.01) if name in exact else (error > 0.1) for name, error in whole.items())
-a, (w, U) = one.a_bar[1], np.linalg.eigh(kr.exact_factors(one).G[1])
+a, (w, U) = one.a_bar[1], np.linalg.eigh(kr.kronecker_factors(one).G[1])
 shampoo = np.sqrt(w.sum()) * np.kron(a.T @ a, U * np.sqrt(np.maximum(w, 0)) @ U.T)
 found = family.FAMILY["Shampoo (roots)"](one, 0.0, targets).dense()[layers[1], layers[1]]
 assert distance(shampoo, found) < 1e-6
@@ -112,9 +112,9 @@ for name, likelihood, labels in (("Categorical", kr.Categorical(), y), ("Gaussia
     off = {}
     for steps in (0, 50):
         linear = trained("identity", likelihood, labels, steps)
-        W, both = linear.weights[2][:, :-1], kr.exact_factors(linear)
+        W, both = linear.weights[2][:, :-1], kr.kronecker_factors(linear)
         kfra = W.T @ likelihood.fisher(linear.z).mean(axis=0) @ W
-        off[steps] = distance(np.kron(both.A[1], both.G[1]), kr.exact_fisher(linear)[layers[1], layers[1]])
+        off[steps] = distance(np.kron(both.A[1], both.G[1]), kr.fisher_matrix(linear)[layers[1], layers[1]])
         print(f"{name}, {steps} steps: KFRA's G off by {distance(kfra, both.G[1]):.3f}, A kron G by {off[steps]:.3f}")
         assert np.allclose(kfra, both.G[1], rtol=1e-9, atol=1e-12)
     assert max(off.values()) < 1e-9 if name == "Gaussian" else off[50] > 3 * off[0] > 0.03

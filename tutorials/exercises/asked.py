@@ -148,12 +148,12 @@ def _transform_cases() -> list[tuple[Any, ...]]:
     return [_draw(8, (3, 4), (3, 3), (4, 4)), _draw(9, (3, 3), (3, 3), (3, 3))]
 
 
-def _factors(A: Any, G: Any) -> Factors:
-    return Factors((A,), (G,), (), (), 1)
+def _input_only(A: Any, grad: Any, damping: float) -> kr.curvature.InputOnly:
+    return kr.curvature.InputOnly(Factors.of_layers([A], [np.eye(len(grad))], 1), damping)
 
 
 def _foof(A: Any, grad: Any, damping: float) -> Any:
-    return -kr.curvature.InputOnly(_factors(A, np.eye(len(grad))), damping).solve([grad])[0]
+    return -_input_only(A, grad, damping).solve([grad])[0]
 
 
 def _foof_cases() -> list[tuple[Any, ...]]:
@@ -259,6 +259,10 @@ def _average_collect(r: Reference, results: list[Any]) -> dict[str, Any]:
 
 def _first_batch() -> list[tuple[Any, ...]]:
     return [(None, _positive(50, 3), 1)]
+
+
+def _first_average(old: None, new: Any, k: int) -> Any:
+    return kr.RunningAverage(0.95).update(kr.Moments({("S",): new}, 1)).moments.arrays["S",]
 
 
 PARTS: dict[str, tuple[Part, ...]] = {
@@ -384,7 +388,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "running_average": (
         ByOracle(("categorical-tanh", "gaussian-logistic", "softmax-regression"), _average_calls, _average_answer,
                  _average_collect),
-        ByFunction(_first_batch, lambda old, new, k: kr.RunningAverage(0.95).update(_factors(new, new)).factors.A[0], (
+        ByFunction(_first_batch, _first_average, (
             known("average starts at the identity", lambda old, new, k: 0.95 * np.eye(len(new)) + 0.05 * new),
             known("average not corrected for its start", lambda old, new, k: 0.05 * new)))),
     "model_change": (ByFunction(_model_cases, _small, (
@@ -428,8 +432,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "foof_step": (ByFunction(_foof_cases, _foof, (
         known("ascent in place of descent", lambda A, V, d: -_foof(A, V, d)),
         known("no damping", lambda A, V, d: _foof(A, V, 0.0)),
-        known("multiplied in place of solved", lambda A, V, d: -kr.curvature.InputOnly(
-            _factors(A, np.eye(len(V))), d).product([V])[0]),
+        known("multiplied in place of solved", lambda A, V, d: -_input_only(A, V, d).product([V])[0]),
         Slip("root of the damping", "the square root of the damping was added to A", "with G = I the damping belongs "
              "to A alone, as it is: the root is for two factors that are damped", "add the damping itself",
              lambda A, V, d: _foof(A, V, math.sqrt(d))))),),
