@@ -19,7 +19,7 @@ from .. import params
 from . import mistakes as catalogue
 from .graph import NODES, QUANTITIES, Reference
 from .mistakes import CATALOGUE, STEPS, Mistake, error, times
-from .reference import condition
+from .quantities import condition
 from .trajectory import SCALARS, steps
 
 #: Relative errors up to this are rounding, in float64 and float32; a solve loses its condition number besides.

@@ -1,30 +1,25 @@
 """The graph of the quantities: what each is made from, and how mistakes travel through it.
 
-The quantities form a graph: each names those that it is made from, and is computed from their values. A mistake
-(`mistakes`) is a change of one or a few of them; what is made from those then comes out wrong in the way that it would
-in a program with that mistake. Values are kept together with the mistakes that had a part in them, so that a catalogue
-of mistakes, in pairs too, shares all that they leave alone.
-
-A quantity is a number, an array, or a tuple with one array a layer.
+The quantities (`quantities`) form a graph: the arguments of each function are named after those that it is made from.
+A mistake (`mistakes`) is a change of one or a few of them; what is made from those then comes out wrong in the way that
+it would in a program with that mistake. Values are kept together with the mistakes that had a part in them, so that a
+catalogue of mistakes, in pairs too, shares all that they leave alone.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from .checks import ProblemError, near, read_array
 from .problem import Problem
 
-
-@dataclass(frozen=True)
-class _Failed:
-    """Reason why a value could not be computed."""
-
-    why: str
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Mistake(Protocol):
@@ -47,25 +42,37 @@ class Mistake(Protocol):
         """For each quantity that comes out in another form, the function of the right one."""
 
 
-@dataclass(frozen=True)
 class Node:
-    """One value of the graph: what it is made from, and how.
+    """One value of the graph.
 
-    Attributes
+    Parameters
     ----------
-    compute : function of Reference
-        Returns the value.
-    needs : tuple of str
-        The nodes that it reads.
+    function : function
+        Its arguments are named after the nodes that it is made from; besides, there are ``problem`` and ``reference``.
+    reads : tuple of str
+        The nodes that it reads of its argument ``reference``.
     """
 
-    compute: Callable[[Reference], Any]
-    needs: tuple[str, ...]
+    def __init__(self, function: Callable[..., Any], reads: tuple[str, ...] = ()) -> None:
+        self.function, self.reads = function, reads
+        self.arguments = tuple(inspect.signature(function).parameters)
+        self.needs = *(name for name in self.arguments if name not in ("problem", "reference")), *reads
+
+    def compute(self, reference: Reference) -> Any:
+        """Return the value.
+
+        Parameters
+        ----------
+        reference : Reference
+            Gives the arguments.
+        """
+        return self.function(*(reference if name == "reference" else reference.problem if name == "problem" else
+                               reference[name] for name in self.arguments))
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A node that users see.
+    """The words of a node that users see.
 
     Attributes
     ----------
@@ -144,10 +151,12 @@ class Reference:
         Raises
         ------
         KeyError
-            For an unknown name.
+            For an unknown name, with the one that may have been meant.
         ValueError
             Where the problem lacks what it needs, or a matrix is singular.
         """
+        if name not in NODES:
+            raise KeyError(f"{name!r:.60} is no quantity (kfac-ref quantities lists them){near(name, QUANTITIES)}")
         key = name, self._part_of(name)
         if key in self._kept:
             value = self._kept[key]
@@ -155,8 +164,8 @@ class Reference:
             value = self._value(name)
             if not key[1] or _bytes(value) <= LARGE:
                 self._kept[key] = value
-        if isinstance(value, _Failed):
-            raise ValueError(value.why)
+        if isinstance(value, ValueError):
+            raise ValueError(*value.args)
         return value
 
     def shown(self, name: str) -> Any:
@@ -192,20 +201,16 @@ class Reference:
         return [name for name, q in QUANTITIES.items() if missing(q, self.problem) is None]
 
     def _value(self, name: str) -> Any:
-        node = NODES[name]
-
-        def right() -> Any:
-            return self.given[name] if name in self.given else node.compute(self)
-
-        make = right
+        make = functools.partial(self.given.get, name) if name in self.given else \
+            functools.partial(NODES[name].compute, self)
         for mistake in self.mistakes:
             if name in mistake.changes:
-                make = _changed(mistake.changes[name], self, make)
+                make = functools.partial(mistake.changes[name], self, make)
         try:
             with np.errstate(all="ignore"):                 # a wrong value may be infinite
                 return make()
         except (ValueError, np.linalg.LinAlgError, ArithmeticError, IndexError) as error:
-            return _Failed(f"{name}: {error}")      # with a mistake in it: then it is no explanation of anything
+            return ValueError(f"{name}: {error}")       # with a mistake in it: then it is no explanation of anything
 
     def part_of(self, name: str) -> tuple[str, ...]:
         """Return the names of the mistakes that have a part in a quantity as it is shown.
@@ -263,10 +268,6 @@ def _bytes(value: Any) -> int:
     return sum(map(_bytes, value)) if isinstance(value, tuple) else getattr(value, "nbytes", 0)
 
 
-def _changed(change: Callable[..., Any], reference: Reference, right: Callable[[], Any]) -> Callable[[], Any]:
-    return lambda: change(reference, right)
-
-
 def missing(quantity: Quantity, problem: Problem) -> str | None:
     """Return what a problem lacks for a quantity, None where it lacks nothing.
 
@@ -286,39 +287,38 @@ def missing(quantity: Quantity, problem: Problem) -> str | None:
     return None
 
 
-def node(name: str, *needs: str) -> Callable[[Callable[[Reference], Any]], Callable[[Reference], Any]]:
+def node(name: str, *reads: str) -> Callable[[Function], Function]:
     """Return what adds a function to the graph, as a decorator or called with it.
 
     Parameters
     ----------
     name : str
         Of the node.
-    *needs : str
-        The nodes that it reads.
+    *reads : str
+        The nodes that it reads of its argument ``reference``.
     """
-    def add(compute: Callable[[Reference], Any]) -> Callable[[Reference], Any]:
-        """Add a node.
-
-        Parameters
-        ----------
-        compute : function of Reference
-            Returns its value.
-        """
-        NODES[name] = Node(compute, needs)
-        return compute
+    def add(function: Function) -> Function:
+        NODES[name] = Node(function, reads)
+        return function
     return add
 
 
-def quantity(name: str, symbol: str, shape: str, equation: str, source: str, kind: str = "sum",
-             fields: tuple[str, ...] = ()) -> None:
-    """Show a node to users.
+def quantity(symbol: str, shape: str, source: str, kind: str = "sum", fields: tuple[str, ...] = (),
+             reads: tuple[str, ...] = ()) -> Callable[[Function], Function]:
+    """Return a decorator that adds a function to the graph and shows it to users; its docstring is the equation.
 
     Parameters
     ----------
-    name, symbol, shape, equation, source, kind, fields : str and tuple of str
+    symbol, shape, source, kind, fields : str and tuple of str
         As in `Quantity`.
+    reads : tuple of str
+        As in `node`.
     """
-    QUANTITIES[name] = Quantity(name, symbol, shape, equation, source, kind, fields)
+    def add(function: Function) -> Function:
+        name = function.__name__
+        QUANTITIES[name] = Quantity(name, symbol, shape, function.__doc__ or "", source, kind, fields)
+        return node(name, *reads)(function)
+    return add
 
 
 def coerced(reference: Reference, theirs: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from ... import params
 from ...checks import Array
 from ...likelihoods import Bernoulli, Categorical, Likelihood
 from ..graph import NODES, Reference
-from ..reference import rows_of, second_moment
-from .entry import Change, M_of, Right, add
+from .entry import Change, M_of, Right, add, rows_of, second_moment
 
 
 def _mode(likelihood: Likelihood, z: Array) -> Any:

@@ -12,8 +12,7 @@ from ... import kronecker
 from ...checks import Array
 from ...kronecker import Cholesky
 from ..graph import Reference
-from ..reference import second_moment
-from .entry import FISHERS, STEPS, Change, Right, add, mapped, times
+from .entry import FISHERS, STEPS, Change, Right, add, mapped, second_moment, times
 
 
 def _moments(rows: Callable[[Reference], Sequence[Array]]) -> Change:
