@@ -158,10 +158,10 @@ class Factors:
         """
         if len(A) != len(G):
             raise ValueError(f"A and G must hold one matrix for each layer, got {len(A)} and {len(G)}")
-        def by_layers(own: Sequence[Array], cross: Sequence[Array]) -> dict[Any, Array]:
+        def _by_layers(own: Sequence[Array], cross: Sequence[Array]) -> dict[Any, Array]:
             return {(i, i): S for i, S in enumerate(own)} | {(i, i + 1): S for i, S in enumerate(cross)}
 
-        return cls(by_layers(A, A_cross), by_layers(G, G_cross), n)
+        return cls(_by_layers(A, A_cross), _by_layers(G, G_cross), n)
 
     def __len__(self) -> int:
         """Return the number L of layers."""

@@ -12,45 +12,23 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from .checks import ProblemError, near, read_array
 from .problem import Problem
 
+if TYPE_CHECKING:
+    from .mistakes import Mistake
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class Mistake(Protocol):
-    """What the reference needs of a mistake."""
-
-    @property
-    def name(self) -> str:
-        """The name."""
-
-    @property
-    def changes(self) -> Mapping[str, Callable[[Reference, Callable[[], Any]], Any]]:
-        """For each node that it changes, the function that makes the wrong value; it may ask for the right one."""
-
-    @property
-    def reads(self) -> Sequence[str]:
-        """The nodes that those functions read."""
-
-    @property
-    def shows(self) -> Mapping[str, Callable[[Reference, Any], Any]]:
-        """For each quantity that comes out in another form, the function of the right one."""
-
-
 class Node:
-    """One value of the graph.
+    """A function whose arguments are named after the nodes that it is made from, or ``problem`` or ``reference``.
 
-    Parameters
-    ----------
-    function : function
-        Its arguments are named after the nodes that it is made from; besides, there are ``problem`` and ``reference``.
-    reads : tuple of str
-        The nodes that it reads of its argument ``reference``.
+    `reads` names the nodes that it reads of its argument ``reference``.
     """
 
     def __init__(self, function: Callable[..., Any], reads: tuple[str, ...] = ()) -> None:
@@ -59,35 +37,23 @@ class Node:
         self.needs = *(name for name in self.arguments if name not in ("problem", "reference")), *reads
 
     def compute(self, reference: Reference) -> Any:
-        """Return the value.
-
-        Parameters
-        ----------
-        reference : Reference
-            Gives the arguments.
-        """
+        """Return the value."""
         return self.function(*(reference if name == "reference" else reference.problem if name == "problem" else
                                reference[name] for name in self.arguments))
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """The words of a node that users see.
+    """A node that users see, in words: N examples, C outputs, m x n the weights of a layer, bias in the last column.
 
-    Attributes
-    ----------
-    name, symbol, shape, equation, source : str
-        For people; N examples, C outputs, m x n the shape of a layer's weights with the bias in the last column.
-    kind : {"sum", "solve", "trajectory"}
-        How much of the arithmetic's accuracy is left: a solve loses the condition of its system.
-    fields : tuple of str
-        The optional fields of a problem that it needs.
+    `kind` says how much of the arithmetic's accuracy is left: "sum", "solve" (which loses the condition of its system)
+    or "trajectory". `fields` names the optional fields of a problem that it needs.
     """
 
     name: str
+    equation: str
     symbol: str
     shape: str
-    equation: str
     source: str
     kind: str = "sum"
     fields: tuple[str, ...] = ()
@@ -251,15 +217,8 @@ class Reference:
         """
         key = "below", name
         if key not in self._kept:
-            seen: set[str] = set()
-            todo = [name]
-            while todo:
-                below = todo.pop()
-                if below not in seen:
-                    seen.add(below)
-                    if below not in self.given:
-                        todo += NODES[below].needs
-            self._kept[key] = frozenset(seen)
+            needs = () if name in self.given else NODES[name].needs
+            self._kept[key] = frozenset({name}).union(*map(self.below, needs))
         nodes: frozenset[str] = self._kept[key]
         return nodes
 
@@ -269,15 +228,7 @@ def _bytes(value: Any) -> int:
 
 
 def missing(quantity: Quantity, problem: Problem) -> str | None:
-    """Return what a problem lacks for a quantity, None where it lacks nothing.
-
-    Parameters
-    ----------
-    quantity : Quantity
-        Which.
-    problem : Problem
-        Of which.
-    """
+    """Return what a problem lacks for a quantity, None if it lacks nothing."""
     for name in quantity.fields:
         if name == "two layers":
             if len(problem.sizes) < 3:
@@ -288,53 +239,27 @@ def missing(quantity: Quantity, problem: Problem) -> str | None:
 
 
 def node(name: str, *reads: str) -> Callable[[Function], Function]:
-    """Return what adds a function to the graph, as a decorator or called with it.
-
-    Parameters
-    ----------
-    name : str
-        Of the node.
-    *reads : str
-        The nodes that it reads of its argument ``reference``.
-    """
-    def add(function: Function) -> Function:
+    """Return a decorator that adds a function to the graph, as in `Node`."""
+    def _add(function: Function) -> Function:
         NODES[name] = Node(function, reads)
         return function
-    return add
+    return _add
 
 
-def quantity(symbol: str, shape: str, source: str, kind: str = "sum", fields: tuple[str, ...] = (),
-             reads: tuple[str, ...] = ()) -> Callable[[Function], Function]:
-    """Return a decorator that adds a function to the graph and shows it to users; its docstring is the equation.
-
-    Parameters
-    ----------
-    symbol, shape, source, kind, fields : str and tuple of str
-        As in `Quantity`.
-    reads : tuple of str
-        As in `node`.
-    """
-    def add(function: Function) -> Function:
+def quantity(*words: str, fields: tuple[str, ...] = (), reads: tuple[str, ...] = ()) -> Callable[[Function], Function]:
+    """Return a decorator that adds a function to the graph and to what users see; its docstring is the equation."""
+    def _add(function: Function) -> Function:
         name = function.__name__
-        QUANTITIES[name] = Quantity(name, symbol, shape, function.__doc__ or "", source, kind, fields)
+        QUANTITIES[name] = Quantity(name, function.__doc__ or "", *words, fields=fields)
         return node(name, *reads)(function)
-    return add
+    return _add
 
 
 def coerced(reference: Reference, theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return given quantities in the form of ours: a number, an array, or a tuple with one array a layer.
+    """Return given quantities in the form of ours: a number, an array, or a tuple with one array per layer.
 
-    Parameters
-    ----------
-    reference : Reference
-        Of the problem.
-    theirs : mapping
-        Numbers, nested lists, arrays, or arrays with shape and data, by name.
-
-    Raises
-    ------
-    ProblemError
-        Naming the quantity that is unknown, malformed, not finite, or not defined by the problem.
+    Given are numbers, nested lists, arrays, or arrays with shape and data, by name. A ProblemError names the quantity
+    that is unknown, malformed, not finite, or not defined by the problem.
     """
     if not isinstance(theirs, Mapping) or not theirs:
         raise ProblemError("theirs must hold quantities by name, such as {\"A\": [...], \"G\": [...]}")

@@ -18,11 +18,10 @@ Examples
 
 from __future__ import annotations
 
-import math
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
-import scipy.linalg
 
 from .. import checks, expectations, kronecker, layers, params, quadratic_model
 from .. import damping as rules
@@ -35,7 +34,7 @@ from ..curvature.ekfac import basis_moments
 from ..factors import Factors, average
 from ..kronecker import Cholesky
 from ..model import Model, Point
-from .graph import QUANTITIES, Reference, node, quantity
+from .graph import Reference, node, quantity
 from .problem import Problem
 
 Layers: TypeAlias = tuple[Array, ...]
@@ -57,36 +56,30 @@ node("g_exact")(lambda at, dz_exact: tuple(at.backward(dz_exact)))
 node("g_sampled")(lambda at, dz_sampled: tuple(at.backward(dz_sampled)))
 node("decay")(lambda eta, weights: tuple(eta * W for W in weights))
 
-
 @quantity("z", "(N, C)", "sec. 2.1")
 def z(at: Point) -> Array:
     """output of the network"""
     return at.z
-
 
 @quantity("L", "number", "sec. 2.1")
 def loss(model: Model, z: Array, y: Any) -> float:
     """(1/N) sum_n -log p(y_n | z_n)"""
     return float(np.mean(model.likelihood.nll(z, y)))
 
-
 @quantity("h", "number", "sec. 2.1")
 def objective(loss: float, eta: float, weights: Layers) -> float:
     """loss + (eta/2) ||theta||^2"""
     return loss + eta / 2 * params.inner(weights, weights)
-
 
 @quantity("a_bar_i", "(N, n) a layer", "sec. 2.1")
 def a_bar(at: Point) -> Layers:
     """[a_i, 1], the input of layer i"""
     return at.a_bar
 
-
 @quantity("g_i", "(N, m) a layer", "sec. 2.1")
 def g(at: Point, dz: Array) -> Layers:
     """gradient of one example's -log p with respect to s_i"""
     return tuple(at.backward(dz))
-
 
 @quantity("grad h", "(m, n) a layer", "sec. 2.1")
 def gradient(g: Layers, a_bar: Layers, N: int, decay: Layers) -> Layers:
@@ -96,42 +89,35 @@ def gradient(g: Layers, a_bar: Layers, N: int, decay: Layers) -> Layers:
 
 # Factors.
 
-
 @quantity("A_ii", "(n, n) a layer", "sec. 3")
 def A(a_bar: Layers, N: int) -> Layers:
     """(1/N) sum_n a_bar a_bar^T"""
     return tuple(layers.second_moment(a, a) / N for a in a_bar)
-
 
 @quantity("G_ii", "(m, m) a layer", "sec. 3")
 def G(g_exact: Layers, N: int) -> Layers:
     """(1/N) sum_n E_{y ~ model}[g g^T], exactly"""
     return tuple(layers.second_moment(g, g) / N for g in g_exact)
 
-
 @quantity("G_ii", "(m, m) a layer", "sec. 5", fields=("targets",))
 def G_sampled(g_sampled: Layers, N: int) -> Layers:
     """mean of g g^T over examples and the sampled targets"""
     return tuple(layers.second_moment(g, g) / N for g in g_sampled)
-
 
 @quantity("G_ii", "(m, m) a layer", "not in the paper")
 def G_empirical(g: Layers, N: int) -> Layers:
     """mean of g g^T at the labels"""
     return tuple(layers.second_moment(g, g) / N for g in g)
 
-
 @quantity("A_{i,i+1}", "(n_i, n_{i+1})", "sec. 4.3", fields=("two layers",))
 def A_cross(a_bar: Layers, N: int) -> Layers:
     """(1/N) sum_n a_bar_i a_bar_{i+1}^T"""
-    return tuple(layers.second_moment(a, b) / N for a, b in zip(a_bar[:-1], a_bar[1:], strict=True))
-
+    return tuple(layers.second_moment(a, b) / N for a, b in pairwise(a_bar))
 
 @quantity("G_{i,i+1}", "(m_i, m_{i+1})", "sec. 4.3", fields=("two layers",))
 def G_cross(g_exact: Layers, N: int) -> Layers:
     """(1/N) sum_n E_{y ~ model}[g_i g_{i+1}^T]"""
-    return tuple(layers.second_moment(g, h) / N for g, h in zip(g_exact[:-1], g_exact[1:], strict=True))
-
+    return tuple(layers.second_moment(g, h) / N for g, h in pairwise(g_exact))
 
 node("G_cross_sampled")(lambda g_sampled, N: G_cross(g_sampled, N))
 
@@ -139,42 +125,35 @@ node("G_cross_sampled")(lambda g_sampled, N: G_cross(g_sampled, N))
 
 node("direction")(lambda problem: problem.direction)
 
-
 @quantity("F", "(P, P)", "sec. 2.2")
 def fisher(g_exact: Layers, a_bar: Layers) -> Array:
     """(1/N) sum_n E_{y ~ model}[D theta D theta^T], vec stacking columns"""
     return of_gradients.dense(g_exact, a_bar)
-
 
 @quantity("F", "(P, P)", "sec. 5", fields=("targets",))
 def fisher_sampled(g_sampled: Layers, a_bar: Layers) -> Array:
     """the same at the sampled targets"""
     return of_gradients.dense(g_sampled, a_bar)
 
-
 @quantity("F", "(P, P)", "not in the paper")
 def fisher_empirical(g: Layers, a_bar: Layers) -> Array:
     """the same at the labels"""
     return of_gradients.dense([g[None] for g in g], a_bar)
-
 
 @quantity("H", "(P, P)", "sec. 2.2")
 def hessian(at: Point, y: Any) -> Array:
     """second derivatives of loss (no weight decay)"""
     return second_derivatives.hessian(at, y)
 
-
 @quantity("F V", "(m, n) a layer", "sec. 6.4", fields=("direction",))
 def fisher_product(g_exact: Layers, a_bar: Layers, direction: Layers) -> Layers:
     """exact F times the direction, undamped"""
     return tuple(of_gradients.product(g_exact, a_bar, direction))
 
-
 @quantity("G V A", "(m, n) a layer", "sec. 4.2", fields=("direction",))
 def kfac_product(A: Layers, G: Layers, direction: Layers) -> Layers:
     """(A kron G) vec(V), undamped"""
     return tuple(kronecker.product(A, G, V) for A, G, V in zip(A, G, direction, strict=True))
-
 
 @quantity("A kron G", "(mn, mn) a layer", "sec. 3")
 def kfac_block(A: Layers, G: Layers) -> Layers:
@@ -193,24 +172,20 @@ node("G_cross_solve")(lambda G_cross: G_cross)
 node("damped")(lambda A_solve, G_solve, damping, pi: tuple(
     rules.factored_tikhonov(A, G, damping, p) for A, G, p in zip(A_solve, G_solve, pi, strict=True)))
 
-
 @quantity("pi_i", "(L,)", "sec. 6.3")
 def pi(A_solve: Layers, G_solve: Layers) -> Array:
     """sqrt((tr A / n) / (tr G / m))"""
     return np.array([rules.trace_pi(A, G) for A, G in zip(A_solve, G_solve, strict=True)])
-
 
 @quantity("A_ii", "(n, n) a layer", "sec. 6.3")
 def A_damped(damped: tuple[tuple[Array, Array], ...]) -> Layers:
     """A + pi sqrt(damping) I"""
     return tuple(A for A, _ in damped)
 
-
 @quantity("G_ii", "(m, m) a layer", "sec. 6.3")
 def G_damped(damped: tuple[tuple[Array, Array], ...]) -> Layers:
     """G + sqrt(damping)/pi I"""
     return tuple(G for _, G in damped)
-
 
 @quantity("Delta", "(m, n) a layer", "sec. 4.2, 6.3", "solve")
 def step(A_damped: Layers, G_damped: Layers, gradient: Layers) -> Layers:
@@ -218,39 +193,33 @@ def step(A_damped: Layers, G_damped: Layers, gradient: Layers) -> Layers:
     return tuple(-kronecker.solve(Cholesky.factor(A), Cholesky.factor(G), V)
                  for A, G, V in zip(A_damped, G_damped, gradient, strict=True))
 
-
-@quantity("Delta", "(m, n) a layer", "sec. 5", "solve", ("targets",), reads=("step",))
+@quantity("Delta", "(m, n) a layer", "sec. 5", "solve", fields=("targets",), reads=("step",))
 def step_sampled(reference: Reference, G_sampled: Layers) -> Layers:
     """the same with G_sampled"""
     return reference.taking(G_solve=G_sampled)["step"]
-
 
 @quantity("Delta", "(m, n) a layer", "not in the paper", "solve", reads=("step",))
 def step_empirical(reference: Reference, G_empirical: Layers) -> Layers:
     """the same with G_empirical"""
     return reference.taking(G_solve=G_empirical)["step"]
 
-
-@quantity("Delta", "(m, n) a layer", "sec. 4.3", "solve", ("two layers",))
+@quantity("Delta", "(m, n) a layer", "sec. 4.3", "solve", fields=("two layers",))
 def step_tridiagonal(A_damped: Layers, G_damped: Layers, A_cross_solve: Layers, G_cross_solve: Layers,
                      gradient: Layers, N: int) -> Layers:
     """-F-hat^-1 grad h, with the diagonal factors damped"""
     C = BlockTridiagonal(Factors.of_layers(A_damped, G_damped, N, A_cross_solve, G_cross_solve))
     return tuple(params.scale(-1, C.solve(gradient)))
 
-
 @quantity("Delta", "(m, n) a layer", "sec. 6.3, app. B", "solve")
 def step_exact_damping(A_solve: Layers, G_solve: Layers, damping: float, gradient: Layers, N: int) -> Layers:
     """-(A kron G + damping I)^-1 grad h"""
     return tuple(params.scale(-1, EigenDamped(Factors.of_layers(A_solve, G_solve, N), damping).solve(gradient)))
-
 
 @quantity("Delta", "(m, n) a layer", "sec. 2.2", "solve")
 def natural_gradient(fisher: Array, damping: float, gradient: Layers) -> Layers:
     """-(F + damping I)^-1 grad h, with the exact F"""
     S = Cholesky.factor(rules.add_to_diagonal(fisher, damping), "the damped Fisher")
     return tuple(params.unflatten(-S.solve(params.flatten(gradient)), [V.shape for V in gradient]))
-
 
 @quantity("S_i", "(m, n) a layer", "George et al. 2018")
 def ekfac_scales(g_exact: Layers, a_bar: Layers, A: Layers, G: Layers, N: int) -> Layers:
@@ -271,17 +240,14 @@ node("epsilon")(lambda k, ceiling: average.weight_of_old(k + 1, ceiling))
 node("A_cross_average")(lambda old, new, epsilon: _averaged("A_cross", old, new, epsilon))
 node("G_cross_average")(lambda old, new, epsilon: _averaged("G_cross", old, new, epsilon))
 
-
 def _averaged(part: str, old: dict[str, Layers], new: dict[str, Layers], epsilon: float) -> Layers:
     before = old.get(part) or [np.zeros_like(X) for X in new[part]]        # epsilon is 0 for the first batch
     return tuple(average.mixed(epsilon, X, Y) for X, Y in zip(before, new[part], strict=True))
-
 
 @quantity("A_ii", "(n, n) a layer", "sec. 5", fields=("previous",))
 def A_average(old: dict[str, Layers], new: dict[str, Layers], epsilon: float) -> Layers:
     """eps old + (1 - eps) A, eps = min(1 - 1/(k+1), 0.95)"""
     return _averaged("A", old, new, epsilon)
-
 
 @quantity("G_ii", "(m, m) a layer", "sec. 5", fields=("previous",))
 def G_average(old: dict[str, Layers], new: dict[str, Layers], epsilon: float) -> Layers:
@@ -310,58 +276,28 @@ node("moved", "objective")(lambda reference, problem, delta: Reference(
     problem.replace(weights=tuple(params.add(problem.weights, delta))), reference.mistakes))
 node("actual")(lambda moved, objective: moved["objective"] - objective)
 
-
 @quantity("alpha", "number", "sec. 6.4, 7", "solve")
 def alpha(minimum: Any) -> float:
     """with mu, the minimum of M(alpha Delta + mu delta_0), exact F, Delta = step"""
     return minimum[0][0]
-
 
 @quantity("mu", "number", "sec. 7", "solve")
 def mu(minimum: Any) -> float:
     """0 without a last step delta_0"""
     return (*minimum[0], 0.0)[1]
 
-
 @quantity("M(delta) - M(0)", "number", "sec. 6.4", "solve")
 def M(minimum: Any) -> float:
     """grad^T delta + 1/2 delta^T (F + damping I) delta"""
     return minimum[1]
-
 
 @quantity("rho", "number", "sec. 6.5", "solve")
 def rho(actual: float, M: float) -> float:
     """(h(theta + delta) - h(theta)) / (M(delta) - M(0))"""
     return quadratic_model.reduction_ratio(actual, M)
 
-
-@quantity("nu", "number", "Ba et al. 2017", "solve", ("kl_clip",))
+@quantity("nu", "number", "Ba et al. 2017", "solve", fields=("kl_clip",))
 def kl_clip(problem: Problem, step: Layers, gradient: Layers) -> float:
     """min(1, sqrt(kappa / (lr^2 |step . grad h|)))"""
     assert problem.kl_clip is not None
     return quadratic_model.kl_clip(step, gradient, problem.kl_clip.kappa, problem.kl_clip.learning_rate)
-
-
-def condition(r: Reference, name: str) -> float:
-    """Return the condition number that a solve loses its accuracy to, 1 for a sum."""
-    kind = QUANTITIES[name].kind
-    if kind == "sum":
-        return 1.0
-    if kind == "trajectory":
-        return 1e4                                      # what some steps amplify rounding to, on well-posed problems
-    if name == "natural_gradient":
-        return _condition(rules.add_to_diagonal(r["fisher"], r["damping"]))
-    if name == "step_exact_damping":
-        return max(1 + np.linalg.norm(A, 2) * np.linalg.norm(G, 2) / max(r["damping"], 1e-300)
-                   for A, G in zip(r["A"], r["G"], strict=True))
-    G_solve = {"step_sampled": "G_sampled", "step_empirical": "G_empirical"}.get(name)
-    r = r.taking(G_solve=r[G_solve]) if G_solve else r
-    worst = max(_condition(A) * _condition(G) for A, G in zip(r["A_damped"], r["G_damped"], strict=True))
-    if name == "rho":                                       # a difference of two values of h
-        return max(worst, abs(r["objective"]) / max(abs(r["actual"]), 1e-300))
-    return worst if name != "step_tridiagonal" else worst**2        # Sigma is a difference
-
-
-def _condition(S: Array) -> float:
-    values = scipy.linalg.eigvalsh(S)
-    return float(values[-1] / values[0]) if values[0] > 0 else math.inf

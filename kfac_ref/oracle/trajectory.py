@@ -9,15 +9,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import damping, params
 from ..checks import Array
 from . import quantities  # noqa: F401  (the steps are made of them)
-from .graph import NODES, Mistake, Reference, node, quantity
+from .graph import NODES, Reference, node, quantity
 from .problem import Batch, Problem
+
+if TYPE_CHECKING:
+    from .mistakes import Mistake
 
 SCALARS = ("lambda", "gamma", "alpha", "mu", "M", "rho")
 
@@ -132,14 +135,14 @@ def _show_along(name: str) -> None:
         return np.array([step[name] for step in trajectory])
     along.__name__, along.__doc__ = f"trajectory_{name}", "of each step" + (
         ", null where not measured" if name == "rho" else ", as used in it" if name in ("lambda", "gamma") else "")
-    quantity(name, "(T,)", "sec. 9 (Algorithm 2)", "trajectory", ("trajectory",))(along)
+    quantity(name, "(T,)", "sec. 9 (Algorithm 2)", "trajectory", fields=("trajectory",))(along)
 
 
 for _name in SCALARS:
     _show_along(_name)
 
 
-@quantity("theta", "(T, m, n) a layer", "sec. 9 (Algorithm 2)", "trajectory", ("trajectory",))
+@quantity("theta", "(T, m, n) a layer", "sec. 9 (Algorithm 2)", "trajectory", fields=("trajectory",))
 def trajectory_weights(trajectory: list[dict[str, Any]]) -> tuple[Array, ...]:
     """after each step"""
     return tuple(np.stack(W) for W in zip(*(step["weights"] for step in trajectory), strict=True))

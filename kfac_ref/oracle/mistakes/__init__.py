@@ -8,7 +8,6 @@ A function of a change takes the reference and the function that makes the right
 entries stand in the order in which they are applied: that of the modules here, and of the lines in each.
 """
 
-from .. import quantities  # noqa: F401  (the entries change its nodes)
 from . import data, scale, expectation, layout, damping, steps  # noqa: I001, F401  (each adds its entries: the order counts)
 from .entry import CATALOGUE, FACTORS_G, STEPS, VISIBLE, Mistake, differ, error, times
 

@@ -118,19 +118,6 @@ def mapped(nodes: Sequence[str], f: Callable[[Array], Array]) -> dict[str, Chang
     return dict.fromkeys(nodes, lambda r, right: tuple(f(X) for X in right()))
 
 
-def second_moment(g: Sequence[Array], h: Sequence[Array], N: float) -> tuple[Array, ...]:
-    """Return ``(1/N) sum g h^T`` of each layer.
-
-    Parameters
-    ----------
-    g, h : sequences of (..., d) arrays
-        Rows.
-    N : float
-        The divisor.
-    """
-    return tuple(layers.second_moment(a, b) / N for a, b in zip(g, h, strict=True))
-
-
 def rows_of(g: Sequence[Array], a_bar: Sequence[Array]) -> Array:
     """Return the vector of each example's gradients as a row: ``vec(g a_bar^T)`` of all layers.
 
