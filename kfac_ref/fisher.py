@@ -14,8 +14,8 @@ The block of layers i and j, rearranged (see `kronecker`), is one matrix product
 The Kronecker approximation of `factors` takes the mean of either side on its own. Weight decay and damping are not
 part of a Fisher.
 
-`dense`, `product`, `slopes` and `gram` are the equations in terms of g and a_bar; they take the gradients of all layers,
-(K, N, m) each. `fisher_matrix`, `fisher_product` and `fisher_gram` take a `Point`.
+`dense`, `product`, `slopes` and `gram` take given gradients g and inputs a_bar, one of each per layer; `fisher_matrix`,
+`fisher_block`, `fisher_product` and `fisher_gram` take a `Point`.
 """
 
 from __future__ import annotations

@@ -246,11 +246,12 @@ def node(name: str, *reads: str) -> Callable[[Function], Function]:
     return _add
 
 
-def quantity(*words: str, fields: tuple[str, ...] = (), reads: tuple[str, ...] = ()) -> Callable[[Function], Function]:
+def quantity(symbol: str, shape: str, source: str, kind: str = "sum", *, fields: tuple[str, ...] = (),
+             reads: tuple[str, ...] = ()) -> Callable[[Function], Function]:
     """Return a decorator that adds a function to the graph and to what users see; its docstring is the equation."""
     def _add(function: Function) -> Function:
         name = function.__name__
-        QUANTITIES[name] = Quantity(name, function.__doc__ or "", *words, fields=fields)
+        QUANTITIES[name] = Quantity(name, function.__doc__ or "", symbol, shape, source, kind, fields)
         return node(name, *reads)(function)
     return _add
 
