@@ -1,4 +1,4 @@
-"""The equations that take gradients or factors as they are: the Fisher, moments in a basis, the average, the KL clip."""
+"""The equations that take given gradients or factors: the Fisher, moments in a basis, the average, the KL clip."""
 
 from __future__ import annotations
 
