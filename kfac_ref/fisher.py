@@ -13,6 +13,9 @@ The block of layers i and j, rearranged (see `kronecker`), is one matrix product
 
 The Kronecker approximation of `factors` takes the mean of either side on its own. Weight decay and damping are not
 part of a Fisher.
+
+`dense`, `product`, `slopes` and `gram` take given gradients g and inputs a_bar, one of each per layer; `fisher_matrix`,
+`fisher_block`, `fisher_product` and `fisher_gram` take a `Point`.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import numpy as np
 from . import checks
 from .checks import Array, Direction
 from .expectations import Expectation, columns, exact, gradients
-from .layers import rearranged
+from .layers import adjoint, example_slopes, rearranged
 from .model import Point, as_point
 
 
@@ -55,15 +58,39 @@ def fisher_matrix(at: Point, expectation: Expectation = exact, max_bytes: int | 
     -----
     Source: Martens & Grosse 2015, sec. 2.2.
     """
-    g = gradients(at, expectation)
-    P = at.model.network.parameters
-    checks.dense_size("the Fisher matrix", P, P, at.z.itemsize, max_bytes)
-    ends = np.cumsum([0] + [m * n for m, n in at.model.network.shapes])
+    return dense(gradients(at, expectation), at.a_bar, max_bytes)
+
+
+def dense(g: Sequence[Array], a_bar: Sequence[Array], max_bytes: int | None = None) -> Array:
+    """Return the mean over examples of ``sum_k vec(D^k) vec(D^k)^T``, D of all layers stacked.
+
+    Parameters
+    ----------
+    g : sequence of (K, N, m) arrays
+        The gradients of all columns, layer by layer.
+    a_bar : sequence of (N, n) arrays
+        The inputs of the layers.
+    max_bytes : int, optional
+        A larger matrix is refused (default: 4 GiB).
+
+    Returns
+    -------
+    (P, P) array
+        The order is that of `params`.
+
+    Raises
+    ------
+    ValueError
+        For a matrix of more than `max_bytes`.
+    """
+    ends = np.cumsum([0] + [gi.shape[-1] * a.shape[-1] for gi, a in zip(g, a_bar, strict=True)])
+    P = int(ends[-1])
+    checks.dense_size("the Fisher matrix", P, P, g[0].itemsize, max_bytes)
     layers = [slice(start, end) for start, end in pairwise(ends)]
-    F = np.empty((P, P), dtype=at.z.dtype)
+    F = np.empty((P, P), dtype=g[0].dtype)
     for i in range(len(g)):
         for j in range(i + 1):
-            _fill_block(F[layers[i], layers[j]], at, g, i, j)
+            _fill_block(F[layers[i], layers[j]], g, a_bar, i, j)
             if j < i:
                 F[layers[j], layers[i]] = F[layers[i], layers[j]].T
     return F
@@ -100,7 +127,7 @@ def fisher_block(at: Point, i: int, j: int, expectation: Expectation = exact, ma
     sizes = [m * n for m, n in shapes]
     checks.dense_size(f"the block of layers {i} and {j}", sizes[i], sizes[j], at.z.itemsize, max_bytes)
     block = np.empty((sizes[i], sizes[j]), dtype=at.z.dtype)
-    _fill_block(block, at, g, i, j)
+    _fill_block(block, g, at.a_bar, i, j)
     return block
 
 
@@ -164,7 +191,54 @@ def fisher_gram(at: Point, directions: Sequence[Direction]) -> Array:
     return Q
 
 
-def _fill_block(block: Array, at: Point, g: Sequence[Array], i: int, j: int) -> None:
+def product(g: Sequence[Array], a_bar: Sequence[Array], V: Direction) -> list[Array]:
+    """Return the mean over examples of ``sum_k <D^k, v> D^k``: the product of `dense` with v, without forming it.
+
+    Parameters
+    ----------
+    g : sequence of (K, N, m) arrays
+        The gradients of all columns, layer by layer.
+    a_bar : sequence of (N, n) arrays
+        The inputs of the layers.
+    V : list of (m, n) arrays
+        A direction.
+    """
+    c = slopes(g, a_bar, V)
+    return [adjoint(np.einsum("kn,kn...->n...", c, gi), a) / len(a) for gi, a in zip(g, a_bar, strict=True)]
+
+
+def slopes(g: Sequence[Array], a_bar: Sequence[Array], V: Direction) -> Array:
+    """Return ``<D^k_n, v>``, the derivative of each column and example along v, (K, N).
+
+    Parameters
+    ----------
+    g : sequence of (K, N, m) arrays
+        The gradients of all columns, layer by layer.
+    a_bar : sequence of (N, n) arrays
+        The inputs of the layers.
+    V : list of (m, n) arrays
+        A direction.
+    """
+    return np.sum([example_slopes(*layer) for layer in zip(g, a_bar, V, strict=True)], axis=0)
+
+
+def gram(g: Sequence[Array], a_bar: Sequence[Array], directions: Sequence[Direction]) -> Array:
+    """Return ``v_k^T F v_l`` for a few directions, with F as `dense` returns it.
+
+    Parameters
+    ----------
+    g : sequence of (K, N, m) arrays
+        The gradients of all columns, layer by layer.
+    a_bar : sequence of (N, n) arrays
+        The inputs of the layers.
+    directions : sequence of directions
+        Lists of (m, n) arrays.
+    """
+    along = np.stack([slopes(g, a_bar, V).ravel() for V in directions])
+    return along @ along.T / len(a_bar[0])
+
+
+def _fill_block(block: Array, g: Sequence[Array], a_bar: Sequence[Array], i: int, j: int) -> None:
     """Write F_ij into `block`, a view of it where rows and columns are split over the axes of g and a_bar."""
-    R = rearranged(g[i], at.a_bar[i], g[j], at.a_bar[j])
-    np.divide(R, len(at), out=block.reshape(R.shape))
+    R = rearranged(g[i], a_bar[i], g[j], a_bar[j])
+    np.divide(R, len(a_bar[i]), out=block.reshape(R.shape))

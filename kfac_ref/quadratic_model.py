@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .checks import Array
+from .checks import Array, Direction
+from .params import inner
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +121,36 @@ def _independent(unit: list[list[float]], nonzero: list[bool], tolerance: float)
             chosen.append(k)
             rows.append([*row, math.sqrt(pivot)])
     return chosen
+
+
+def kl_clip(step: Direction, gradient: Direction, kappa: float, learning_rate: float) -> float:
+    """Return nu, which shortens a step to a bounded change of the prediction: ``min(1, sqrt(kappa / (lr^2 |s|)))``.
+
+    Parameters
+    ----------
+    step, gradient : directions
+        ``s = step . gradient``. For ``step = -F^{-1} gradient``, ``lr^2 |s|`` is twice the KL divergence of lr step, to
+        second order.
+    kappa, learning_rate : float
+        The bound, and lr.
+
+    Returns
+    -------
+    float
+        1 for a step of zero.
+
+    Notes
+    -----
+    Source: Ba, Grosse & Martens 2017.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> kl_clip([np.array([[-2.0]])], [np.array([[8.0]])], kappa=4.0, learning_rate=1.0)
+    0.5
+    """
+    divergence = learning_rate**2 * abs(inner(step, gradient))
+    return 1.0 if divergence == 0 else min(1.0, math.sqrt(kappa / divergence))
 
 
 def reduction_ratio(actual: float, predicted: float) -> float:

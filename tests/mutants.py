@@ -118,8 +118,8 @@ MUTANTS = (
            "import numpy as np; return RunningAverage(self.ceiling, k, factors.combine(factors, lambda a, b: "
            "0.95 * np.eye(*a.shape) + 0.05 * b, factors.n))"),
     Mutant("running average with a fixed rate", "factors", "factors/average.py",
-           "epsilon = min(1 - 1 / k, self.ceiling)",
-           "epsilon = self.ceiling"),
+           "return min(1 - 1 / k, ceiling)",
+           "return ceiling"),
     Mutant("pi squared", "damping", "damping.py",
            "return math.sqrt(float(a) / float(g))",
            "return float(a) / float(g)"),

@@ -12,7 +12,7 @@ moments in their basis. Averaging the S of different bases is not the same.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -47,12 +47,23 @@ def eigenbasis_moments(at: Point, bases: tuple[tuple[Eigen, Eigen], ...], expect
     tuple of (m, n) arrays
         Means over the examples, undamped.
     """
-    return _second_moments(at, gradients(at, expectation), bases)
+    return basis_moments(gradients(at, expectation), at.a_bar, bases)
 
 
-def _second_moments(at: Point, g: list[Array], bases: tuple[tuple[Eigen, Eigen], ...]) -> tuple[Array, ...]:
-    return tuple(rotated_squares(gi, a_bar, G.Q, A.Q) / len(at)
-                 for gi, a_bar, (A, G) in zip(g, at.a_bar, bases, strict=True))
+def basis_moments(g: Sequence[Array], a_bar: Sequence[Array], bases: Sequence[tuple[Eigen, Eigen]]
+                  ) -> tuple[Array, ...]:
+    """Return the second moments S of given gradients in given bases, layer by layer.
+
+    Parameters
+    ----------
+    g : sequence of (K, N, m) arrays
+        The gradients of all columns.
+    a_bar : sequence of (N, n) arrays
+        The inputs of the layers.
+    bases : sequence of pairs of Eigen
+        Of A and G of each layer.
+    """
+    return tuple(rotated_squares(gi, a, G.Q, A.Q) / len(a) for gi, a, (A, G) in zip(g, a_bar, bases, strict=True))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,7 +94,7 @@ class EKFAC(OfPoint, InEigenbasis):
     @cached_property
     def scales(self) -> tuple[Array, ...]:                  # type: ignore[override]
         """The damped second moments S of each layer, (m, n)."""
-        return tuple(S + self.damping for S in _second_moments(self.at, self._gradients, self.bases))
+        return tuple(S + self.damping for S in basis_moments(self._gradients, self.at.a_bar, self.bases))
 
 
 def ekfac_over(parts: Iterable[Part], damping: float = 0.0, expectation: Expectation = exact,

@@ -58,23 +58,14 @@ def _sgd(model: Model, learning_rate: float = 0.05, mu_max: float = 0.99, period
 
 
 def _kfac(model: Model, approximation: str = "block-diagonal", expectation: str = "one-draw", **settings: Any) -> KFAC:
-    return KFAC(model, *_by_name(approximation, expectation), **settings)
-
-
-def _natural_gradient(model: Model, approximation: str = "exact-smaller", expectation: str = "exact",
-                      **settings: Any) -> NaturalGradient:
-    return NaturalGradient(model, *_by_name(approximation, expectation), **settings)
-
-
-def _by_name(approximation: str, expectation: str) -> tuple[approximations.Approximation, Expectation]:
-    return (checks.known("approximation", approximation, approximations.TABLE),
-            checks.known("expectation", expectation, EXPECTATIONS))
+    return KFAC(model, checks.known("approximation", approximation, approximations.TABLE),
+                checks.known("expectation", expectation, EXPECTATIONS), **settings)
 
 
 #: Each takes the model and its settings by name.
 OPTIMIZERS: dict[str, Callable[..., training.Optimizer]] = {
     "kfac": _kfac,
-    "natural-gradient": _natural_gradient,
+    "natural-gradient": NaturalGradient,
     "sgd": _sgd,
     "adam": Adam,
 }
@@ -99,11 +90,11 @@ def optimizer_settings(optimizer: str) -> dict[str, Any]:
         For an unknown one.
     """
     make = checks.known("optimizer", optimizer, OPTIMIZERS)
-    kinds: dict[Any, list[Callable[..., Any]]] = {_kfac: [KFAC, _kfac],
-                                                  _natural_gradient: [NaturalGradient, _natural_gradient]}
-    defaults = {name: p.default for each in kinds.get(make, [make])
-                for name, p in inspect.signature(each).parameters.items()}
-    return {name: value for name, value in defaults.items() if name not in {"model", "settings"}}
+    makes: list[Callable[..., Any]] = [KFAC, make] if make is _kfac else [make]
+    defaults = {name: p.default for each in makes for name, p in inspect.signature(each).parameters.items()}
+    # The natural gradient is K-FAC with one approximation.
+    left_out = {"model", "settings"} | ({"approximation", "expectation"} if make is NaturalGradient else set())
+    return {name: value for name, value in defaults.items() if name not in left_out}
 
 
 class Task(NamedTuple):

@@ -8,10 +8,38 @@ ones fade. Factors are finished from the averaged moments.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from .. import checks
+from ..checks import Array
 from .base import Moments
+
+
+def weight_of_old(k: int, ceiling: float = 0.95) -> float:
+    """Return epsilon for batch k, ``min(1 - 1/k, ceiling)``: 0 for the first one.
+
+    Parameters
+    ----------
+    k : int
+        1, 2, ...
+    ceiling : float
+        The largest epsilon.
+    """
+    return min(1 - 1 / k, ceiling)
+
+
+def mixed(epsilon: float, old: Array, new: Array) -> Array:
+    """Return ``epsilon old + (1 - epsilon) new``.
+
+    Parameters
+    ----------
+    epsilon : float
+        The weight of the old.
+    old, new : arrays of one shape
+        The average so far, and the new batch.
+    """
+    return epsilon * old + (1 - epsilon) * new
 
 
 @dataclass(frozen=True)
@@ -74,8 +102,7 @@ class RunningAverage:
             raise ValueError(f"moments must be Moments, such as second_moments(at), got {type(moments).__name__}: what is "
                              "averaged is finished into factors afterwards")
         k = self.k + 1
-        epsilon = min(1 - 1 / k, self.ceiling)
         if self.latest is None:
             return RunningAverage(self.ceiling, k, moments)
-        mixed = self.latest.combine(lambda old, new: epsilon * old + (1 - epsilon) * new, moments)
-        return RunningAverage(self.ceiling, k, mixed)
+        epsilon = weight_of_old(k, self.ceiling)
+        return RunningAverage(self.ceiling, k, self.latest.combine(functools.partial(mixed, epsilon), moments))

@@ -138,8 +138,9 @@ class Factors:
             object.__setattr__(self, name, ByLayers(matrices))
 
     @classmethod
-    def of_layers(cls, A: Sequence[Array], G: Sequence[Array], n: int) -> Factors:
-        """Return factors without cross factors.
+    def of_layers(cls, A: Sequence[Array], G: Sequence[Array], n: int, A_cross: Sequence[Array] = (),
+                  G_cross: Sequence[Array] = ()) -> Factors:
+        """Return factors from lists of matrices.
 
         Parameters
         ----------
@@ -147,6 +148,8 @@ class Factors:
             One per layer.
         n : int
             The number of examples behind them.
+        A_cross, G_cross : sequences of L - 1 arrays, optional
+            The cross factors of layers i and i + 1.
 
         Raises
         ------
@@ -155,7 +158,10 @@ class Factors:
         """
         if len(A) != len(G):
             raise ValueError(f"A and G must hold one matrix for each layer, got {len(A)} and {len(G)}")
-        return cls({(i, i): S for i, S in enumerate(A)}, {(i, i): S for i, S in enumerate(G)}, n)
+        def _by_layers(own: Sequence[Array], cross: Sequence[Array]) -> dict[Any, Array]:
+            return {(i, i): S for i, S in enumerate(own)} | {(i, i + 1): S for i, S in enumerate(cross)}
+
+        return cls(_by_layers(A, A_cross), _by_layers(G, G_cross), n)
 
     def __len__(self) -> int:
         """Return the number L of layers."""

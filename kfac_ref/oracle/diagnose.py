@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 
 from .. import params
+from ..checks import Array
+from ..damping import add_to_diagonal
 from . import mistakes as catalogue
 from .graph import NODES, QUANTITIES, Reference
 from .mistakes import CATALOGUE, STEPS, Mistake, error, times
-from .reference import condition
 from .trajectory import SCALARS, steps
 
 #: Relative errors up to this are rounding, in float64 and float32; a solve loses its condition number besides.
@@ -312,6 +314,39 @@ def _error(r: Reference, name: str, value: Any, theirs: Any) -> float:
         Delta, last = params.norm(r["Delta"]), params.norm(r.problem.delta_0)
         return _error_of_mu(value, theirs, abs(r["alpha"]) * Delta / last if last > 0 else 0.0)
     return error(value, theirs)
+
+
+def condition(r: Reference, name: str) -> float:
+    """Return the condition number that a solve loses its accuracy to, 1 for a sum.
+
+    Parameters
+    ----------
+    r : Reference
+        Of the problem.
+    name : str
+        A quantity.
+    """
+    kind = QUANTITIES[name].kind
+    if kind == "sum":
+        return 1.0
+    if kind == "trajectory":
+        return 1e4                                      # what some steps amplify rounding to, on well-posed problems
+    if name == "natural_gradient":
+        return _condition(add_to_diagonal(r["fisher"], r["damping"]))
+    if name == "step_exact_damping":
+        return max(1 + np.linalg.norm(A, 2) * np.linalg.norm(G, 2) / max(r["damping"], 1e-300)
+                   for A, G in zip(r["A"], r["G"], strict=True))
+    G_solve = {"step_sampled": "G_sampled", "step_empirical": "G_empirical"}.get(name)
+    r = r.taking(G_solve=r[G_solve]) if G_solve else r
+    worst = max(_condition(A) * _condition(G) for A, G in zip(r["A_damped"], r["G_damped"], strict=True))
+    if name == "rho":                                       # a difference of two values of h
+        return max(worst, abs(r["objective"]) / max(abs(r["actual"]), 1e-300))
+    return worst if name != "step_tridiagonal" else worst**2        # Sigma is a difference
+
+
+def _condition(S: Array) -> float:
+    values = scipy.linalg.eigvalsh(S)
+    return float(values[-1] / values[0]) if values[0] > 0 else math.inf
 
 
 def _alone(reference: Reference, name: str) -> set[str]:

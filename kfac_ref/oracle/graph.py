@@ -1,86 +1,59 @@
 """The graph of the quantities: what each is made from, and how mistakes travel through it.
 
-The quantities form a graph: each names those that it is made from, and is computed from their values. A mistake
-(`mistakes`) is a change of one or a few of them; what is made from those then comes out wrong in the way that it would
-in a program with that mistake. Values are kept together with the mistakes that had a part in them, so that a catalogue
-of mistakes, in pairs too, shares all that they leave alone.
-
-A quantity is a number, an array, or a tuple with one array a layer.
+The quantities (`quantities`) form a graph: the arguments of each function are named after those that it is made from.
+A mistake (`mistakes`) is a change of one or a few of them; what is made from those then comes out wrong in the way that
+it would in a program with that mistake. Values are kept together with the mistakes that had a part in them, so that a
+catalogue of mistakes, in pairs too, shares all that they leave alone.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from .checks import ProblemError, near, read_array
 from .problem import Problem
 
+if TYPE_CHECKING:
+    from .mistakes import Mistake
 
-@dataclass(frozen=True)
-class _Failed:
-    """Reason why a value could not be computed."""
-
-    why: str
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class Mistake(Protocol):
-    """What the reference needs of a mistake."""
-
-    @property
-    def name(self) -> str:
-        """The name."""
-
-    @property
-    def changes(self) -> Mapping[str, Callable[[Reference, Callable[[], Any]], Any]]:
-        """For each node that it changes, the function that makes the wrong value; it may ask for the right one."""
-
-    @property
-    def reads(self) -> Sequence[str]:
-        """The nodes that those functions read."""
-
-    @property
-    def shows(self) -> Mapping[str, Callable[[Reference, Any], Any]]:
-        """For each quantity that comes out in another form, the function of the right one."""
-
-
-@dataclass(frozen=True)
 class Node:
-    """One value of the graph: what it is made from, and how.
+    """A function whose arguments are named after the nodes that it is made from, or ``problem`` or ``reference``.
 
-    Attributes
-    ----------
-    compute : function of Reference
-        Returns the value.
-    needs : tuple of str
-        The nodes that it reads.
+    `reads` names the nodes that it reads of its argument ``reference``.
     """
 
-    compute: Callable[[Reference], Any]
-    needs: tuple[str, ...]
+    def __init__(self, function: Callable[..., Any], reads: tuple[str, ...] = ()) -> None:
+        self.function, self.reads = function, reads
+        self.arguments = tuple(inspect.signature(function).parameters)
+        self.needs = *(name for name in self.arguments if name not in ("problem", "reference")), *reads
+
+    def compute(self, reference: Reference) -> Any:
+        """Return the value."""
+        return self.function(*(reference if name == "reference" else reference.problem if name == "problem" else
+                               reference[name] for name in self.arguments))
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A node that users see.
+    """A node that users see, in words: N examples, C outputs, m x n the weights of a layer, bias in the last column.
 
-    Attributes
-    ----------
-    name, symbol, shape, equation, source : str
-        For people; N examples, C outputs, m x n the shape of a layer's weights with the bias in the last column.
-    kind : {"sum", "solve", "trajectory"}
-        How much of the arithmetic's accuracy is left: a solve loses the condition of its system.
-    fields : tuple of str
-        The optional fields of a problem that it needs.
+    `kind` says how much of the arithmetic's accuracy is left: "sum", "solve" (which loses the condition of its system)
+    or "trajectory". `fields` names the optional fields of a problem that it needs.
     """
 
     name: str
+    equation: str
     symbol: str
     shape: str
-    equation: str
     source: str
     kind: str = "sum"
     fields: tuple[str, ...] = ()
@@ -144,10 +117,12 @@ class Reference:
         Raises
         ------
         KeyError
-            For an unknown name.
+            For an unknown name, with the one that may have been meant.
         ValueError
             Where the problem lacks what it needs, or a matrix is singular.
         """
+        if name not in NODES:
+            raise KeyError(f"{name!r:.60} is no quantity (kfac-ref quantities lists them){near(name, QUANTITIES)}")
         key = name, self._part_of(name)
         if key in self._kept:
             value = self._kept[key]
@@ -155,8 +130,8 @@ class Reference:
             value = self._value(name)
             if not key[1] or _bytes(value) <= LARGE:
                 self._kept[key] = value
-        if isinstance(value, _Failed):
-            raise ValueError(value.why)
+        if isinstance(value, ValueError):
+            raise ValueError(*value.args)
         return value
 
     def shown(self, name: str) -> Any:
@@ -192,20 +167,16 @@ class Reference:
         return [name for name, q in QUANTITIES.items() if missing(q, self.problem) is None]
 
     def _value(self, name: str) -> Any:
-        node = NODES[name]
-
-        def right() -> Any:
-            return self.given[name] if name in self.given else node.compute(self)
-
-        make = right
+        make = functools.partial(self.given.get, name) if name in self.given else \
+            functools.partial(NODES[name].compute, self)
         for mistake in self.mistakes:
             if name in mistake.changes:
-                make = _changed(mistake.changes[name], self, make)
+                make = functools.partial(mistake.changes[name], self, make)
         try:
             with np.errstate(all="ignore"):                 # a wrong value may be infinite
                 return make()
         except (ValueError, np.linalg.LinAlgError, ArithmeticError, IndexError) as error:
-            return _Failed(f"{name}: {error}")      # with a mistake in it: then it is no explanation of anything
+            return ValueError(f"{name}: {error}")       # with a mistake in it: then it is no explanation of anything
 
     def part_of(self, name: str) -> tuple[str, ...]:
         """Return the names of the mistakes that have a part in a quantity as it is shown.
@@ -246,15 +217,8 @@ class Reference:
         """
         key = "below", name
         if key not in self._kept:
-            seen: set[str] = set()
-            todo = [name]
-            while todo:
-                below = todo.pop()
-                if below not in seen:
-                    seen.add(below)
-                    if below not in self.given:
-                        todo += NODES[below].needs
-            self._kept[key] = frozenset(seen)
+            needs = () if name in self.given else NODES[name].needs
+            self._kept[key] = frozenset({name}).union(*map(self.below, needs))
         nodes: frozenset[str] = self._kept[key]
         return nodes
 
@@ -263,20 +227,8 @@ def _bytes(value: Any) -> int:
     return sum(map(_bytes, value)) if isinstance(value, tuple) else getattr(value, "nbytes", 0)
 
 
-def _changed(change: Callable[..., Any], reference: Reference, right: Callable[[], Any]) -> Callable[[], Any]:
-    return lambda: change(reference, right)
-
-
 def missing(quantity: Quantity, problem: Problem) -> str | None:
-    """Return what a problem lacks for a quantity, None where it lacks nothing.
-
-    Parameters
-    ----------
-    quantity : Quantity
-        Which.
-    problem : Problem
-        Of which.
-    """
+    """Return what a problem lacks for a quantity, None if it lacks nothing."""
     for name in quantity.fields:
         if name == "two layers":
             if len(problem.sizes) < 3:
@@ -286,55 +238,29 @@ def missing(quantity: Quantity, problem: Problem) -> str | None:
     return None
 
 
-def node(name: str, *needs: str) -> Callable[[Callable[[Reference], Any]], Callable[[Reference], Any]]:
-    """Return what adds a function to the graph, as a decorator or called with it.
-
-    Parameters
-    ----------
-    name : str
-        Of the node.
-    *needs : str
-        The nodes that it reads.
-    """
-    def add(compute: Callable[[Reference], Any]) -> Callable[[Reference], Any]:
-        """Add a node.
-
-        Parameters
-        ----------
-        compute : function of Reference
-            Returns its value.
-        """
-        NODES[name] = Node(compute, needs)
-        return compute
-    return add
+def node(name: str, *reads: str) -> Callable[[Function], Function]:
+    """Return a decorator that adds a function to the graph, as in `Node`."""
+    def _add(function: Function) -> Function:
+        NODES[name] = Node(function, reads)
+        return function
+    return _add
 
 
-def quantity(name: str, symbol: str, shape: str, equation: str, source: str, kind: str = "sum",
-             fields: tuple[str, ...] = ()) -> None:
-    """Show a node to users.
-
-    Parameters
-    ----------
-    name, symbol, shape, equation, source, kind, fields : str and tuple of str
-        As in `Quantity`.
-    """
-    QUANTITIES[name] = Quantity(name, symbol, shape, equation, source, kind, fields)
+def quantity(symbol: str, shape: str, source: str, kind: str = "sum", *, fields: tuple[str, ...] = (),
+             reads: tuple[str, ...] = ()) -> Callable[[Function], Function]:
+    """Return a decorator that adds a function to the graph and to what users see; its docstring is the equation."""
+    def _add(function: Function) -> Function:
+        name = function.__name__
+        QUANTITIES[name] = Quantity(name, function.__doc__ or "", symbol, shape, source, kind, fields)
+        return node(name, *reads)(function)
+    return _add
 
 
 def coerced(reference: Reference, theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return given quantities in the form of ours: a number, an array, or a tuple with one array a layer.
+    """Return given quantities in the form of ours: a number, an array, or a tuple with one array per layer.
 
-    Parameters
-    ----------
-    reference : Reference
-        Of the problem.
-    theirs : mapping
-        Numbers, nested lists, arrays, or arrays with shape and data, by name.
-
-    Raises
-    ------
-    ProblemError
-        Naming the quantity that is unknown, malformed, not finite, or not defined by the problem.
+    Given are numbers, nested lists, arrays, or arrays with shape and data, by name. A ProblemError names the quantity
+    that is unknown, malformed, not finite, or not defined by the problem.
     """
     if not isinstance(theirs, Mapping) or not theirs:
         raise ProblemError("theirs must hold quantities by name, such as {\"A\": [...], \"G\": [...]}")

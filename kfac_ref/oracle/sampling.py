@@ -95,7 +95,7 @@ class Simulation:
         G : sequence of (m, m) arrays
             One a layer.
         """
-        return np.concatenate([[np.trace(S), *np.einsum("dm,mn,dn->d", u, S, u)] for S, u in zip(G, self.signs,
+        return np.concatenate([[np.trace(S), *((u @ S) * u).sum(axis=1)] for S, u in zip(G, self.signs,
                                                                                              strict=True)])
 
     def features_of_draws(self, sample: Callable[[np.random.Generator, int], Any], draws: int, seed: int) -> Array:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import damping, params
 from ..checks import Array
-from . import reference  # noqa: F401  (the steps are made of its nodes)
-from .graph import NODES, Mistake, Reference, node, quantity
+from . import quantities  # noqa: F401  (the steps are made of them)
+from .graph import NODES, Reference, node, quantity
 from .problem import Batch, Problem
+
+if TYPE_CHECKING:
+    from .mistakes import Mistake
 
 SCALARS = ("lambda", "gamma", "alpha", "mu", "M", "rho")
 
@@ -118,30 +121,28 @@ def _on_rows1(problem: Problem, batch: Batch) -> Problem:
                            trajectory=None)
 
 
-node("kept_step", "delta")(lambda r: r["delta"])
-node("hyper")(lambda r: r.problem.trajectory)
-node("lambda_before")(lambda r: r["hyper"].lambda_0)
+node("kept_step")(lambda delta: delta)
+node("hyper")(lambda problem: problem.trajectory)
+node("lambda_before")(lambda hyper: hyper.lambda_0)
+node("lambda_after")(lambda rho, lambda_before, hyper: damping.next_lambda(
+    lambda_before, rho, hyper.omega1, hyper.lambda_floor))
+node("trajectory", *NODES)(lambda reference: list(steps(reference.problem, reference.mistakes)))
 
 
-@node("lambda_after", "rho", "lambda_before", "hyper")
-def _lambda_after(r: Reference) -> float:
-    t = r["hyper"]
-    return damping.next_lambda(r["lambda_before"], r["rho"], t.omega1, t.lambda_floor)
-
-
-node("trajectory", *[name for name in NODES])(lambda r: list(steps(r.problem, r.mistakes)))
-
-
-def _along(name: str) -> Callable[[Reference], Array]:
-    return lambda r: np.array([step[name] for step in r["trajectory"]])
+def _show_along(name: str) -> None:
+    """Show a number of each step to users."""
+    def along(trajectory: list[dict[str, Any]]) -> Array:
+        return np.array([step[name] for step in trajectory])
+    along.__name__, along.__doc__ = f"trajectory_{name}", "of each step" + (
+        ", null where not measured" if name == "rho" else ", as used in it" if name in ("lambda", "gamma") else "")
+    quantity(name, "(T,)", "sec. 9 (Algorithm 2)", "trajectory", fields=("trajectory",))(along)
 
 
 for _name in SCALARS:
-    node(f"trajectory_{_name}", "trajectory")(_along(_name))
-    quantity(f"trajectory_{_name}", _name, "(T,)", "of each step" + (
-        ", null where not measured" if _name == "rho" else ", as used in it" if _name in ("lambda", "gamma") else ""),
-        "sec. 9 (Algorithm 2)", "trajectory", ("trajectory",))
-node("trajectory_weights", "trajectory")(
-    lambda r: tuple(np.stack(W) for W in zip(*(s["weights"] for s in r["trajectory"]), strict=True)))
-quantity("trajectory_weights", "theta", "(T, m, n) a layer", "after each step", "sec. 9 (Algorithm 2)", "trajectory",
-          ("trajectory",))
+    _show_along(_name)
+
+
+@quantity("theta", "(T, m, n) a layer", "sec. 9 (Algorithm 2)", "trajectory", fields=("trajectory",))
+def trajectory_weights(trajectory: list[dict[str, Any]]) -> tuple[Array, ...]:
+    """after each step"""
+    return tuple(np.stack(W) for W in zip(*(step["weights"] for step in trajectory), strict=True))

@@ -19,7 +19,7 @@ from kfac_ref.curvature.base import block_diagonal
 from kfac_ref.factors import Factors
 from kfac_ref.kronecker import Cholesky, unvec, vec
 from kfac_ref.oracle import CATALOGUE, Reference
-from kfac_ref.oracle.reference import rows_of
+from kfac_ref.oracle.mistakes.entry import rows_of
 from kfac_ref.quadratic_model import SmallModel
 from kfac_ref.quadratic_model import reduction_ratio as ratio
 

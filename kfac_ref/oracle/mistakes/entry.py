@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ... import layers
 from ...checks import Array
 from ..graph import Reference
 
@@ -115,6 +116,20 @@ def mapped(nodes: Sequence[str], f: Callable[[Array], Array]) -> dict[str, Chang
         Returns the wrong one.
     """
     return dict.fromkeys(nodes, lambda r, right: tuple(f(X) for X in right()))
+
+
+def rows_of(g: Sequence[Array], a_bar: Sequence[Array]) -> Array:
+    """Return the vector of each example's gradients as a row: ``vec(g a_bar^T)`` of all layers.
+
+    Parameters
+    ----------
+    g : sequence of (N, m) or (K, N, m) arrays
+        Gradients.
+    a_bar : sequence of (N, n) arrays
+        Inputs.
+    """
+    D = [layers.example_gradients(g.reshape(-1, *g.shape[-2:]), a) for g, a in zip(g, a_bar, strict=True)]
+    return np.concatenate([d.swapaxes(-1, -2).reshape(len(d) * d.shape[1], -1) for d in D], axis=1)
 
 
 def N_of(r: Reference) -> float:

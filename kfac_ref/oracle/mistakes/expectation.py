@@ -12,8 +12,8 @@ from ... import params
 from ...checks import Array
 from ...likelihoods import Bernoulli, Categorical, Likelihood
 from ..graph import NODES, Reference
-from ..reference import rows_of, second_moment
-from .entry import Change, M_of, Right, add
+from ..quantities import G_empirical
+from .entry import Change, M_of, Right, add, rows_of
 
 
 def _mode(likelihood: Likelihood, z: Array) -> Any:
@@ -58,8 +58,7 @@ add("expectation", "labels in place of the model's targets", "the training label
 add("expectation", "likeliest label in place of a sample", "the likeliest target of the model was used for each "
     "example, not a random one", "E[g g^T] needs the spread of the prediction; its mode has none",
     "sample from the prediction",
-    {"G": lambda r, right: (lambda g: second_moment(g, g, r["N"]))(_at_mode(r)),
-     "G_sampled": lambda r, right: (lambda g: second_moment(g, g, r["N"]))(_at_mode(r))}, ("at", "z", "N"))
+    dict.fromkeys(("G", "G_sampled"), lambda r, right: G_empirical(_at_mode(r), r["N"])), ("at", "z", "N"))
 add("expectation", "sampled in place of exact", "G was estimated at the sampled targets, where the exact expectation "
     "was asked for", "the sampled G has an error of order 1/sqrt(N M)", "compare it with G_sampled, or use a root of "
     "F_R", {"G": lambda r, right: r["G_sampled"], "fisher": lambda r, right: r["fisher_sampled"]},

@@ -11,15 +11,14 @@ import numpy as np
 from ... import kronecker
 from ...checks import Array
 from ...kronecker import Cholesky
+from .. import quantities
 from ..graph import Reference
-from ..reference import second_moment
 from .entry import FISHERS, STEPS, Change, Right, add, mapped, times
 
 
 def _moments(rows: Callable[[Reference], Sequence[Array]]) -> Change:
     def change(r: Reference, right: Right) -> tuple[Array, ...]:
-        found = rows(r)
-        return second_moment(found, found, r["N"])
+        return quantities.A(tuple(rows(r)), r["N"])
     return change
 
 
