@@ -59,6 +59,7 @@ from . import (
     optimizers,
     oracle,
     params,
+    parts,
     quadratic_model,
     training,
 )
@@ -67,8 +68,9 @@ from .expectations import empirical, exact, one_draw, sampled
 from .factors import Factors, Moments, RunningAverage, kronecker_factors
 from .fisher import fisher_block, fisher_gram, fisher_matrix, fisher_product
 from .likelihoods import Bernoulli, Categorical, Gaussian
-from .model import Model, Part, Point, mean_over
+from .model import Model, Point
 from .network import MLP
+from .parts import Part, mean_over
 
 __version__ = "0.1.0"
 
@@ -114,6 +116,7 @@ __all__ = [
     "optimizers",
     "oracle",
     "params",
+    "parts",
     "quadratic_model",
     "sampled",
     "training",

@@ -29,7 +29,8 @@ from .checks import Direction
 from .curvature import Curvature
 from .expectations import Expectation, exact
 from .factors import Factors, Moments, as_factors
-from .model import Part, Point, mean_over
+from .model import Point
+from .parts import Part, mean_over
 
 
 @dataclass(frozen=True, eq=False)

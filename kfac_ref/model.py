@@ -6,18 +6,13 @@ The objective (paper: sec. 2.2) is the mean over the batch, plus the weight deca
     grad h, W_i   = (1/N) g_i^T a_bar_i + eta W_i
 
 One forward pass serves all that is computed at a point: loss, gradient, samples, and everything in `fisher` and
-`factors`. All of these are means over the examples, so a data set can be processed in parts (`Model.parts`,
-`mean_over`)::
-
-    mean over all examples = sum over parts of (n_part / N) (mean over the part)
+`factors`. All of these are means over the examples, so a data set can be processed in `parts`.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -26,8 +21,7 @@ from . import checks, layers
 from .checks import Array, Direction, Rows
 from .likelihoods import Likelihood
 from .network import Network, Pass
-
-Value = TypeVar("Value")
+from .parts import Part
 
 
 @dataclass(frozen=True)
@@ -149,101 +143,6 @@ class Model:
             raise ValueError(f"y must hold one target for each of the {N} examples of x, got shape {y.shape}")
         cuts = [slice(start, min(start + size, N)) for start in range(0, N, size)]
         return [Part(self, weights, x[rows], None if y is None else y[rows], rows) for rows in cuts]
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Some examples of a data set and the weights to evaluate them at; `point` runs the forward pass.
-
-    Attributes
-    ----------
-    model : Model
-        The model.
-    weights : tuple of (d_{i+1}, d_i + 1) arrays
-        The parameters.
-    x : (n, d_0) array or function
-        The inputs of the part, or a function without arguments that returns ``(x, y)`` where they are needed.
-    y : (n,) or (n, C) array or None
-        The labels or targets of the part.
-    rows : slice
-        Where the part lies in the whole data set.
-    """
-
-    model: Model
-    weights: tuple[Array, ...]
-    x: Any
-    y: Any
-    rows: slice
-
-    def point(self) -> Point:
-        """Run the network on the examples of this part."""
-        x, y = self.x() if callable(self.x) else (self.x, self.y)
-        at = self.model.at(self.weights, x)
-        return Point(self.model, at.weights, at.forward, y, self.rows)
-
-
-def mean_over(parts: Iterable[Part], f: Callable[[Point], Value],
-              map: Callable[..., Iterable[tuple[int, Value]]] = map) -> Value:
-    """Return the mean of `f` over all examples, computed part by part.
-
-    Parameters
-    ----------
-    parts : iterable of Part
-        From `Model.parts`.
-    f : function of a Point
-        Its result is a mean over the examples of that point: a number, an array, a sequence or mapping of them (such as
-        a direction), `Moments`, or the `Factors` of an estimator that is a plain mean.
-    map : function
-        ``map(function, parts)``, such as that of an executor (default: the built-in one). It must keep the order. `f`
-        is evaluated inside it, so no more forward passes are in memory than are evaluated at once.
-
-    Returns
-    -------
-    the type that `f` returns
-        ``sum (n / N) f(part)``, added up in the order of the parts.
-
-    Raises
-    ------
-    ValueError
-        For no parts, or results that cannot be averaged.
-
-    Examples
-    --------
-    >>> import numpy as np, kfac_ref as kr
-    >>> model = kr.Model(kr.MLP((1, 1)), kr.Gaussian())
-    >>> parts = model.parts([np.array([[1.0, 0.0]])], [[1.0], [2.0], [6.0]], size=2)
-    >>> kr.mean_over(parts, lambda at: float(at.z.mean()))
-    3.0
-    """
-    total, N = None, 0
-    for n, value in map(functools.partial(_evaluate, f), parts):
-        weighted = _combine(lambda a, n=n: n * a, value)
-        total = weighted if total is None else _combine(lambda a, b: a + b, total, weighted)
-        N += n
-    if not N:
-        raise ValueError("parts must hold at least one part")
-    result: Value = _combine(lambda a: a / N, total)
-    return result
-
-
-def _evaluate(f: Callable[[Point], Value], part: Part) -> tuple[int, Value]:
-    at = part.point()
-    return len(at), f(at)
-
-
-def _combine(mix: Callable[..., Any], *values: Any) -> Any:
-    """Apply `mix` to numbers and arrays at the same place of equally built values."""
-    first = values[0]
-    if hasattr(first, "combine"):
-        return first.combine(mix, *values[1:])
-    if isinstance(first, Mapping):
-        return {key: _combine(mix, *(value[key] for value in values)) for key in first}
-    if isinstance(first, (list, tuple)):
-        return type(first)(_combine(mix, *items) for items in zip(*values, strict=True))
-    if isinstance(first, (float, int, np.ndarray, np.generic)):
-        return mix(*values)
-    raise ValueError(f"f must return means over the examples (numbers, arrays, directions, moments or plain factors), "
-                     f"got {type(first).__name__}")
 
 
 @dataclass(frozen=True, eq=False)

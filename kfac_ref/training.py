@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from . import checks
 from .checks import Array, Direction, Labels, Rows
-from .model import Model, mean_over
+from .model import Model
+from .parts import mean_over
 
 #: Tells the epochs' generators apart from those of the optimizers, which are seeded with (seed, step).
 _BATCHES = 1

@@ -23,7 +23,8 @@ from ..expectations import Expectation, exact, gradients
 from ..factors import Factors, kronecker_factors
 from ..kronecker import Eigen
 from ..layers import rotated_squares, second_moment
-from ..model import Part, Point, mean_over
+from ..model import Point
+from ..parts import Part, mean_over
 from .base import OfPoint
 from .eigen_damped import bases_of
 from .eigenbasis import Eigenbasis, InEigenbasis
