@@ -83,6 +83,8 @@ PROBLEMS = {
     "bernoulli": problem("bernoulli", (2, 3, 3), "logistic", N=6),
     "equal widths": problem("gaussian", (3, 3, 3, 3), N=8),        # here cross factors are square, but not symmetric
     "widths of 1": problem("bernoulli", (1, 1, 3, 1), N=5),
+    "no bias": problem("bernoulli", (3, 4, 3, 2), N=9, bias=False),
+    "some biases": problem("gaussian", (3, 4, 3, 2), ("softplus", "tanh"), N=9, bias=(False, True, False)),
     "one weight": problem("gaussian", (1, 1), N=3),
     "one example": problem("categorical", (4, 3, 3), N=1),
     "rank-deficient": problem("categorical", (6, 5, 4), "relu", N=2),

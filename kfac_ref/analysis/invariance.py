@@ -88,7 +88,7 @@ class TransformedMLP:
     Raises
     ------
     ValueError
-        For wrong shapes, NaN or infinity.
+        For a network without biases, wrong shapes, NaN or infinity.
 
     Notes
     -----
@@ -100,6 +100,8 @@ class TransformedMLP:
     Phi: Sequence[Array]
 
     def __post_init__(self) -> None:
+        if not all(self.network.bias):
+            raise ValueError(f"network must have a bias in every layer, got {self.network!r}")
         shapes = self.network.shapes
         for name, sizes in (("Omega", [(n, n) for _, n in shapes]), ("Phi", [(m, m) for m, _ in shapes])):
             object.__setattr__(self, name, checks.direction(name, getattr(self, name), sizes, np.float64))
