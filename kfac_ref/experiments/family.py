@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..analysis import Judgement, judge
 from ..approximations import EIGEN_DAMPED, EXACT_SMALLER, TABLE, Approximation
 from ..checks import Array
@@ -69,7 +70,20 @@ class Entry:
     mebibytes: float
 
 
-def frobenius_errors(at: Point, targets: Any, F: Array, names: Sequence[str] = tuple(FAMILY),
+def _makers(rows: Sequence[str | Approximation]) -> dict[str, Make]:
+    """Return what makes the matrices, by name: entries of `FAMILY`, or rows of the user's own by their labels."""
+    makers = {}
+    for row in rows:
+        if not isinstance(row, Approximation):
+            makers[row] = checks.known("rows", row, FAMILY)
+        elif not row.label:
+            raise ValueError("rows must have labels, and an Approximation of your own has none")
+        else:
+            makers[row.label] = _exact(row)
+    return makers
+
+
+def frobenius_errors(at: Point, targets: Any, F: Array, rows: Sequence[str | Approximation] = tuple(FAMILY),
                      damping: float = 1e-8) -> dict[str, float]:
     """Return the relative Frobenius error of each approximation against the exact Fisher.
 
@@ -81,8 +95,8 @@ def frobenius_errors(at: Point, targets: Any, F: Array, names: Sequence[str] = t
         One draw, from ``at.sample``.
     F : (P, P) array
         The exact Fisher there.
-    names : sequence of str
-        Which of `FAMILY`.
+    rows : sequence of str or Approximation
+        Which of `FAMILY`; or approximations of your own, by their labels.
     damping : float
         So small that it does not show; F-hat does not exist without.
 
@@ -92,10 +106,11 @@ def frobenius_errors(at: Point, targets: Any, F: Array, names: Sequence[str] = t
         By name.
     """
     scale = float(np.linalg.norm(F))
-    return {name: float(np.linalg.norm(FAMILY[name](at, damping, targets).dense() - F)) / scale for name in names}
+    return {name: float(np.linalg.norm(make(at, damping, targets).dense() - F)) / scale
+            for name, make in _makers(rows).items()}
 
 
-def compare(at: Point, y: Any, damping: float, targets: Any, names: Sequence[str] = tuple(FAMILY),
+def compare(at: Point, y: Any, damping: float, targets: Any, rows: Sequence[str | Approximation] = tuple(FAMILY),
             dense: bool = True) -> list[Entry]:
     """Judge approximations at a point, each at its own best damping.
 
@@ -109,30 +124,36 @@ def compare(at: Point, y: Any, damping: float, targets: Any, names: Sequence[str
         Of the quadratic model and of the natural gradient that all are measured against; above 0.
     targets : (N,) or (N, C) array
         One draw, from ``at.sample``.
-    names : sequence of str
-        Which of `FAMILY`.
+    rows : sequence of str or Approximation
+        Which of `FAMILY`; or approximations of your own, by their labels.
     dense : bool
         Whether to form the matrices for their Frobenius errors.
 
     Returns
     -------
     list of Entry
-        In the order of `names`.
+        In the order of `rows`.
+
+    Raises
+    ------
+    ValueError
+        For a name that `FAMILY` does not have, or an approximation without a label.
     """
-    errors = frobenius_errors(at, targets, fisher_matrix(at), names) if dense else dict.fromkeys(names, float("nan"))
+    makers = _makers(rows)
+    errors = frobenius_errors(at, targets, fisher_matrix(at), rows) if dense else dict.fromkeys(makers, float("nan"))
     # The exact matrix is solved with at the damping of the model alone: there it is the best by definition.
-    trials = [(name, d) for name in names for d in ((damping,) if name == "exact F" else DAMPINGS)]
-    judged = judge(at, y, damping, ((name, FAMILY[name](at, d, targets)) for name, d in trials), dense=False)
+    trials = [(name, d) for name in makers for d in ((damping,) if name == "exact F" else DAMPINGS)]
+    judged = judge(at, y, damping, ((name, makers[name](at, d, targets)) for name, d in trials), dense=False)
     grad = at.gradient(y)
     entries = []
-    for name in names:
+    for name, make in makers.items():
         best = max((k for k, trial in enumerate(trials) if trial[0] == name), key=lambda k: judged[k].decrease)
         d = trials[best][1]
         start = time.perf_counter()
-        FAMILY[name](at, d, targets).solve(grad)
+        make(at, d, targets).solve(grad)
         seconds = time.perf_counter() - start
         tracemalloc.start()
-        FAMILY[name](at, d, targets).solve(grad)
+        make(at, d, targets).solve(grad)
         peak = tracemalloc.get_traced_memory()[1] / 2**20
         tracemalloc.stop()
         entries.append(Entry(name, errors[name], d, judged[best], seconds, peak))
