@@ -6,7 +6,7 @@
     from kfac_ref.testing import assert_kfac_factors
 
     def test_my_factors():
-        problem = Problem.from_arrays(weights, x, y, hidden=["tanh"], biases=biases, bias="separate")
+        problem = Problem.from_arrays(weights, x, y, hidden=["tanh"], biases=biases)
         assert_kfac_factors(problem, my_A, my_G)
 """
 

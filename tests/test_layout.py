@@ -12,12 +12,26 @@ import pytest
 import kfac_ref
 
 PACKAGE = Path(kfac_ref.__file__).parent
-# The order in which data flows; a module imports only what stands above it. (checks holds the words of every refusal.)
-ORDER = ["environment", "checks", "files", "params", "network", "likelihoods", "model", "kronecker", "fisher",
-         "hessian", "factors", "damping", "curvature", "quadratic_model", "analysis", "optimizers", "checkpoints",
-         "datasets", "plotting", "training", "experiments", "oracle", "testing"]
-FREE = {"__init__", "cli", "__main__"}
+# The order in which data flows; a module imports only what is above it. The command line comes last.
+ORDER = ["checks", "environment", "files", "params", "layers", "network", "gather", "shared", "likelihoods", "model",
+         "expectations", "kronecker", "fisher", "hessian", "factors", "damping", "curvature", "approximations",
+         "quadratic_model", "optimizers", "analysis", "datasets", "plotting", "training", "checkpoints", "experiments",
+         "parallel", "oracle", "vectors", "testing", "cli", "__main__"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
+#: A module is read in one sitting. These are longer and are to become shorter, each never longer than it is now.
+LINES, LONGER = 320, {
+    "experiments/comparison.py": 630,
+    "experiments/run.py": 495,
+    "kronecker.py": 415,
+    "likelihoods.py": 341,
+    "model.py": 537,
+    "network.py": 395,
+    "training.py": 490,
+}
+#: So is a function, whose docstring is not counted.
+CODE, MORE_CODE = 40, {
+    "experiments/comparison.py run_all": 77,
+}
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -36,16 +50,52 @@ def imported_modules(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_module_imports_only_what_stands_above_it(path: Path) -> None:
+def test_a_module_imports_only_what_is_above_it(path: Path) -> None:
     name = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    if name in FREE:
+    if name == "__init__":
         return
     above = set(ORDER[:ORDER.index(name)])
     assert imported_modules(path) <= above
 
 
 def test_the_order_is_seen_at_all() -> None:
-    assert {"checks", "fisher", "model"} <= imported_modules(PACKAGE / "factors" / "expectations.py")
+    assert imported_modules(PACKAGE / "factors" / "kronecker.py") == {"checks", "expectations", "layers", "model"}
+    assert imported_modules(PACKAGE / "expectations.py") == {"checks", "model"}
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if "oracle" not in path.relative_to(PACKAGE).parts],
+                         ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_module_is_long(path: Path) -> None:
+    name = path.relative_to(PACKAGE).as_posix()
+    lines = len(path.read_text().splitlines())
+    assert lines <= LONGER.get(name, LINES)
+    assert name not in LONGER or lines > LINES, "it is no exception any more"
+
+
+def lines_of_code(function: ast.FunctionDef, source: list[str]) -> int:
+    """Return the number of lines of a function without its signature, docstring, comments and blank lines."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    lines = {i for statement in body for i in range(statement.lineno, (statement.end_lineno or 0) + 1)}
+    return sum(bool(source[i - 1].strip()) and not source[i - 1].strip().startswith("#") for i in lines)
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if "oracle" not in path.relative_to(PACKAGE).parts],
+                         ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_function_is_long(path: Path) -> None:
+    source, name = path.read_text().splitlines(), path.relative_to(PACKAGE).as_posix()
+    for function in ast.walk(ast.parse("\n".join(source))):
+        if isinstance(function, ast.FunctionDef):
+            count = lines_of_code(function, source)
+            assert count <= MORE_CODE.get(f"{name} {function.name}", CODE), function.name
+            assert f"{name} {function.name}" not in MORE_CODE or count > CODE, "it is no exception any more"
+
+
+def test_lines_of_code_are_counted_without_what_explains_them() -> None:
+    source = ["def f(", "    a):", '    """Words.', '    """', "    # why", "", "    b = (a,", "         1)",
+              "    return b"]
+    (function,) = ast.parse("\n".join(source)).body
+    assert isinstance(function, ast.FunctionDef)
+    assert lines_of_code(function, source) == 3
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -67,12 +117,12 @@ def test_nothing_differentiates_for_us() -> None:
 
 
 def test_importing_takes_no_matplotlib_and_little_time() -> None:
-    code = ("import sys, time, numpy, scipy.linalg, tqdm; t = time.perf_counter(); import kfac_ref; "
-            "print(time.perf_counter() - t, 'matplotlib' in sys.modules)")
+    code = ("import sys, time, numpy, scipy.linalg, tqdm; t = time.process_time(); import kfac_ref; "
+            "print(time.process_time() - t, 'matplotlib' in sys.modules)")
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
             for _ in range(3)]
     assert {run[1] for run in runs} == {"False"}
-    # The least of three: a busy machine is not the package's fault.
+    # Seconds of this process, and the least of three: a busy machine is not the package's fault.
     assert min(float(run[0]) for run in runs) < 0.5
 
 

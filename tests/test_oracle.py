@@ -146,6 +146,7 @@ def test_arrays_in_other_layouts_make_the_same_problem() -> None:
     apart, biases = [W[:, :-1] for W in p.weights], [W[:, -1] for W in p.weights]
     first = [np.roll(W, 1, axis=1) for W in p.weights]
     for weights, extra in ((p.weights, {}), (apart, {"biases": biases, "bias": "separate"}),
+                           (apart, {"biases": biases}),
                            (first, {"bias": "joint-first"}), ([W.T for W in p.weights], {"layout": "in,out"}),
                            ([W.T for W in apart], {"layout": "in,out", "biases": biases, "bias": "separate"}),
                            ([W.T for W in first], {"layout": "in,out", "bias": "joint-first"})):
@@ -153,6 +154,8 @@ def test_arrays_in_other_layouts_make_the_same_problem() -> None:
         assert all(map(np.array_equal, made.weights, p.weights))
     single = Problem.from_arrays([W.astype(np.float32) for W in p.weights], p.x, p.y, **rest)
     assert single.dtype == "float32"
+    with pytest.raises(oracle.ProblemError, match="biases must be given if and only if bias is 'separate'"):
+        Problem.from_arrays(apart, p.x, p.y, biases=biases, bias="joint-last", **rest)
 
 
 def test_the_layout_that_would_fit_is_told() -> None:
@@ -506,6 +509,14 @@ def test_wrong_values_that_are_large_are_not_kept() -> None:
     report = check(p, {"G": [2 * np.eye(20)], "A": [1.5 * X for X in r["A"]]})
     assert report.one_by_one is not None
     assert ("G twice too large",) in [e.names for e in report.one_by_one["G"]]
+
+
+def test_a_quantity_of_another_name_is_refused_with_the_nearest_one() -> None:
+    for wrong, right in (("Gs", "G"), ("setp", "step"), ("Fisher", "fisher")):
+        with pytest.raises(KeyError, match=rf"'{wrong}' is no quantity .*; did you mean {right}\?"):
+            _ = reference("categorical-tanh")[wrong]
+    with pytest.raises(KeyError, match="'xyzzy' is no quantity"):
+        _ = reference("categorical-tanh")["xyzzy"]
 
 
 def test_what_the_problem_cannot_give_leaves_the_rest_judged() -> None:

@@ -215,8 +215,7 @@ def _new(arguments: argparse.Namespace) -> int:
             raise ProblemError(f"{arguments.arrays}: {name} must be a list with one array a layer")
     biases = content.get("biases")
     problem = Problem.from_arrays(
-        content["weights"], content["x"], content["y"], biases=biases, layout=arguments.layout,
-        bias=arguments.bias or ("joint-last" if biases is None else "separate"),
+        content["weights"], content["x"], content["y"], biases=biases, layout=arguments.layout, bias=arguments.bias,
         hidden=[name.strip() for name in arguments.hidden.split(",") if name.strip()],
         likelihood=arguments.likelihood, targets=content.get("targets"), damping=arguments.damping,
         weight_decay=arguments.weight_decay, name=arguments.out.stem)

@@ -200,7 +200,7 @@ class Problem:
     @classmethod
     def from_arrays(cls, weights: Sequence[Any], x: Any, y: Any, *, hidden: Sequence[str] = (),
                     likelihood: str = "categorical", biases: Sequence[Any] | None = None, layout: str = "out,in",
-                    bias: str = "joint-last", **rest: Any) -> Problem:
+                    bias: str | None = None, **rest: Any) -> Problem:
         """Make a problem from arrays as another framework holds them.
 
         Parameters
@@ -217,8 +217,9 @@ class Problem:
             Where they are held apart.
         layout : {"out,in", "in,out"}
             Whether a row of a weight matrix belongs to an output (PyTorch) or to an input (JAX, TensorFlow).
-        bias : {"joint-last", "joint-first", "separate"}
-            Whether the matrices hold the biases beside the last or before the first input, or `biases` does.
+        bias : {"joint-last", "joint-first", "separate"}, optional
+            Whether the matrices hold the biases beside the last or before the first input, or `biases` does (default:
+            separate where `biases` are given, else beside the last).
         **rest : Any
             ``damping``, ``weight_decay``, ``targets`` and so on, as in `Problem`; ``direction`` and ``delta_0`` in our
             own layout.
@@ -234,6 +235,7 @@ class Problem:
             Naming the argument that does not fit.
         """
         check_known("layout", layout, LAYOUTS)
+        bias = bias or ("joint-last" if biases is None else "separate")
         check_known("bias", bias, ("joint-last", "joint-first", "separate"))
         if (bias == "separate") != (biases is not None):
             raise ProblemError(f"biases must be given if and only if bias is 'separate', got bias = {bias!r}")
