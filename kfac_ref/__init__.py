@@ -7,8 +7,8 @@ section     module                                    names
 ==========  ========================================  =================================================================
 2.1         `params`, `network`                       `MLP`: forward, backward, tangent (R-operator)
 2.1         `layers`                                  the contractions of g with a_bar, each written once
-2.2         `likelihoods`, `model`                    `Gaussian`, `Categorical`, `Bernoulli`; `Model`, `Point`;
-                                                      `Part`, `mean_over` (a data set in parts)
+2.2         `likelihoods`, `model`                    `Gaussian`, `Categorical`, `Bernoulli`; `Model`, `Point`
+2.2         `parts`                                   `Part`, `mean_over`: a data set in parts
 2.2, 5      `expectations`                            `exact`, `sampled`, `empirical`, `one_draw`
 2.2         `fisher`                                  `fisher_matrix`, `fisher_block`, `fisher_product`, `fisher_gram`
 2.2         `hessian`                                 `hessian.hessian`, `hessian.hessian_product`

@@ -9,7 +9,7 @@ import pytest
 
 from kfac_ref import approximations, cli
 from kfac_ref.experiments.settings import EXPECTATIONS, OPTIMIZERS, Settings, optimizer_settings
-from kfac_ref.optimizers import KFAC, NaturalGradient
+from kfac_ref.optimizers import KFAC
 
 SMALL = ["train", "--net", "64-2-64", "--batch", "20", "--iterations", "2"]
 
@@ -26,15 +26,6 @@ def test_an_approximation_and_an_expectation_are_given_by_name(approximation: st
     assert isinstance(opt, KFAC)
     assert opt.approximation is approximations.TABLE[approximation]
     assert opt.expectation is EXPECTATIONS[expectation]
-
-
-@pytest.mark.parametrize("name", approximations.TABLE)
-def test_every_row_of_the_table_has_a_name(name: str) -> None:
-    for optimizer, kind in (("kfac", KFAC), ("natural-gradient", NaturalGradient)):
-        settings = Settings(net="64-2-64", optimizer=optimizer, settings={"approximation": name})
-        opt = settings.make_optimizer(settings.model())
-        assert type(opt) is kind
-        assert opt.approximation is approximations.TABLE[name]      # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

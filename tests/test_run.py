@@ -795,7 +795,7 @@ def test_the_command_runs_and_goes_on(tmp_path, capsys, monkeypatch):
     ("--out {} --iterations 3 --set T1=0", "T1 must be an integer of at least 1, got 0"),
     ("--out {} --iterations 3 --set T1", "--set must be NAME=VALUE, got 'T1'"),
     ("--out {} --iterations 3 --set T1=x", "T1 must be an integer of at least 1, got 'x'"),
-    ("--out {} --iterations 3 --set T1=[1]", "--set T1 must be a number, true, false, null or a word, got '.1.'"),
+    ("--out {} --iterations 3 --set T1=[1]", "--set T1 must be a number, true, false, null or a name, got '.1.'"),
     ("--out {} --seconds 0", "seconds must be above 0, got 0"),
     ("--out {} --iterations 3 --batch 0", "batch must be at least 1 example, got 0"),
     ("--out {} --iterations 3 --batch 201", "batch must be at most the 200 examples of digits, got 201"),
