@@ -182,3 +182,29 @@ def reduction_ratio(actual: float, predicted: float) -> float:
     if predicted == 0:
         return 1.0 if actual == 0 else math.nan
     return actual / predicted
+
+
+def ratio_to_slope(curvature: float, slope: float) -> float:
+    """Return ``2 (1 - curvature / |slope|)``: rho, where the two parts of a change of h are known.
+
+    Parameters
+    ----------
+    curvature : float
+        ``h(theta + delta) - h(theta) - grad h^T delta``, or a sum of such numbers.
+    slope : float
+        ``grad h^T delta``, or the sum of these; where noise makes it positive, its size still says how much curvature
+        is too much.
+
+    Returns
+    -------
+    float
+        1 if curvature is half of the slope, as at the end of a step of the right length; 2 without curvature, 0 if h
+        ends where it began. `reduction_ratio` of the two changes where half of a negative slope is what the
+        model predicts. NaN for a slope of 0.
+
+    Examples
+    --------
+    >>> ratio_to_slope(0.75, -1.0), reduction_ratio(-0.25, -0.5)
+    (0.5, 0.5)
+    """
+    return 2 * (1 - curvature / abs(slope)) if slope else math.nan

@@ -13,10 +13,10 @@ At step k, on a batch (x, y)::
         for each gamma:
             alpha, mu  minimize M(alpha Delta + mu delta_0), exact F on the tau2 part     sec. 6.4, 7  rescale
         delta          of the candidate with the lowest M(delta)                          sec. 6.6     best, combine
+        theta         += delta                                                            sec. 9       move
     judge
-        theta         += delta
-        rho, lambda    every T1 steps                                                     sec. 6.5     look_back
-                       a step that raises h too much is undone                            -            is_bad
+        rho, lambda    every T1 steps, on this batch (the paper) or on the next one       sec. 6.5     judge
+                       a step that raises h too much is undone                            -            is_bad, undone
 
 The arguments are named alike in all methods: `state` before the step; `at`, the batch; `grad`, grad h; `delta_0`, the
 last step or None.
@@ -24,10 +24,9 @@ last step or None.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,10 +39,22 @@ from ..expectations import Expectation, OneDraw, sampled
 from ..factors import RunningAverage
 from ..fisher import fisher_gram
 from ..model import Point
-from ..quadratic_model import SmallModel, reduction_ratio
+from ..quadratic_model import SmallModel, ratio_to_slope, reduction_ratio
 from .clock import Clock
-from .kfac_settings import Settings
-from .kfac_values import Candidate, Choice, Damped, Detail, Draws, Judgement, Proposal, Record, Refresh, State
+from .kfac_settings import NEXT, SAME, UNDONE, Settings
+from .kfac_values import (
+    UNJUDGED,
+    Candidate,
+    Choice,
+    Damped,
+    Detail,
+    Draws,
+    Judgement,
+    Proposal,
+    Record,
+    Refresh,
+    State,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,21 +158,27 @@ class KFAC(Settings):
             raise ValueError(f"state must be a State, as init(weights) returns it, got {type(state).__name__}")
         if (state.average is not None) != self.approximation.averages:
             raise ValueError("state must be of this optimizer: its approximation is another kind of row")
-        clock = Clock()
+        clock, judgement = Clock(), UNJUDGED
+        if self.judged_on == NEXT and state.before is not None:
+            with clock.stage("rho"):
+                before = self.point(state.before, x, y)
+                state, judgement = self.judge(state, before, before.loss())
         proposal = self.propose(state, x, y, draws, clock)
         choice = self.choose(state, proposal, clock)
-        judgement = self.judge(state, proposal, choice, clock)
+        with clock.stage("update"):
+            after = self.move(state, proposal, choice)
+        if self.judged_on == SAME and after.before is not None:
+            with clock.stage("rho"):
+                after, judgement = self.judge(after, proposal.at, proposal.h)
         c = choice.chosen
         self._cache.clear()
         self._cache[c.refresh] = c.curvature
-        delta_0 = None if judgement.undone or not self.momentum else tuple(choice.delta)
-        after = State(judgement.weights, state.seed, state.k + 1, judgement.lambda_, c.gamma, proposal.average, delta_0,
-                      c.refresh)
+        clipped = ("gamma clipped",) if after.k % self.T2 == 0 and self.clips(state.gamma) else ()
         record = Record(after.k, len(proposal.at), proposal.h, state.lambda_, c.gamma,
                         tuple((each.gamma, each.decrease) for each in choice.candidates), c.alpha, c.mu, c.decrease,
                         judgement.actual, judgement.rho, params.norm(proposal.grad),
                         c.model.length((c.alpha, c.mu)[:len(c.model.slope)]), proposal.refreshed,
-                        type(c.curvature).__name__, judgement.safeguards, clock.seconds)
+                        type(c.curvature).__name__, clipped + judgement.safeguards, clock.seconds)
         return Detail(proposal, choice, judgement, after, record)
 
     # Algorithm 2 in three parts.
@@ -193,29 +210,34 @@ class KFAC(Settings):
         with clock.stage("update"):
             return Choice(candidates, chosen, self.combine(chosen, state.delta_0))
 
-    def judge(self, state: State, proposal: Proposal, choice: Choice, clock: Clock) -> Judgement:
-        """Return the new weights and lambda; every T1 steps, after a look at what the step did to h."""
-        k, h, predicted = state.k + 1, proposal.h, choice.chosen.decrease
-        with clock.stage("update"):
-            moved = tuple(params.add(state.weights, choice.delta))
-        safeguards = ["gamma clipped"] if k % self.T2 == 0 and self.clips(state.gamma) else []
-        if k % self.T1:
-            return Judgement(moved, math.nan, math.nan, state.lambda_, False, tuple(safeguards))
-        with clock.stage("rho"):
-            actual, rho, lambda_ = self.look_back(moved, proposal.at, h, predicted, state.lambda_)
-        if rho > 3 / 4 and lambda_ > self.factor1 * state.lambda_:
-            safeguards.append("lambda floor")
-        if not self.is_bad(actual, rho, predicted, h):
-            return Judgement(moved, actual, rho, lambda_, False, tuple(safeguards))
-        # A lambda of 0 would lead to the same step again.
-        return Judgement(state.weights, actual, rho, max(lambda_, self.lambda_floor), True, (*safeguards, "undone"))
+    def judge(self, state: State, before: Point, h: float) -> tuple[State, Judgement]:
+        """Judge the last step on some examples, at the weights before it: adapt lambda, or undo the step (sec. 6.5)."""
+        actual, sums = self.change(state.weights, before, h), state.sums
+        if self.judged_on == SAME:
+            rho = reduction_ratio(actual, state.predicted)
+        else:
+            actual, sums = self.against_slope(state, before, actual)
+            rho = ratio_to_slope(*sums)
+        if abs(actual) + abs(state.predicted) <= 16 * np.finfo(before.z.dtype).eps * abs(h):
+            return replace(state, before=None), Judgement(actual, math.nan, ())   # at the optimum the ratio is rounding
+        if not math.isfinite(actual):
+            actual, rho, sums = math.inf, math.nan, state.sums
+        if self.is_bad(actual, state.predicted, h):
+            return self.undone(state, sums), Judgement(actual, rho, ("undone",))
+        lambda_ = next_lambda(state.lambda_, rho, self.factor1, self.lambda_floor)
+        floor = ("lambda floor",) if rho > 3 / 4 and lambda_ > self.factor1 * state.lambda_ else ()
+        return replace(state, lambda_=lambda_, before=None, sums=sums), Judgement(actual, rho, floor)
 
     # The lines of the algorithm.
 
     def gradient(self, state: State, x: Any, y: Any) -> tuple[Point, float, list[Array]]:
         """Return the point with its targets, h and grad h (sec. 2.2)."""
-        at = dataclasses.replace(self.model.at(state.weights, x), y=np.asarray(y))
+        at = self.point(state.weights, x, y)
         return at, at.loss(), at.gradient()
+
+    def point(self, weights: Direction, x: Any, y: Any) -> Point:
+        """Return the model at some weights on a batch, with its targets."""
+        return replace(self.model.at(weights, x), y=np.asarray(y))
 
     def draw(self, state: State, at: Point) -> Draws:
         """Return the tau1 and the tau2 part, without replacement, and targets sampled on the first (sec. 5 and 8)."""
@@ -256,7 +278,7 @@ class KFAC(Settings):
         if source.moments is not None:
             C = row.build(row.finish(source.moments, source.weights), damping=source.gamma**2)
         else:
-            at = at or dataclasses.replace(self.model.at(source.weights, source.x), y=source.y)
+            at = at or self.point(source.weights, source.x, source.y)
             C = row.build(at, damping=source.gamma**2, expectation=self._expectation(source.targets))
         return C.kept() if self.T3 > 1 else C
 
@@ -284,25 +306,43 @@ class KFAC(Settings):
         delta = params.scale(chosen.alpha, chosen.Delta)
         return delta if delta_0 is None else params.add(delta, params.scale(chosen.mu, delta_0))
 
-    def look_back(self, moved: Direction, at: Point, h: float, predicted: float,
-                  lambda_: float) -> tuple[float, float, float]:
-        """Return the actual change of h on the batch (inf if not finite), rho, and the next lambda (sec. 6.5)."""
-        finite = all(np.isfinite(W).all() for W in moved)
-        with np.errstate(over="ignore", invalid="ignore"):
-            actual = self.model.at(moved, at.x).loss(at.y) - h if finite else math.inf
-        if abs(actual) + abs(predicted) <= 16 * np.finfo(moved[0].dtype).eps * abs(h):
-            return actual, math.nan, lambda_                    # at the optimum their ratio is rounding
-        rho = reduction_ratio(actual, predicted)
-        return actual, rho, next_lambda(lambda_, rho, self.factor1, self.lambda_floor)
+    def move(self, state: State, proposal: Proposal, choice: Choice) -> State:
+        """Return the state after ``theta += delta``; every T1 steps with the weights before, to be judged."""
+        k, c = state.k + 1, choice.chosen
+        moved = tuple(params.add(state.weights, choice.delta))
+        return State(moved, state.seed, k, state.lambda_, c.gamma, proposal.average,
+                     tuple(choice.delta) if self.momentum else None, c.refresh,
+                     None if k % self.T1 else state.weights, c.decrease, len(proposal.at), state.sums)
 
-    def is_bad(self, actual: float, rho: float, predicted: float, h: float) -> bool:
+    def change(self, moved: Direction, before: Point, h: float) -> float:
+        """Return ``h(theta + delta) - h(theta)`` on the examples of a point; inf if not finite."""
+        if not all(np.isfinite(W).all() for W in moved):
+            return math.inf
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.model.at(moved, before.x).loss(before.y) - h
+
+    def against_slope(self, state: State, before: Point, actual: float) -> tuple[float, tuple[float, float]]:
+        """Return slope + curvature of the last step over all examples, and the sums of both (not in the paper)."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            slope = params.inner(before.gradient(), params.add(state.weights, params.scale(-1.0, before.weights)))
+            curvature = actual - slope
+        share = min(state.batch / self.examples, 1.0) if self.examples else 0.0
+        slope = share * 2 * state.predicted + (1 - share) * slope
+        return slope + curvature, (self.smoothing * state.sums[0] + curvature, self.smoothing * state.sums[1] + slope)
+
+    def is_bad(self, actual: float, predicted: float, h: float) -> bool:
         """Return whether to undo the step: ``actual > undo min(-predicted, |h|)``, or not finite (not in the paper).
 
         If M predicts a negative h, the prediction is not a sensible scale, so |h| is used too.
         """
-        if self.undo is None:
-            return False
-        return not math.isfinite(actual) or (not math.isnan(rho) and actual > self.undo * min(-predicted, abs(h)))
+        return self.undo is not None and not actual <= self.undo * min(-predicted, abs(h))
+
+    def undone(self, state: State, sums: tuple[float, float]) -> State:
+        """Return the state with the weights before the step, a larger lambda and no momentum (not in the paper)."""
+        assert state.before is not None
+        # A lambda of 0 would lead to the same step again.
+        lambda_ = max(state.lambda_ / min(self.factor1, UNDONE), self.lambda_floor)
+        return replace(state, weights=state.before, delta_0=None, lambda_=lambda_, before=None, sums=sums)
 
     def _expectation(self, targets: Any) -> Expectation:
         return self.expectation if targets is None else sampled(targets)

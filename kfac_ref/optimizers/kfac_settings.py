@@ -10,6 +10,11 @@ from ..approximations import BLOCK_DIAGONAL, Approximation
 from ..expectations import Expectation, one_draw
 from ..model import Model
 
+#: On which examples a step is judged.
+SAME, NEXT = "same batch", "next batch"
+#: Lambda rises by at least this factor if a step is undone: the paper's omega1 for its T1 = 5.
+UNDONE = (19 / 20) ** 5
+
 
 @dataclass(frozen=True, eq=False)
 class Settings:
@@ -38,10 +43,17 @@ class Settings:
         The range of gamma; gamma_min None means sqrt(eta).
     lambda_floor : float
         Lambda does not fall below this.
+    judged_on : {"next batch", "same batch"}
+        Where rho is measured: on the batch of the next step, before that step is taken, or on the batch that the step
+        was fitted to, as in the paper.
+    smoothing : float
+        If the next batch judges, rho is a ratio of sums over all judged steps, with this weight per step of age.
+    examples : int, optional
+        The number N of training examples: if the next batch judges, a batch of m stands for m / N of them (default:
+        for none of them, as if no example came twice). `training.train` sets it.
     undo : float or None
-        Every T1 steps the step is checked and undone if h grew by more than `undo` times the predicted decrease
-        (rho < -undo) or than ``undo * h``, or is not finite: the weights stay, lambda rises, momentum restarts. None
-        disables this.
+        A judged step is undone if h grew by more than `undo` times the predicted decrease or than ``undo * h``, or is
+        not finite: the weights go back, lambda rises, momentum restarts. None disables this.
     momentum : bool
         Whether the last step takes part in the next (sec. 7); False gives ``delta = alpha Delta``.
 
@@ -58,7 +70,8 @@ class Settings:
     approximation     both                block-diagonal
     expectation       one draw            the same
     lambda_0          150                 1                  suits classifiers; autoencoders chose 1e-4 to 1e-2
-    omega1, T1        (19/20)^T1, 5       the same
+    omega1            (19/20)^T1          the same
+    T1                5                   1                  on other examples one measurement says little, several do
     omega2, T2        (19/20)^(T2/2), 20  the same
     T3                20, and k <= 3      the same
     tau1              1/8                 the same
@@ -67,9 +80,33 @@ class Settings:
     gamma_min         none (0)            sqrt(eta)          as in the author's code: below, gamma drifts
     gamma_max         none (inf)          1                  as in the author's code: above, gamma drifts
     lambda_floor      none (0)            1e-4               otherwise lambda decays without bound
+    judged_on         same batch          next batch         on its own batch nearly every step looks good: see below
+    smoothing         none                0.85               what a small batch says about a step is noisy
     undo              none (None)         1                  momentum would repeat a bad step
     momentum          both                True
     ================  ==================  =================  ==========================================================
+
+    **Why the next batch judges.** The paper measures rho on the batch that the step was fitted to. If a batch has few
+    examples, M holds for them and for no others: rho stays near 1, lambda falls to its floor, and in directions that
+    these examples do not determine, the steps and the momentum grow without bound. But the prediction of M is no
+    measure on other examples either, because part of it is the noise of the batch. Even steps of the best length keep
+    little of it there, so lambda would rise until nothing moves. What can be measured on other examples is curvature,
+    which ends every step::
+
+        h(theta + delta) - h(theta) = slope + curvature,       slope = grad h^T delta,       slope < 0 < curvature
+
+    Along a step of the right length, curvature is half as large as the slope; that is what rho = 1 means. So::
+
+        rho = 2 (1 - curvature / |slope|)
+
+    On the batch of the step, slope is ``2 (M(delta) - M(0))``, and this is the paper's rho. Here it is the slope of the
+    loss of all N examples, estimated from two batches of m: the m examples of the step stand for themselves, the next m
+    for all others, so the slope is m / N of the slope on the step's batch plus 1 - m / N of that on the next one. The
+    curvature is that on the next batch, and both are summed over the last steps. The rest is as in the paper: lambda
+    falls if rho > 3/4 and rises if rho < 1/4. A short step has no curvature, however noisy its slope, so lambda does
+    not rise without bound. With all examples in each batch and no smoothing, the rule is the paper's.
+    ``KFAC(model, judged_on="same batch", T1=5)`` always uses the paper's rule, and saves two forward passes and one
+    backward pass per step.
 
     Source: Martens & Grosse 2015, Algorithm 2 (sec. 9).
     """
@@ -78,7 +115,7 @@ class Settings:
     approximation: Approximation = BLOCK_DIAGONAL
     expectation: Expectation = one_draw
     lambda_0: float = 1.0
-    T1: int = 5
+    T1: int = 1
     T2: int = 20
     T3: int = 20
     omega1: float | None = None
@@ -89,6 +126,9 @@ class Settings:
     gamma_min: float | None = None
     gamma_max: float = 1.0
     lambda_floor: float = 1e-4
+    judged_on: str = NEXT
+    smoothing: float = 0.85
+    examples: int | None = None
     undo: float | None = 1.0
     momentum: bool = True
 
@@ -117,6 +157,10 @@ class Settings:
         if not self.gamma_max >= self.gamma_low:
             raise ValueError(f"gamma_max must be at least gamma_min = {self.gamma_low:g}, got {self.gamma_max!r}")
         checks.number("lambda_floor", self.lambda_floor, 0)
+        checks.known("judged_on", self.judged_on, dict.fromkeys((SAME, NEXT)))
+        checks.number("smoothing", self.smoothing, 0, 1)
+        if self.examples is not None:
+            checks.count("examples", self.examples)
         if isinstance(self.undo, bool):
             raise ValueError(f"undo must be a number or None, got {self.undo}")
         if self.undo is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,14 @@ class State:
         The last step; None before the first and after one that was undone.
     refresh : Refresh or None
         What the structure in use was made from; None before the first step.
+    before : tuple of arrays or None
+        The weights before the last step, if it is still to be judged.
+    predicted : float
+        ``M(delta) - M(0)`` of the last step.
+    batch : int
+        The number of examples that the last step was fitted to.
+    sums : (float, float)
+        Of the curvatures and of the slopes along the judged steps, older ones with less weight.
     """
 
     weights: tuple[Array, ...]
@@ -64,6 +73,10 @@ class State:
     average: RunningAverage | None
     delta_0: tuple[Array, ...] | None
     refresh: Refresh | None
+    before: tuple[Array, ...] | None = None
+    predicted: float = 0.0
+    batch: int = 0
+    sums: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,30 +188,25 @@ class Choice:
     delta: list[Array]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Judgement:
-    """What `KFAC.judge` returns.
+    """What `KFAC.judge` returns besides the state.
 
     Attributes
     ----------
-    weights : tuple of arrays
-        After the step; those before it, if the step was undone.
     actual, rho : float
-        ``h(theta + delta) - h(theta)`` and its ratio to the predicted change; NaN where not measured.
-    lambda_ : float
-        Of the next step.
-    undone : bool
-        Whether the step was undone.
-    safeguards : tuple of str
         As in `Record`.
+    safeguards : tuple of str
+        ``lambda floor``, ``undone``, or none of them.
     """
 
-    weights: tuple[Array, ...]
     actual: float
     rho: float
-    lambda_: float
-    undone: bool
     safeguards: tuple[str, ...]
+
+
+#: Of a step after which no step was judged.
+UNJUDGED = Judgement(math.nan, math.nan, ())
 
 
 @dataclass(frozen=True)
@@ -220,8 +228,10 @@ class Record:
     predicted : float
         ``M(delta) - M(0)``.
     actual, rho : float
-        ``h(theta + delta) - h(theta)`` and its ratio to `predicted`; NaN where not measured (only every T1 steps), and
-        rho also where both are of rounding size, as at the optimum: lambda then stays.
+        The change of h along the step that was judged, and the ratio that decided about lambda. If the same batch
+        judges: ``h(theta + delta) - h(theta)`` of this step, and its ratio to `predicted`. If the next batch judges:
+        slope plus curvature of the last step, and the ratio of their sums (see `KFAC`). NaN if no step was judged (only
+        every T1 steps), and rho also if the change is of rounding size, as at the optimum: lambda then stays.
     gradient_norm, step_norm : float
         Euclidean norms of grad h and of delta.
     refreshed : bool
@@ -229,11 +239,12 @@ class Record:
     structure : str
         The name of its class.
     safeguards : tuple of str
-        Which of the rules that the paper does not have took effect: ``gamma clipped``, ``lambda floor``, ``undone``.
+        Which of the rules that the paper does not have took effect: ``gamma clipped``, ``lambda floor``, ``undone``
+        (the step that was judged).
     seconds : dict
         Seconds by stage, as in the table of sec. 8: ``gradient`` (forward and backward), ``factors`` (sampled
         backward pass, products, average), ``inverses`` (making and factoring the structure, with the first solve),
-        ``solve`` (with a kept one), ``exact F`` (R-passes), ``rho`` (forward pass at the new weights), ``update``.
+        ``solve`` (with a kept one), ``exact F`` (R-passes), ``rho`` (judging), ``update``.
     """
 
     k: int
