@@ -427,15 +427,14 @@ def compiled() -> Path:
 
 def run(mutant: Mutant, identities: tuple[str, ...] = IDENTITIES, *options: str) -> Counter[str]:
     """Run identity tests on a copy of the package with this mutant, and return the failures by test file."""
+    text = (ROOT / "kfac_ref" / mutant.file).read_text()
+    if text.count(mutant.right) != 1:
+        raise ValueError(f"mutant {mutant.name!r}: its line stands {text.count(mutant.right)} times in "
+                         f"{mutant.file}: {mutant.right!r}")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         shutil.copytree(compiled(), copy, dirs_exist_ok=True)
-        path = copy / "kfac_ref" / mutant.file
-        text = path.read_text()
-        if text.count(mutant.right) != 1:
-            raise ValueError(f"mutant {mutant.name!r}: its line stands {text.count(mutant.right)} times in "
-                             f"{mutant.file}: {mutant.right!r}")
-        path.write_text(text.replace(mutant.right, mutant.wrong))
+        (copy / "kfac_ref" / mutant.file).write_text(text.replace(mutant.right, mutant.wrong))
         tests = [f"tests/test_{name}.py" for name in identities]
         done = pytest(copy, "--tb=no", "-rfE", "-m", "not slow", *options, *tests)
         failed = re.findall(r"^(?:FAILED|ERROR) tests/test_(\w+)\.py", done.stdout, re.MULTILINE)
