@@ -89,11 +89,11 @@ class TestEveryEstimator:
             np.testing.assert_array_equal(S, T)
 
     def test_float32_stays_float32(self, name):
-        q, q64 = (problem("categorical", DEEP, dtype=dtype) for dtype in (np.float32, np.float64))
+        # No moment is singular: of its small eigenvalues a square root would leave half the digits.
+        q, q64 = (problem("gaussian", DEEP, N=30, dtype=dtype) for dtype in (np.float32, np.float64))
         fac = ESTIMATORS[name](q.at)
         assert {S.dtype for S in (*fac.A, *fac.G)} == {np.dtype(np.float32)}
-        # float32 has 7 digits; a square root leaves half of them in the small eigenvalues.
-        close_products(fac, ESTIMATORS[name](q64.at), rtol=1e-3 if name == "shampoo_root" else 1e-5)
+        close_products(fac, ESTIMATORS[name](q64.at), rtol=1e-5)            # float32 has 7 digits
 
     @EACH
     def test_a_dead_layer_has_a_product_that_is_zero(self, name, likelihood):
@@ -105,8 +105,8 @@ class TestEveryEstimator:
     def test_with_one_example_and_one_output_it_is_exact(self, name):
         q = problem("gaussian", (3, 4, 3, 1), N=1)
         for S, B in zip(products(ESTIMATORS[name](q.at)), blocks(q), strict=True):
-            # The roots are taken of matrices of rank one, whose other eigenvalues are of size eps.
-            close(S, B, rtol=1e-7 if name == "shampoo_root" else 1e-13)
+            # The roots are taken of matrices of rank one, whose other eigenvalues are of size eps: 1e-8 is lost.
+            close(S, B, rtol=1e-6 if name == "shampoo_root" else 1e-13)
 
     def test_columns_of_another_expectation(self, name):
         if name == "kfra":
@@ -323,10 +323,10 @@ def test_the_roots_are_those_of_scipy_where_nothing_is_singular(likelihood):
 
 @pytest.mark.parametrize("name", ["shampoo", "shampoo_root"])
 def test_shampoo_in_chunks_of_examples_changes_nothing(monkeypatch, name):
-    q = problem("categorical", DEEP)
+    q = problem("gaussian", DEEP, N=30)                     # no moment is singular: a root has all its digits
     before = ESTIMATORS[name](q.at)
     monkeypatch.setattr(shampoo, "CHUNK_BYTES", 2 * 2 * 4 * 5 * 8)
-    close_products(ESTIMATORS[name](q.at), before, rtol=1e-12 if name == "shampoo_root" else 1e-14)
+    close_products(ESTIMATORS[name](q.at), before, rtol=1e-13)
 
 
 def test_every_estimator_of_the_package_is_here_or_among_the_three_expectations():
