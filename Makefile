@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench figures figures-paper findings vectors oracle-report docs notebooks handout mutants peers clean
+.PHONY: help demo test test-all test-kernels lint dist bench figures figures-paper findings vectors oracle-report docs notebooks handout mutants peers clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ $(VENV)/lint: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
 	@touch $@ $(VENV)/run
 
+$(VENV)/dist: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dist]'
+	@touch $@ $(VENV)/run
+
 $(VENV)/docs: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@ $(VENV)/run
@@ -36,13 +40,35 @@ $(VENV)/docs: setup.cfg pyproject.toml | $(BIN)/python
 demo: $(VENV)/run  ## train on the embedded digits, compare with the exact Fisher, write figures and tables
 	$(BIN)/kfac-ref demo --out $(OUT)
 
-test: $(VENV)/test  ## run the test suite
-	$(BIN)/python -m pytest
+# A worker for each core; tests that share something that takes long are on one worker (the mark xdist_group).
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
+
+test: $(VENV)/test  ## run the tests, but those that are marked slow
+	$(PYTEST) -m "not slow"
+
+test-all: test docs  ## run all tests: mutants, figures in their quick setting, and the site in a browser too
+	$(PYTEST) -m slow
+
+# KERNELS="Haswell Zen" runs those alone.
+test-kernels: $(VENV)/test  ## run the numeric tests with every OpenBLAS kernel that the processor can run
+	$(BIN)/python -m tests.kernels $(KERNELS)
 
 lint: $(VENV)/lint  ## ruff, mypy and numpydoc
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/numpydoc lint $$(git ls-files 'kfac_ref/*.py')
+
+dist: $(VENV)/dist  ## build the sdist and the wheel, check them, and use them in a fresh environment outside of the clone
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(PYTHON) -m venv $$folder/venv; \
+	$$folder/venv/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl; \
+	cd $$folder; \
+	venv/bin/kfac-ref demo --quick --out demo; \
+	venv/bin/kfac-ref vectors --copy vectors; \
+	venv/bin/kfac-ref check vectors/categorical-tanh.json vectors/categorical-tanh.json
 
 bench: $(VENV)/run  ## time one step against its bare BLAS calls, the family, and other implementations if installed
 	$(BIN)/python tests/bench/step.py

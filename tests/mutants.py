@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -423,19 +423,10 @@ MUTANTS = (
 )
 
 
-#: The mutants that the test suite has started, each with the number of its failures to come.
-RUNNING: dict[Mutant, Future[int]] = {}
-
-
-#: As it was at first: in the suite mutants run beside tests, which change the environment and put others in the place
-#: of functions such as `Path.write_text`.
-ENVIRONMENT = dict(os.environ)
-
-
 def pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run pytest on a copy of the package."""
-    environment = ENVIRONMENT | {"OPENBLAS_NUM_THREADS": "1", "KFAC_REF_HYPOTHESIS": "mutants", "COLUMNS": "200",
-                                "PYTHONDONTWRITEBYTECODE": ""}
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "KFAC_REF_HYPOTHESIS": "mutants", "COLUMNS": "200",
+                               "PYTHONDONTWRITEBYTECODE": ""}
     return subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments], cwd=folder,
                           env=environment, capture_output=True, text=True, check=False)
 
@@ -458,16 +449,14 @@ def compiled() -> Path:
 
 def run(mutant: Mutant, identities: tuple[str, ...] = IDENTITIES, *options: str) -> Counter[str]:
     """Run identity tests on a copy of the package with this mutant, and return the failures by test file."""
+    text = (ROOT / "kfac_ref" / mutant.file).read_text()
+    if text.count(mutant.right) != 1:
+        raise ValueError(f"mutant {mutant.name!r}: its line stands {text.count(mutant.right)} times in "
+                         f"{mutant.file}: {mutant.right!r}")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         shutil.copytree(compiled(), copy, dirs_exist_ok=True)
-        path = copy / "kfac_ref" / mutant.file
-        text = path.read_text()
-        if text.count(mutant.right) != 1:
-            raise ValueError(f"mutant {mutant.name!r}: its line stands {text.count(mutant.right)} times in "
-                             f"{mutant.file}: {mutant.right!r}")
-        with path.open("w", encoding="utf-8") as file:          # not `write_text`: see ENVIRONMENT
-            file.write(text.replace(mutant.right, mutant.wrong))
+        (copy / "kfac_ref" / mutant.file).write_text(text.replace(mutant.right, mutant.wrong))
         tests = [f"tests/test_{name}.py" for name in identities]
         done = pytest(copy, "--tb=no", "-rfE", "-m", "not slow", *options, *tests)
         failed = re.findall(r"^(?:FAILED|ERROR) tests/test_(\w+)\.py", done.stdout, re.MULTILINE)

@@ -72,6 +72,11 @@ def without_seconds(tree):
 # From end to end
 
 
+def end_to_end(test):
+    """Mark a test of the two demos that take long, which are run by one worker."""
+    return pytest.mark.slow(pytest.mark.xdist_group("demo")(test))
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """Run ``python -m kfac_ref demo --quick`` without the variables that it sets; return its output and its folder."""
@@ -98,6 +103,7 @@ def again(tmp_path_factory):
     return strict_json(out / "summary.json")
 
 
+@end_to_end
 def test_the_demo_prints_its_tables(demo):
     printed, out = demo
     lines = printed.splitlines()
@@ -116,6 +122,7 @@ def test_the_demo_prints_its_tables(demo):
     assert f"wrote convergence.png, fisher.png, budget.png and summary.json to {out}/ (" in lines[-1]
 
 
+@end_to_end
 def test_the_demo_writes_four_files_and_nothing_else(demo):
     _, out = demo
     pictures = ["budget.png", "convergence.png", "fisher.png"]
@@ -129,6 +136,7 @@ def test_the_demo_writes_four_files_and_nothing_else(demo):
         assert height > 400
 
 
+@end_to_end
 def test_the_summary_has_every_number(summary):
     assert set(summary) == {"seed", "environment", "autoencoder", "classifier", "budget", "sha256"}
     assert summary["seed"] == 0
@@ -144,6 +152,7 @@ def test_the_summary_has_every_number(summary):
             assert list(run["levels"]) == [f"{level:g}" for level in autoencoder.LEVELS]
 
 
+@end_to_end
 def test_the_levels_of_the_summary_follow_from_its_evaluations(summary):
     hits = 0
     for entry in summary["autoencoder"].values():
@@ -155,6 +164,7 @@ def test_the_levels_of_the_summary_follow_from_its_evaluations(summary):
     assert hits > 0
 
 
+@end_to_end
 def test_the_summary_says_what_its_bits_depend_on(summary):
     environment = summary["environment"]
     assert environment["python"] == platform.python_version()
@@ -163,6 +173,7 @@ def test_the_summary_says_what_its_bits_depend_on(summary):
     assert {"blas", "machine", "platform", "cores"} <= set(environment)
 
 
+@end_to_end
 def test_the_demo_learns_and_its_approximations_are_what_they_must_be(summary):
     for entry in summary["autoencoder"].values():
         for run in entry["runs"]:
@@ -175,6 +186,7 @@ def test_the_demo_learns_and_its_approximations_are_what_they_must_be(summary):
     assert last < first / 3
 
 
+@end_to_end
 def test_the_same_seed_gives_the_same_summary_apart_from_seconds(summary, again):
     assert without_seconds(summary) == without_seconds(again)
     assert summary != again                                                     # seconds are measured, after all

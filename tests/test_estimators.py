@@ -93,11 +93,11 @@ class TestEveryEstimator:
             np.testing.assert_array_equal(S, T)
 
     def test_float32_stays_float32(self, name):
-        q, q64 = (problem("categorical", DEEP, dtype=dtype) for dtype in (np.float32, np.float64))
+        # No moment is singular: of its small eigenvalues a square root would leave half the digits.
+        q, q64 = (problem("gaussian", DEEP, N=30, dtype=dtype) for dtype in (np.float32, np.float64))
         fac = ESTIMATORS[name](q.at)
         assert {S.dtype for S in matrices(fac)} == {np.dtype(np.float32)}
-        # float32 has 7 digits; a square root leaves half of them in the small eigenvalues.
-        close_products(fac, ESTIMATORS[name](q64.at), rtol=1e-3 if name == "shampoo_root" else 1e-5)
+        close_products(fac, ESTIMATORS[name](q64.at), rtol=1e-5)            # float32 has 7 digits
 
     @EACH
     def test_a_dead_layer_has_a_product_that_is_zero(self, name, likelihood):
@@ -109,8 +109,8 @@ class TestEveryEstimator:
     def test_with_one_example_and_one_output_it_is_exact(self, name):
         q = problem("gaussian", (3, 4, 3, 1), N=1)
         for S, B in zip(products(ESTIMATORS[name](q.at)), blocks(q), strict=True):
-            # The roots are taken of matrices of rank one, whose other eigenvalues are of size eps.
-            close(S, B, rtol=1e-7 if name == "shampoo_root" else 1e-13)
+            # The roots are taken of matrices of rank one, whose other eigenvalues are of size eps: 1e-8 is lost.
+            close(S, B, rtol=1e-6 if name == "shampoo_root" else 1e-13)
 
     def test_another_expectation(self, name):
         q = PROBLEMS["gaussian"]

@@ -18,6 +18,7 @@ def test_there_are_figures() -> None:
             "demo"} <= {path.stem for path in SCRIPTS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
 def test_a_figure_is_drawn(path: Path, tmp_path: Path) -> None:
     module = load(path.stem)

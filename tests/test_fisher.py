@@ -226,7 +226,7 @@ def test_the_sampled_fisher_is_unbiased(likelihood):
     F = kr.fisher_matrix(at)
     z, constant = z_scores(at, F, np.random.default_rng(0))
     assert np.abs(z).max() < MAX_Z[likelihood]
-    assert np.abs(constant).max(initial=0) < 1e-14
+    assert np.abs(constant).max(initial=0) < 1e-13                  # a mean of 400
     assert z.size > 100
     wrong, _ = z_scores(at, F * len(at) / (len(at) - 1), np.random.default_rng(0))
     assert np.abs(wrong).max() > MAX_Z[likelihood]

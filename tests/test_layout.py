@@ -116,14 +116,13 @@ def test_nothing_differentiates_for_us() -> None:
             assert {name.split(".")[0] for name in names} <= allowed, path
 
 
-def test_importing_takes_no_matplotlib_and_little_time() -> None:
-    code = ("import sys, time, numpy, scipy.linalg, tqdm; t = time.process_time(); import kfac_ref; "
-            "print(time.process_time() - t, 'matplotlib' in sys.modules)")
+def test_importing_takes_no_matplotlib_and_less_time_than_numpy_and_scipy() -> None:
+    code = ("import sys, time; t = time.process_time(); import numpy, scipy.linalg, tqdm; u = time.process_time(); "
+            "import kfac_ref; print((time.process_time() - u) / (u - t), 'matplotlib' in sys.modules)")
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
             for _ in range(3)]
     assert {run[1] for run in runs} == {"False"}
-    # Seconds of this process, and the least of three: a busy machine is not the package's fault.
-    assert min(float(run[0]) for run in runs) < 0.5
+    assert min(float(run[0]) for run in runs) < 1
 
 
 @pytest.mark.parametrize("name", kfac_ref.__all__)

@@ -5,28 +5,15 @@ Here each mutant meets the tests that it names; ``make mutants`` runs all of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from tests import mutants
 
 
-@pytest.fixture
-def kills() -> Callable[[mutants.Mutant], int]:
-    """Return what waits for a mutant that conftest has started beside the other tests, or else runs it."""
-    def failures(mutant: mutants.Mutant) -> int:
-        future = mutants.RUNNING[mutant]
-        return mutants.failures(mutant) if future.cancel() else future.result()
-
-    return failures
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda m: m.name)
-def test_a_mutant_is_killed_and_a_no_op_survives(kills: Callable[[mutants.Mutant], int],
-                                                 mutant: mutants.Mutant) -> None:
-    assert (kills(mutant) == 0) == mutant.survives
+def test_a_mutant_is_killed_and_a_no_op_survives(mutant: mutants.Mutant) -> None:
+    assert (mutants.failures(mutant) == 0) == mutant.survives
 
 
 def test_there_are_mutants_enough() -> None:

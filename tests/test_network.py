@@ -74,16 +74,16 @@ def test_phi_is_the_textbook_function(name: str) -> None:
 def test_derivatives_of_analytic_activations_are_their_complex_steps(name: str) -> None:
     f, s = ACTIVATIONS[name], grid() + 1j * H
     a = f.phi(s)
-    close(f.dphi(s.real, a.real), a.imag / H, 1e-14)
-    close(f.ddphi(s.real, a.real), f.dphi(s, a).imag / H, 1e-14)
+    close(f.dphi(s.real, a.real), a.imag / H, 1e-13)
+    close(f.ddphi(s.real, a.real), f.dphi(s, a).imag / H, 1e-13)
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_derivatives_of_all_activations_are_central_differences(name: str) -> None:
     f, s = ACTIVATIONS[name], grid()
     a = f.phi(s)
-    close(f.dphi(s, a), central(lambda t: f.phi(s + t)), 1e-11)                     # see `central`
-    close(f.ddphi(s, a), central(lambda t: f.dphi(s + t, f.phi(s + t))), 1e-11)
+    close(f.dphi(s, a), central(lambda t: f.phi(s + t)), 1e-10)                     # see `central`
+    close(f.ddphi(s, a), central(lambda t: f.dphi(s + t, f.phi(s + t))), 1e-10)
 
 
 @pytest.mark.parametrize("name", ["tanh", "logistic", "softplus"])
@@ -209,7 +209,7 @@ def test_backward_is_the_central_difference_in_every_s(hidden: str) -> None:
     p = problem(sizes=(3, 4, 5, 2), hidden=hidden)
     u = u_like(p)
     for layer, g in enumerate(p.at.backward(u)):
-        close(g, slopes_by_biases(p, u, layer), 1e-10)     # eps / h = 2e-12 at the step of 1e-4
+        close(g, slopes_by_biases(p, u, layer), 1e-9)      # eps / h = 2e-12 at the step of 1e-4
 
 
 @pytest.mark.parametrize("hidden", ANALYTIC)
@@ -230,7 +230,7 @@ def test_backward_of_a_loss_is_the_central_difference_of_each_example(likelihood
     for layer, (m, n) in enumerate(p.shapes):
         for c in range(m):
             E = unit(p, layer, c, n - 1)
-            close(g[layer][:, c], central(lambda t, E=E: nll(moved(p, E, t), p.y)), 1e-10)      # see `central`
+            close(g[layer][:, c], central(lambda t, E=E: nll(moved(p, E, t), p.y)), 1e-9)       # see `central`
 
 
 @given(problems())
@@ -272,7 +272,7 @@ def test_tangent_of_relu_is_the_central_difference_away_from_its_kinks() -> None
     p = problem(sizes=(3, 4, 5, 2), hidden="relu")
     slopes = np.concatenate([s.ravel() for s in p.at.forward.slopes])
     assert 0 < slopes.mean() < 1
-    close(p.at.tangent(direction(p)), slope_of_output(p, direction(p)), 1e-10)      # eps / h = 2e-12
+    close(p.at.tangent(direction(p)), slope_of_output(p, direction(p)), 1e-9)       # eps / h = 2e-12
 
 
 @given(problems())

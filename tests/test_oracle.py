@@ -257,7 +257,7 @@ def test_an_npz_with_pickles_or_a_bomb_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", problem=np.array({"a": 1}, dtype=object))
     with pytest.raises(oracle.ProblemError, match="no npz file that can be read"):
         Problem.read(tmp_path / "a.npz")
-    np.savez_compressed(tmp_path / "b.npz", x=np.zeros(2**26))
+    np.savez_compressed(tmp_path / "b.npz", x=np.zeros(2**25 + 1))
     assert (tmp_path / "b.npz").stat().st_size < 2**20
     with pytest.raises(oracle.ProblemError, match="more than the 268,435,456 bytes"):
         Problem.read(tmp_path / "b.npz")
@@ -266,6 +266,7 @@ def test_an_npz_with_pickles_or_a_bomb_is_refused(tmp_path: Path) -> None:
 # The diagnosis.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_flagged_mistake_is_among_the_explanations(name: str) -> None:
     v = vector(name)
@@ -278,6 +279,7 @@ def test_every_flagged_mistake_is_among_the_explanations(name: str) -> None:
         assert Diagnosis(reference(name), theirs).fits((mistake,)), flag
 
 
+@pytest.mark.slow
 def test_pairs_of_mistakes_are_found() -> None:
     tried = 0
     for name, pair in oracle_report.pairs(200):
@@ -288,6 +290,7 @@ def test_pairs_of_mistakes_are_found() -> None:
     assert tried > 150                                       # the others cancel, or stop with an error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_flags_say_what_the_values_say(name: str) -> None:
     v = vector(name)
@@ -332,9 +335,9 @@ def bent(kind: int, value: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
 
 
 @pytest.mark.parametrize("kind", range(10))
-@pytest.mark.parametrize(("name", "quantity"), [("categorical-tanh", "G"), ("gaussian-tanh", "A"),
-                                                ("bernoulli-tanh", "step"), ("three-layers-categorical", "G"),
-                                                ("categorical-logistic", "step")])
+@pytest.mark.parametrize(("name", "quantity"), [("categorical-tanh", "G"), ("gaussian-tanh", "A"), *(
+    pytest.param(name, quantity, marks=pytest.mark.slow) for name, quantity in (
+        ("bernoulli-tanh", "step"), ("three-layers-categorical", "G"), ("categorical-logistic", "step")))])
 def test_what_is_not_in_the_catalogue_is_not_explained(name: str, quantity: str, kind: int) -> None:
     right = reference(name)
     theirs = {q: right[q] for q in ("A", "G", "step")} | {quantity: bent(kind, right[quantity])}
@@ -490,7 +493,7 @@ def test_a_mu_that_is_nothing_but_rounding_is_not_compared_with_itself() -> None
     mu = r["trajectory_mu"].copy()
     assert mu[0] == 0
     mu[0] = 1e-17
-    assert [f for f in Diagnosis(r, {"trajectory_mu": mu}).along() if not f[2] <= 1e-10] == []
+    assert [f for f in Diagnosis(r, {"trajectory_mu": mu}).along() if not f[2] <= 1e-8] == []
     mu[0] = 1e-3
     assert Diagnosis(r, {"trajectory_mu": mu}).first_difference()[:2] == (1, "mu")      # type: ignore[index]
 
@@ -595,6 +598,7 @@ def test_differ_sees_shapes_numbers_and_nothing_else() -> None:
     assert not differ(1.0, None)
 
 
+@pytest.mark.slow
 def test_lambda_alone_wrong_in_the_last_step_is_not_searched_for_pairs(monkeypatch):
     v = oracle.vector("trajectory-categorical")
     theirs, tried = np.array(v.expected["trajectory_lambda"]), []

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -203,17 +202,19 @@ def test_bad_options(options: list[str], tmp_path: Path, capsys: pytest.CaptureF
     assert err.count("\n") == 1
 
 
-def test_a_check_takes_less_than_a_second(tmp_path: Path) -> None:
+def test_a_check_takes_little_longer_than_importing_the_package(tmp_path: Path) -> None:
     numbers = save(tmp_path / "n.json", {"A": EXPECTED["A"], "G": EXPECTED["G_empirical"], "step": EXPECTED["step"]})
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        found = subprocess.run([sys.executable, "-m", "kfac_ref", "check", NAME, numbers], capture_output=True,
-                               text=True)
-        seconds.append(time.perf_counter() - start)
-        assert found.returncode == 1, found.stderr
-    # A second on a quiet machine; twice that here, where other tests may run beside this one.
-    assert min(seconds) < 2
+
+    def seconds(*arguments: Any, status: int) -> float:
+        """Return the time of the processor, which other tests beside this one do not take."""
+        before = os.times().children_user
+        found = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+        assert found.returncode == status, found.stderr
+        return os.times().children_user - before
+
+    checks = [seconds("-m", "kfac_ref", "check", NAME, numbers, status=1) for _ in range(2)]
+    imports = [seconds("-c", "import kfac_ref", status=0) for _ in range(2)]
+    assert min(checks) < 4 * min(imports)
 
 
 def test_the_expected_values_of_a_vector_s_own_file_are_read(capsys: pytest.CaptureFixture[str]) -> None:
@@ -320,6 +321,7 @@ def test_a_problem_with_junk_in_it(way: Any, junk: Any, tmp_path_factory: pytest
     answered(capsys, save(folder / "p.json", put(PROBLEM, way, junk)), save(folder / "t.json", {"loss": 1.0}))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(way=st.sampled_from(places(NUMBERS)), junk=JUNK)
 def test_numbers_with_junk_in_them(way: Any, junk: Any, tmp_path_factory: pytest.TempPathFactory,

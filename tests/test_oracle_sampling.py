@@ -42,7 +42,7 @@ def test_right_values_are_accused_at_no_more_than_the_rate(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("M", [5, 40])
+@pytest.mark.parametrize("M", [5, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_right_value_is_as_sampled_and_its_samples_are_inferred(name: str, M: int) -> None:
     p = problem(name)
     inferred = []

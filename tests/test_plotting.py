@@ -139,6 +139,7 @@ def clipped(figure, dpi):
             if e.x0 < box.x0 or e.y0 < box.y0 or e.x1 > box.x1 or e.y1 > box.y1]
 
 
+@pytest.mark.slow
 def test_no_text_is_cut_off_and_the_caption_stands_below_the_axes(figure):
     for dpi in (72, plotting.STYLE["figure.dpi"]):
         assert clipped(figure, dpi) == []

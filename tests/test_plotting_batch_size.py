@@ -20,6 +20,7 @@ def curves(methods=("K-FAC", "SGD"), seeds=3):
                      for m in SIZES} for method in methods}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [("K-FAC", "SGD"), ("K-FAC",)])
 def test_no_text_is_cut_off(methods):
     figure = plotting.batch_sizes(curves(methods), "training error\n(mean over cases of something)", LONG)

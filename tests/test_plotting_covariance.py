@@ -32,6 +32,7 @@ def panels(figure):
     return [axes for axes in figure.axes if axes.get_title() in TITLES]
 
 
+@pytest.mark.slow
 def test_no_text_is_cut_off_and_the_caption_stands_below_the_axes(figure):
     for dpi in (72, 100):
         assert clipped(figure, dpi) == []

@@ -31,6 +31,7 @@ def curves_of(axes):
     return [line for line in axes.lines if len(line.get_xdata()) == len(STRENGTH)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "bad"), [(1.0, 1e6), (1e-6, 1.0), (1e3, 0.0), (1.0, 1e200)])
 def test_no_text_is_cut_off_or_meets_another(scale, bad):
     figure = plotting.decreases(STRENGTH, panels(scale, bad), USED, LONG)

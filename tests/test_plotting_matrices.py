@@ -41,6 +41,7 @@ def figure(request):
     return plotting.matrix_rows(rows, SIZES, LONG, LAYERS)
 
 
+@pytest.mark.slow
 def test_no_text_is_cut_off_and_the_caption_stands_below_the_axes(figure):
     for dpi in (72, figure.get_dpi()):
         assert clipped(figure, dpi) == []

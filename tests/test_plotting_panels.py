@@ -35,6 +35,7 @@ def grid():
     return plotting.with_one_legend([whole, part], panel("training", 2, x_scale="symlog"), LONG)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["row", "grid"])
 def test_no_text_is_cut_off_and_the_caption_stands_below_the_axes(name, request):
     figure = request.getfixturevalue(name)

@@ -31,6 +31,7 @@ def row(axes, y):
     return [line for line in axes.lines if np.all(np.asarray(line.get_ydata()) == y)]
 
 
+@pytest.mark.slow
 def test_no_text_is_cut_off_and_the_caption_stands_below_the_axes(figure):
     for dpi in (72, 120):
         assert clipped(figure, dpi) == []

@@ -91,6 +91,7 @@ def test_short_and_odd_runs_are_drawn_without_a_warning(shown, steps):
     assert (figure.axes[1].get_legend() is None) == (not steps or "gamma" not in steps[0])
 
 
+@pytest.mark.slow
 def test_no_text_is_cut_off_and_the_caption_stands_below_the_axes():
     figure = plotting.run(evaluations(), records(lambda_=lambda k: 1 / k, gamma=lambda k: 1 + k), LONG)
     for dpi in (72, plotting.STYLE["figure.dpi"]):

@@ -200,7 +200,8 @@ def test_a_zero_direction_is_dropped(zero_first):
     (alone,), decrease = small(p, [V]).minimum()
     order = [params.zeros_like(V), V] if zero_first else [V, params.zeros_like(V)]
     c, same = small(p, order).minimum()
-    assert c == ((0.0, alone) if zero_first else (alone, 0.0))
+    assert c[not zero_first] == 0
+    close(c[zero_first], alone, 1e-14)
     close(same, decrease, 1e-14)
 
 
@@ -226,7 +227,8 @@ def test_a_parallel_direction_is_dropped(factor, seed):
     V = direction(p)
     (alone,), decrease = small(p, [V]).minimum()
     c, same = small(p, [V, params.scale(factor, V)]).minimum()
-    assert c == (alone, 0.0)
+    assert c[1] == 0
+    close(c[0], alone, 1e-14)
     close(same, decrease, 1e-14)
 
 
@@ -236,7 +238,8 @@ def test_a_direction_that_is_parallel_up_to_noise_of_rounding_size_is_dropped(se
     V, noise = several(p, 2)
     (alone,), decrease = small(p, [V]).minimum()
     c, same = small(p, [V, params.add(V, params.scale(1e-15, noise))]).minimum()
-    assert c == (alone, 0.0)
+    assert c[1] == 0
+    close(c[0], alone, 1e-14)
     close(same, decrease, 1e-14)
 
 
@@ -259,7 +262,7 @@ def test_a_direction_that_is_nearly_parallel_is_kept(angle):
     c, same = small(p, [U, tilted]).minimum()
     assert c[1] != 0
     # The second pivot is angle^2 of the first, and loses as many digits; M is flat at its minimum.
-    close(same, decrease, max(1e-12, 1e-15 / angle**2))
+    close(same, decrease, max(1e-12, 1e-14 / angle**2))
     assert same < 1.01 * small(p, [U]).minimum()[1]
 
 

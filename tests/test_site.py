@@ -30,6 +30,7 @@ import kfac_ref
 from kfac_ref import plotting
 from tests import browser, require
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "site"
 SOURCES = ("docs/**/*", "tutorials/**/*", "kfac_ref/**/*.py", "kfac_ref/**/*.js", "figures/*/*.png", "figures/**/*.md",
@@ -236,7 +237,6 @@ def kinds(site: Path) -> list[Path]:
     return [path for path in sorted(site.rglob("*.html")) if path.parent.name != "api" or path.name in api]
 
 
-@pytest.mark.slow
 def test_every_page_is_whole_in_a_narrow_window_without_a_network(site: Path, chromium: browser.Browser) -> None:
     formulas = 0
     for path in kinds(site):
@@ -252,7 +252,6 @@ def test_every_page_is_whole_in_a_narrow_window_without_a_network(site: Path, ch
     assert formulas > 100
 
 
-@pytest.mark.slow
 def test_dark_pages_are_dark_and_their_pictures_white(site: Path, chromium: browser.Browser) -> None:
     light = "(c => (c[0] * 299 + c[1] * 587 + c[2] * 114) / 255000)(getComputedStyle({}).{}.match(/[0-9.]+/g))"
     for path in kinds(site):

@@ -16,6 +16,7 @@ PARTS = ["**What you will do.**", "**What you will learn.**", "**What you need.*
          "## Further reading"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
 def test_it_runs(path: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -23,6 +24,7 @@ def test_it_runs(path: Path) -> None:
     assert out.getvalue().count("\n") >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ANSWERS, ids=lambda p: f"answers_{p.stem}")
 def test_every_question_has_an_answer_that_runs(path: Path) -> None:
     questions = (path.parents[1] / path.name).read_text().split("## Exercises")[1].split("[Answers]")

@@ -1,0 +1,70 @@
+"""Run the numeric tests with every OpenBLAS kernel that this processor can run: ``python -m tests.kernels [NAME ...]``.
+
+OpenBLAS chooses a kernel for the processor, and each kernel rounds in its own way. ``OPENBLAS_CORETYPE`` chooses
+another one, so that a test that depends on rounding fails here and not on somebody else's machine. Each kernel runs
+with one BLAS thread and with two, after a run without ``OPENBLAS_CORETYPE``.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+#: The kernels, and the flags in /proc/cpuinfo that a processor must have to run them.
+KERNELS = {"Prescott": "pni", "Nehalem": "sse4_2", "Sandybridge": "avx", "Haswell": "avx2 fma", "Zen": "avx2 fma",
+           "SkylakeX": "avx512f avx512cd avx512bw avx512dq avx512vl"}
+#: A test module is numeric if it compares with a tolerance and neither draws nor starts processes.
+NUMERIC, OTHER = re.compile(r"\b(close|assert_allclose|approx)\("), re.compile(r"import .*\b(plotting|subprocess)\b")
+#: Prints the kernels that NumPy's and SciPy's OpenBLAS use.
+USED = ("import numpy, scipy.linalg, threadpoolctl as t; "
+        "print(*sorted({i.get('architecture', i['internal_api']) for i in t.threadpool_info() if i['user_api'] == 'blas'}))")
+
+
+def modules() -> list[str]:
+    """Return the files of the numeric tests."""
+    texts = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").glob("test_*.py"))}
+    return [str(path) for path, text in texts.items() if NUMERIC.search(text) and not OTHER.search(text)]
+
+
+def python(kernel: str, threads: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with this kernel ("" leaves the choice to OpenBLAS) and so many BLAS threads."""
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    environment |= {"OPENBLAS_NUM_THREADS": str(threads)} | ({"OPENBLAS_CORETYPE": kernel} if kernel else {})
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
+                          check=False)
+
+
+def main() -> int:
+    """Print a table of the kernels and of what pytest says about each; return 1 if a test fails."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.machine() not in ("x86_64", "AMD64") or not cpuinfo.exists():
+        print(f"skipped: the kernels are those of x86-64 under Linux, and this is {platform.machine()} under "
+              f"{platform.system()}")
+        return 0
+    flags = set(re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)[1].split())    # type: ignore[index]
+    failed, tests = [], modules()
+    print(f"{len(tests)} test modules\n{'OPENBLAS_CORETYPE':18s}{'in use':12s}threads  result", flush=True)
+    for kernel in ["", *(sys.argv[1:] or KERNELS)]:
+        if missing := set(KERNELS[kernel].split()) - flags if kernel else set():
+            print(f"{kernel:18s}-           -        skipped: the processor lacks {' '.join(sorted(missing))}")
+            continue
+        used = python(kernel, 1, "-c", USED).stdout.strip()
+        if kernel not in ("", used):
+            print(f"{kernel:18s}{used:12s}-        skipped: not in this OpenBLAS")
+            continue
+        for threads in (1, 2):
+            done = python(kernel, threads, "-m", "pytest", "-q", "-n", "auto", "-m", "not slow", "--tb=short", *tests)
+            print(f"{kernel or '(not set)':18s}{used:12s}{threads:<9d}{done.stdout.splitlines()[-1]}", flush=True)
+            failed += [done.stdout + done.stderr] if done.returncode else []
+    print("\n".join(failed), end="")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
