@@ -27,7 +27,7 @@ from .environment import environment
 from .factors import Moments, RunningAverage
 from .optimizers.kfac_values import Refresh
 
-FORMAT = 1
+FORMAT = 2
 LAST, PREVIOUS = "checkpoint.npz", "previous.npz"
 _VALUES = {kind.__name__: kind for kind in (Moments, Refresh, RunningAverage)}
 

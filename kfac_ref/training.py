@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ from tqdm import tqdm
 from . import checks
 from .checks import Array, Direction, Labels, Rows
 from .model import Model
+from .optimizers import KFAC
 from .parts import mean_over
 
 #: Tells the epochs' generators apart from those of the optimizers, which are seeded with (seed, step).
@@ -394,6 +395,8 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     -----
     Source: Martens & Grosse 2015, sec. 13.
     """
+    if isinstance(optimizer, KFAC) and optimizer.examples is None:
+        optimizer = replace(optimizer, examples=len(x))     # by which a batch is judged against all examples
     history, x, y = _start(optimizer, weights, x, y, iterations, schedule, seed, evaluate_at, test, xi, seconds, resume)
     schedule = schedule or fixed(len(x))
     run = steps(optimizer, history.state, x, y, schedule, seed)
