@@ -99,8 +99,8 @@ class RunningAverage:
             Where `moments` are factors, or not of the network and estimator of those before.
         """
         if not isinstance(moments, Moments):
-            raise ValueError(f"moments must be Moments, such as second_moments(at), got {type(moments).__name__}; average "
-                             "moments, and finish the average into factors")
+            raise ValueError(f"moments must be Moments, such as second_moments(at), got {type(moments).__name__}; "
+                             "average moments, and finish the average into factors")
         k = self.k + 1
         if self.latest is None:
             return RunningAverage(self.ceiling, k, moments)
