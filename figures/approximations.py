@@ -24,6 +24,7 @@ import numpy as np
 import kfac_ref as kr
 from kfac_ref import plotting
 from kfac_ref.experiments import autoencoder, classifier, family, script
+from kfac_ref.experiments.settings import PAPER_RULE
 
 HERE = Path(__file__).parent / "approximations"
 #: lambda + eta of the quadratic model, in which all steps are judged.
@@ -46,7 +47,7 @@ def study(models: dict[str, kr.Model], cases: int, steps: tuple[int, int]) -> di
     for name, model in models.items():
         y: Any = x if isinstance(model.likelihood, kr.Bernoulli) else data.labels[:cases]
         scheme = "glorot" if "relu" in name else "sparse"
-        opt = kr.optimizers.KFAC(model)
+        opt = kr.optimizers.KFAC(model, **PAPER_RULE)
         state = opt.init(model.init(np.random.default_rng(0), scheme))
         stages = {}
         for k in range(steps[1] + 1):

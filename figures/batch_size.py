@@ -30,6 +30,7 @@ import kfac_ref as kr
 from kfac_ref import plotting, training
 from kfac_ref.environment import environment
 from kfac_ref.experiments import autoencoder, script
+from kfac_ref.experiments.settings import PAPER_RULE
 
 HERE = Path(__file__).parent / "batch_size"
 SEEDS = (0, 1, 2)
@@ -39,26 +40,27 @@ LEVELS = (2.0, 1.0, 0.7, 0.6)
 #: Those of which the caption tells.
 TOLD = ("1", "0.7")
 METHODS = {"K-FAC": "K-FAC, m = 500", "SGD": "SGD, m = 500"}
-GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
-    "K-FAC": {"lambda_0": (0.0001, 0.001, 0.01, 0.1), "tau1": (1 / 4,), "T3": (5,)},
+GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "K-FAC": {"lambda_0": (0.0001, 0.001, 0.01, 0.1), "tau1": (1 / 4,), "T3": (5,),
+              **{name: (value,) for name, value in PAPER_RULE.items()}},
     "SGD": {"learning_rate": (0.03, 0.05, 0.08, 0.12), "mu_max": (0.995,), "period": (10,)}}
 #: Steps of a run by method and batch size, and in the tuning.
 ITERATIONS = {"K-FAC": {100: 1000, 250: 900, 500: 900, 1500: 300}, "SGD": {100: 2000, 250: 1900, 500: 1800, 1500: 1600}}
 TUNING_ITERATIONS = {"K-FAC": {100: 800, 250: 700, 500: 500, 1500: 300},
                      "SGD": {100: 2500, 250: 2200, 500: 1800, 1500: 1600}}
 #: What `tune` chose.
-SETTINGS: dict[str, dict[int, dict[str, float]]] = {
-    "K-FAC": {100: {"lambda_0": 0.001, "tau1": 1 / 4, "T3": 5},
-              250: {"lambda_0": 0.01, "tau1": 1 / 4, "T3": 5},
-              500: {"lambda_0": 0.001, "tau1": 1 / 4, "T3": 5},
-              1500: {"lambda_0": 0.001, "tau1": 1 / 4, "T3": 5}},
+SETTINGS: dict[str, dict[int, dict[str, Any]]] = {
+    "K-FAC": {100: {"lambda_0": 0.001, "tau1": 1 / 4, "T3": 5, **PAPER_RULE},
+              250: {"lambda_0": 0.01, "tau1": 1 / 4, "T3": 5, **PAPER_RULE},
+              500: {"lambda_0": 0.001, "tau1": 1 / 4, "T3": 5, **PAPER_RULE},
+              1500: {"lambda_0": 0.001, "tau1": 1 / 4, "T3": 5, **PAPER_RULE}},
     "SGD": {100: {"learning_rate": 0.05, "mu_max": 0.995, "period": 10},
             250: {"learning_rate": 0.08, "mu_max": 0.995, "period": 10},
             500: {"learning_rate": 0.05, "mu_max": 0.995, "period": 10},
             1500: {"learning_rate": 0.08, "mu_max": 0.995, "period": 10}}}
 
 
-def run(method: str, m: int, settings: dict[str, float], data: kr.datasets.Dataset, seed: int,
+def run(method: str, m: int, settings: dict[str, Any], data: kr.datasets.Dataset, seed: int,
         iterations: int) -> list[training.Evaluation]:
     """Train once and return the evaluations, without that of the start."""
     model = autoencoder.untrained()
@@ -72,14 +74,14 @@ def run(method: str, m: int, settings: dict[str, float], data: kr.datasets.Datas
     return history.evaluations
 
 
-def tune(out: Path = HERE) -> dict[str, dict[int, dict[str, float]]]:
+def tune(out: Path = HERE) -> dict[str, dict[int, dict[str, Any]]]:
     """Try the grid for each method and batch size on seeds of its own; write all trials, return the best settings.
 
     The score is that of the demo: the mean log error over the evaluations in the last nine tenths of a run, and over
     the seeds; a setting that blows up on any of them is out.
     """
     data = kr.datasets.digits(np.float32)
-    chosen: dict[str, dict[int, dict[str, float]]] = {method: {} for method in TUNING_ITERATIONS}
+    chosen: dict[str, dict[int, dict[str, Any]]] = {method: {} for method in TUNING_ITERATIONS}
     trials = []
     for method, m, iterations in ((name, m, k) for name, sizes in TUNING_ITERATIONS.items() for m, k in sizes.items()):
         scored = []

@@ -29,6 +29,7 @@ import kfac_ref as kr
 from kfac_ref import plotting
 from kfac_ref.analysis import covariance_error, cumulant_terms
 from kfac_ref.experiments import classifier, script
+from kfac_ref.experiments.settings import PAPER_RULE
 
 HERE = Path(__file__).parent / "error_as_covariance"
 
@@ -94,7 +95,7 @@ def classifier_after(steps: int, cases: int | None) -> kr.Point:
     """Return the digits classifier after some steps of K-FAC, at the training cases."""
     data = kr.datasets.digits()
     model = classifier.untrained()
-    opt = kr.optimizers.KFAC(model)
+    opt = kr.optimizers.KFAC(model, **PAPER_RULE)
     state = opt.init(model.init(np.random.default_rng(0)), seed=0)
     for _ in range(steps):
         state, _ = opt.step(state, data.x[:cases], data.labels[:cases])

@@ -23,6 +23,7 @@ import numpy as np
 import kfac_ref as kr
 from kfac_ref import plotting
 from kfac_ref.experiments import classifier, family, script
+from kfac_ref.experiments.settings import PAPER_RULE
 
 HERE = Path(__file__).parent / "error_over_training"
 STEPS = (0, 1, 2, 5, 10, 20, 50, 100, 200)
@@ -53,7 +54,7 @@ def measure(data: kr.datasets.Dataset, steps: Sequence[int], names: Sequence[str
     """Train, and return the errors by name at each of `steps`, with the state of the training."""
     model = classifier.untrained()
     sizes = [m * n for m, n in model.network.shapes]
-    opt = kr.optimizers.KFAC(model)
+    opt = kr.optimizers.KFAC(model, **PAPER_RULE)
     state = opt.init(model.init(np.random.default_rng(0)), seed=0)
     found: dict[str, Any] = {"whole": {n: [] for n in names}, "blocks": {n: [] for n in names}, "FOOF as it is": [],
                              "train_error": [], "train_loss": [], "norm_of_F": []}

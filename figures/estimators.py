@@ -30,6 +30,7 @@ import numpy as np
 import kfac_ref as kr
 from kfac_ref import plotting
 from kfac_ref.experiments import classifier, script
+from kfac_ref.experiments.settings import PAPER_RULE
 from kfac_ref.factors import as_factors, second_moments
 
 HERE = Path(__file__).parent / "estimators"
@@ -124,7 +125,7 @@ def along_training(x: np.ndarray, labels: np.ndarray, steps: Sequence[int], repe
     Returns the rows, and the point after `AFTER` steps (or the last).
     """
     model = classifier.untrained()
-    opt = kr.optimizers.KFAC(model)
+    opt = kr.optimizers.KFAC(model, **PAPER_RULE)
     state = opt.init(model.init(np.random.default_rng(0)), seed=0)
     rng, stale, rows = np.random.default_rng(2), kr.RunningAverage(), []
     for k in range(1, max(steps) + 1):

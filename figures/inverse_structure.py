@@ -23,7 +23,7 @@ from kfac_ref.experiments import blocks, middle_layers, script
 from kfac_ref.kronecker import Cholesky
 
 HERE = Path(__file__).parent / "inverse_structure"
-#: Those in the picture, and those whose numbers are written; with K-FAC's usual settings gamma is 1 at this step.
+#: Those in the picture, and those whose numbers are written; gamma is 1 at this step of the run.
 SHOWN, GAMMAS = (1.0, 0.01), (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from kfac_ref import datasets, plotting, training
 from kfac_ref.experiments import script
-from kfac_ref.experiments.settings import Settings
+from kfac_ref.experiments.settings import PAPER_RULE, Settings
 
 HERE = Path(__file__).parent / "plateau"
 LEFT = 0.9                              # of the error of the mean image
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
 
 
 def _kfac(lambda_0: float, init: str = "sparse") -> Settings:
-    return Settings("curves", settings={"lambda_0": lambda_0}, batch="1000", init=init, dtype="float32")
+    return Settings("curves", settings={"lambda_0": lambda_0, **PAPER_RULE}, batch="1000", init=init, dtype="float32")
 
 
 _SGD = Settings("curves", optimizer="sgd", settings={"learning_rate": 0.02}, batch="500", dtype="float32")

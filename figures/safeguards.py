@@ -5,10 +5,11 @@
 `kfac_ref/optimizers/kfac_settings.py` has a table of what the paper sets and what this package sets. Here the digits
 autoencoder is trained with the demo's settings ("K-FAC, m = 500"; lambda_0, tau1 and T3 are tuned for the full
 algorithm, which favours it), and with one setting changed at a time, over five seeds that share their weights, batches
-and samples; in float32, which halves the time. A second group has batches of 60 cases, where a part tau2 of the batch
-is so few cases that the exact F on them is no longer that of the batch, and a step can explode. The rule of `undo`
-looks at every fifth step (T1) alone, and takes a step back where h rises by more than M promised that it would fall, or
-by more than h itself. So it is tried with a look at every step as well, and with any rise taken back (undo = 0).
+and samples; in float32, which halves the time. All runs judge a step as in the paper, on its own batch; tutorial 9
+shows what judging on the next one does. A second group has batches of 60 cases, where a part tau2 of the batch is so
+few cases that the exact F on them is no longer that of the batch, and a step can explode. Then `undo` looks at every
+fifth step (T1) alone, and takes a step back where h rises by more than M promised that it would fall, or by more than h
+itself. So it is tried with a look at every step as well, and with any rise taken back (undo = 0).
 
 Left: the error after a fixed number of iterations, median and range over seeds, for each setting. Right: lambda and
 gamma along the run. h is measured after each step on the same 200 training cases; its largest single rise is in the

@@ -26,7 +26,7 @@ from kfac_ref import plotting
 from kfac_ref.experiments import blocks, middle_layers, script
 
 HERE = Path(__file__).parent / "tridiagonal"
-#: That in the picture, and those whose numbers are written; with K-FAC's usual settings gamma is 1 at this step.
+#: That in the picture, and those whose numbers are written; gamma is 1 at this step of the run.
 SHOWN, GAMMAS = 0.01, (1.0, 0.1, 0.01, 0.001)
 STRUCTURES = {"F_breve": kr.curvature.BlockDiagonal, "F_hat": kr.curvature.BlockTridiagonal}
 

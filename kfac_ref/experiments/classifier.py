@@ -27,6 +27,7 @@ from ..model import Model
 from ..network import MLP
 from ..optimizers import KFAC
 from .family import FAMILY, frobenius_errors
+from .settings import PAPER_RULE
 
 
 def untrained() -> Model:
@@ -132,7 +133,7 @@ def stages(data: Dataset, seed: int = 0, steps: tuple[int, int] = (10, 200), cas
         In that order.
     """
     model = untrained()
-    opt = KFAC(model)
+    opt = KFAC(model, **PAPER_RULE)
     state = opt.init(model.init(np.random.default_rng(seed)), seed)
     found = [stage("at the start", model, state.weights, data, cases)]
     for k in range(1, steps[1] + 1):
@@ -171,7 +172,7 @@ def budget(data: Dataset, seed: int = 0, step: int = 58, cases: int | None = Non
         Its judgements as `error_budget` returns them, at the lambda + eta and the gamma of that step.
     """
     model = untrained()
-    opt = KFAC(model)
+    opt = KFAC(model, **PAPER_RULE)
     state = opt.init(model.init(np.random.default_rng(seed)), seed)
     x, y = data.x[:cases], data.labels[:cases]
     for _ in range(step - 1):

@@ -25,6 +25,7 @@ from ..model import Model, Point
 from ..network import MLP
 from ..optimizers import KFAC
 from . import blocks
+from .settings import PAPER_RULE
 
 #: Pixels a side.
 SIDE = 16
@@ -111,7 +112,7 @@ def trained(model: Model, data: Dataset, scheme: str, steps: Sequence[int], seed
     dict from int to weights
         In increasing order.
     """
-    opt = KFAC(model)
+    opt = KFAC(model, **PAPER_RULE)
     state = opt.init(model.init(np.random.default_rng(seed), scheme), seed)
     found = {0: list(state.weights)} if 0 in steps else {}
     for k in range(1, max(steps) + 1):
@@ -127,7 +128,7 @@ def point(steps: int = 7, width: int = 20, cases: int | None = None, seed: int =
     Parameters
     ----------
     steps : int
-        Of K-FAC with its usual settings.
+        Of K-FAC with its usual settings and the paper's rule of lambda.
     width : int
         Units of each hidden layer.
     cases : int, optional

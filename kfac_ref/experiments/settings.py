@@ -48,6 +48,8 @@ NETS: dict[str, Net] = {
 }
 LIKELIHOODS: dict[str, Callable[[], Any]] = {"gaussian": likelihoods.Gaussian, "categorical": likelihoods.Categorical,
                                              "bernoulli": likelihoods.Bernoulli}
+#: How the paper judges a step of K-FAC, and how our published figures do.
+PAPER_RULE: Mapping[str, Any] = {"judged_on": "same batch", "T1": 5}
 EXPECTATIONS: dict[str, Expectation] = {"one-draw": one_draw, "exact": exact, "empirical": empirical()}
 #: The number of generated curves to train on, and held out.
 CURVES = (10_000, 2_000)
