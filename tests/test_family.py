@@ -200,9 +200,9 @@ def test_without_correlations_between_layers_block_tridiagonal_is_block_diagonal
 
 
 def test_block_tridiagonal_needs_the_cross_factors_of_neighbours_and_no_others():
-    with pytest.raises(ValueError, match="factors hold nothing for layers 0 and 1: .* need an estimate with a reach"):
+    with pytest.raises(ValueError, match=r"factors hold nothing for layers 0 and 1: .* need an estimate with a reach"):
         BlockTridiagonal(kr.kronecker_factors(FOUR.at), DAMPING)
-    near, all_ = (BlockTridiagonal(kr.kronecker_factors(FOUR.at, reach=reach), DAMPING).dense() for reach in (1, np.inf))
+    near, all_ = (BlockTridiagonal(kr.kronecker_factors(FOUR.at, reach=r), DAMPING).dense() for r in (1, math.inf))
     close(near, all_, rtol=1e-14)
 
 

@@ -150,8 +150,8 @@ def test_the_product_of_every_expectation_is_its_dense_matrix_times_a_vector(p):
     (lambda p: kr.fisher_gram(p.model, [direction(p)]), "at must be a Point, as model.at(weights, x) returns it, got"),
     (lambda p: kr.hessian.hessian(p.model, p.y), "at must be a Point, as model.at(weights, x) returns it, got Model"),
     (lambda p: kr.hessian.hessian_product(p.model, p.y, direction(p)), "at must be a Point, as model.at(weights, x)"),
-    (lambda p: kr.fisher_matrix(p.at, p.y), "expectation must be a function of a point, such as exact, sampled(targets) "
-                                            "or empirical(y), got ndarray"),
+    (lambda p: kr.fisher_matrix(p.at, p.y),
+     "expectation must be a function of a point, such as exact, sampled(targets) or empirical(y), got ndarray"),
     (lambda p: kr.fisher_product(p.at, direction(p), p.y), "expectation must be a function of a point, such as exact"),
 ])
 def test_what_is_no_point_or_no_expectation_is_refused(call, message):

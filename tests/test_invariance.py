@@ -12,8 +12,8 @@ from hypothesis import given
 
 import kfac_ref as kr
 from kfac_ref import params
-from kfac_ref.approximations import BLOCK_DIAGONAL, BLOCK_TRIDIAGONAL
 from kfac_ref.analysis import TransformedMLP, centred_whitening, transform, whitening
+from kfac_ref.approximations import BLOCK_DIAGONAL, BLOCK_TRIDIAGONAL
 from kfac_ref.curvature import BlockDiagonal, BlockTridiagonal
 from kfac_ref.hessian import hessian_product
 from kfac_ref.optimizers import KFAC

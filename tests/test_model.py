@@ -381,8 +381,10 @@ REFUSALS: list[tuple[Callable[[], object], str]] = [
     (network((4, 5, 5, 3), ("tanh", "Relu")), f"hidden[1] must be one of {NAMES}; got 'Relu'"),
     (network((4, 5, 5, 3), ("tanh",)), "hidden must name one nonlinearity for each of the 2 hidden layers, got 1"),
     (network((4, 3), ("tanh",)), "hidden must name one nonlinearity for each of the 0 hidden layers, got 1"),
-    (network((4, 5, 3), "tanh", (True,)), "bias must be True, False, or one of them for each of the 2 layers, got (True,)"),
-    (network((4, 5, 3), "tanh", (1, 0)), "bias must be True, False, or one of them for each of the 2 layers, got (1, 0)"),
+    (network((4, 5, 3), "tanh", (True,)),
+     "bias must be True, False, or one of them for each of the 2 layers, got (True,)"),
+    (network((4, 5, 3), "tanh", (1, 0)),
+     "bias must be True, False, or one of them for each of the 2 layers, got (1, 0)"),
     (lambda: P.model.init(np.random.default_rng(0), "xavier"), "scheme must be one of glorot, sparse; got 'xavier'"),
     # Models
     (model(-0.1), "weight_decay must be at least 0, got -0.1"),

@@ -76,7 +76,6 @@ def test_a_wrong_scale_is_named(name: str, mistake: str, factor: str | float) ->
 @pytest.mark.parametrize("name", NAMES)
 def test_targets_from_a_uniform_distribution_are_named(name: str) -> None:
     p, M = problem(name), 60
-    at = p.at()
     rng = np.random.default_rng(4)
     shape = (M, *np.shape(p.y))
     targets = {"categorical": lambda: rng.integers(0, p.sizes[-1], shape),

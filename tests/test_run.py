@@ -198,7 +198,8 @@ def test_weights_are_read_out_of_a_checkpoint(tmp_path):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_run_in_parts_is_one_run_to_the_last_bit(tmp_path, optimizer, dtype):
-    what = {"optimizer": optimizer.partition(",")[0], "settings": OPTIMIZERS[optimizer], "dtype": dtype, "batch": "growing:40:9"}
+    what = {"optimizer": optimizer.partition(",")[0], "settings": OPTIMIZERS[optimizer], "dtype": dtype,
+            "batch": "growing:40:9"}
     start(tmp_path / "whole", 14, **what)
     start(tmp_path / "parts", 1, **what)
     for end in (3, 4, 8, 12, 14):
