@@ -23,6 +23,7 @@ from kfac_ref import params, training
 data, eta = kr.datasets.digits(), 1e-5
 model = kr.Model(kr.MLP((64, 20, 10), "tanh"), kr.Categorical(), weight_decay=eta)
 start = model.init(np.random.default_rng(0))
+RULE = {"judged_on": "same batch", "T1": 5}                     # the paper's, as in the tutorial
 
 
 def batches(n, seed=0):                                         # n of 300 cases, those of the tutorial for seed 0
@@ -124,7 +125,7 @@ class Tied(kr.optimizers.KFAC):
 
 
 for seed in range(3):                                           # of batches and sampled targets
-    free, tied = (run(kind(model, lambda_0=0.001), 40, seed) for kind in (kr.optimizers.KFAC, Tied))
+    free, tied = (run(kind(model, lambda_0=0.001, **RULE), 40, seed) for kind in (kr.optimizers.KFAC, Tied))
     apart = [np.abs(params.flatten(v) - params.flatten(w)).max() for (v, _), (w, _) in zip(free, tied, strict=True)]
     h = [model.at(found[-1][0], data.x).loss(data.labels) for found in (free, tied)]
     print(f"seed {seed}: at step 5 {apart[4]:.3f} apart, at step 6 {apart[5]:.3f}; "
@@ -146,13 +147,13 @@ for seed in range(3):                                           # of batches and
 # every fifth. A sound lambda_0 is cheaper.
 
 # %%
-records = [record for _, record in run(kr.optimizers.KFAC(model, lambda_0=0.0001), 6)]
+records = [record for _, record in run(kr.optimizers.KFAC(model, lambda_0=0.0001, **RULE), 6)]
 h = [record.loss for record in records]                         # before each step, on its batch
 print("h before each step:", *(f"{value:.3g}" for value in h), f"; rho at step 5: {records[4].rho:.2f}")
 assert np.diff(np.log(h[:5])).min() > 0.5                       # each of four steps raises h
 assert records[4].rho > 0                                       # not below -1, where it would be undone
 for settings in ({}, {"omega1": 0.5}):
-    found = run(kr.optimizers.KFAC(model, lambda_0=0.0001, T1=1, **settings), 120)
+    found = run(kr.optimizers.KFAC(model, lambda_0=0.0001, **(RULE | {"T1": 1} | settings)), 120)
     undone = [record.k for _, record in found if "undone" in record.safeguards]
     h = [model.at(found[k - 1][0], data.x).loss(data.labels) for k in (40, 120)]
     print(f"T1 = 1, {settings or 'omega1 = 0.95'}: {len(undone)} undone; h on all cases after 40 and 120 steps: "
