@@ -20,7 +20,7 @@ def damping():
 def problem():
     x = np.random.default_rng(0).random((40, 6))
     model = kr.Model(kr.MLP((6, 4, 3, 6), "tanh"), kr.Bernoulli(), weight_decay=1e-3)
-    optimizer = kr.optimizers.KFAC(model, lambda_0=0.1, tau1=1 / 2, T3=1)
+    optimizer = kr.optimizers.KFAC(model, lambda_0=0.1, tau1=1 / 2, T3=1, judged_on="same batch", T1=5)
     history = training.train(optimizer, model.init(np.random.default_rng(1), "glorot"), x, x, 6, seed=2)
     return optimizer, history.state, x
 

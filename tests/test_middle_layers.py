@@ -88,7 +88,7 @@ def test_training_is_the_optimizers_own_steps(scheme, monkeypatch):
     model = ml.untrained(3)
     found = ml.trained(model, data, scheme, (0, 2, 3), seed=5)
     assert list(found) == [0, 2, 3]
-    opt = kr.optimizers.KFAC(model)
+    opt = kr.optimizers.KFAC(model, judged_on="same batch", T1=5)
     state = opt.init(model.init(np.random.default_rng(5), scheme), 5)
     for k in range(4):
         if k:
@@ -99,10 +99,10 @@ def test_training_is_the_optimizers_own_steps(scheme, monkeypatch):
 
 
 def test_gamma_is_still_1_after_seven_steps():
-    """What the figures say of K-FAC's own gamma, with its usual settings."""
+    """What the figures say of K-FAC's own gamma."""
     _, data = ml.images(40)
     model = ml.untrained(3)
-    opt = kr.optimizers.KFAC(model)
+    opt = kr.optimizers.KFAC(model, judged_on="same batch", T1=5)
     state = opt.init(model.init(np.random.default_rng(0)), 0)
     for _ in range(7):
         state, record = opt.step(state, data.x, data.labels)

@@ -121,7 +121,7 @@ plotting.Player(frames, captions, "A step that turns and shrinks as lambda grows
 # %%
 data = kr.datasets.digits().x[:300]
 net = kr.Model(kr.MLP((64, 20, 6, 20, 64), ("logistic", "identity", "logistic")), kr.Bernoulli(), weight_decay=1e-5)
-opt = kr.optimizers.KFAC(net, lambda_0=0.01, T3=5, tau1=1)
+opt = kr.optimizers.KFAC(net, lambda_0=0.01, T3=5, tau1=1, judged_on="same batch", T1=5)
 state = kr.training.train(opt, net.init(np.random.default_rng(0)), data, data, 20, progress=False).state
 at, damping = net.at(state.weights, data), state.lambda_ + net.weight_decay
 factors = kr.factors.as_factors(state.average.moments)         # the running average of A and G: tutorial 9

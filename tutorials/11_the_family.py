@@ -51,7 +51,7 @@ def read(path):
 data = kr.datasets.digits()
 x, y = data.x[:300].reshape(-1, 4, 2, 4, 2).mean(axis=(2, 4)).reshape(-1, 16), data.labels[:300]
 model = kr.Model(kr.MLP((16, 8, 8, 10), "relu"), kr.Categorical(), weight_decay=1e-5)
-opt = kr.optimizers.KFAC(model)
+opt = kr.optimizers.KFAC(model, judged_on="same batch", T1=5)
 state = opt.init(model.init(np.random.default_rng(0), "glorot"), seed=0)
 for _ in range(50):
     state, _ = opt.step(state, x, y)

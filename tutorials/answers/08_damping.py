@@ -108,7 +108,7 @@ assert h + change - lowest < 0.01
 # %%
 data = kr.datasets.digits().x[:300]
 net = kr.Model(kr.MLP((64, 20, 6, 20, 64), ("logistic", "identity", "logistic")), kr.Bernoulli(), weight_decay=1e-5)
-opt = kr.optimizers.KFAC(net, lambda_0=0.01, T3=5, tau1=1)
+opt = kr.optimizers.KFAC(net, lambda_0=0.01, T3=5, tau1=1, judged_on="same batch", T1=5)
 strengths, best = np.geomspace(1e-6, 100, 41), {}
 for steps in (20, 100):
     run = kr.training.train(opt, net.init(np.random.default_rng(0)), data, data, steps, progress=False)

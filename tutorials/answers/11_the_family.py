@@ -24,7 +24,7 @@ x, y = data.x[:300].reshape(-1, 4, 2, 4, 2).mean(axis=(2, 4)).reshape(-1, 16), d
 
 def trained(hidden, likelihood, y, steps=50):                   # the model on all cases after some steps of K-FAC
     model = kr.Model(kr.MLP((16, 8, 8, 10), hidden), likelihood, weight_decay=1e-5)
-    opt = kr.optimizers.KFAC(model)
+    opt = kr.optimizers.KFAC(model, judged_on="same batch", T1=5)
     state = opt.init(model.init(np.random.default_rng(0), "glorot"), seed=0)
     for _ in range(steps):
         state, _ = opt.step(state, x, y)
