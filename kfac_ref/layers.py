@@ -199,10 +199,10 @@ def rearranged(g_i: Array, a_i: Array, g_j: Array, a_j: Array) -> Array:
 
     Parameters
     ----------
-    g_i, g_j : (K, N, *T, m_i) and (K, N, *T, m_j) arrays
-        Gradients with respect to the outputs of the two layers.
-    a_i, a_j : (N, *T, n_i) and (N, *T, n_j) arrays
-        Inputs of the two layers.
+    g_i, a_i : (K, N, *T, m_i) and (N, *T, n_i) arrays
+        Gradients with respect to the outputs of one layer, and its inputs.
+    g_j, a_j : (K, N, *T, m_j) and (N, *T, n_j) arrays
+        The same for the other layer.
 
     Returns
     -------
