@@ -45,7 +45,7 @@ nitpicky = True
 # The site is built without the network, so there is no inventory of other projects' names.
 nitpick_ignore_regex = [("py:.*", r"(np|numpy|scipy|matplotlib|collections|argparse|pathlib|random|os)\..*"),
                         ("py:.*", r"(Any|Path|Axes|DTypeLike|AbstractContextManager|Callable|Figure|Sequence|Mapping|"
-                         r"Iterator|NDArray|dtype|slice|TypeVar)")]
+                         r"Iterator|NDArray|dtype|slice|TypeVar|Layers|Value)")]
 
 # One file draws all formulas, and nothing is asked of another host.
 MATHJAX = next(file for file in files("sphinx-mathjax-offline") or () if file.name == "tex-svg.js")

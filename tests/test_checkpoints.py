@@ -271,7 +271,7 @@ def rewritten(tiny, path, change):
 
 
 @pytest.mark.parametrize(("change", "word"), [
-    (lambda h: h.update(format=2), "of another format: 2, where this run has 1"),
+    (lambda h: h.update(format=1), "of another format: 1, where this run has 2"),
     (lambda h: h["environment"].update(kfac_ref="0.0.1"), "of another version of kfac_ref: '0.0.1', where"),
     (lambda h: h.update(optimizer="SGD"), "of another optimizer: 'SGD', where this run has 'KFAC'"),
     (lambda h: h["shapes"].append([1, 2]), r"of another network \(shapes of its weights\): \[\[2, 3\], \[1, 3\], \[1"),

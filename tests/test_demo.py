@@ -558,7 +558,7 @@ def test_every_method_has_as_many_trials():
     for name, method in autoencoder.METHODS.items():
         assert len({tuple(t.items()) for t in trials[name]}) == 16
         assert method.settings in trials[name]
-        assert all(list(t) == list(method.grid) for t in trials[name])
+        assert all({*t} == {*method.grid, *method.settings} for t in trials[name])
         for settings in trials[name]:
             autoencoder.compared().settings(method, settings, 0)
 

@@ -26,7 +26,7 @@ from kfac_ref.optimizers import KFAC, SGD, Adam
 from tests.problems import LIKELIHOODS, close, labels, problem
 
 N = 24
-OPTIMIZERS = {"KFAC": lambda model: KFAC(model, tau1=1 / 2, T2=4, T3=2), "SGD": lambda model: SGD(model, 0.1),
+OPTIMIZERS = {"KFAC": lambda model: KFAC(model, tau1=1 / 2, T2=4, T3=2, examples=N), "SGD": lambda model: SGD(model, 0.1),
               "Adam": lambda model: Adam(model, 0.01)}
 EACH = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
@@ -316,7 +316,7 @@ def test_the_average_decays_by_the_papers_number_unless_told():
 
 def test_evaluations_stand_where_they_were_asked_for_and_say_what_the_model_says():
     p, held_out = data("bernoulli")
-    opt, asked = KFAC(p.model, tau1=1 / 2), (0, 1, 4, 9)
+    opt, asked = KFAC(p.model, tau1=1 / 2, examples=N), (0, 1, 4, 9)
     history = train(opt, p, 9, training.fixed(8), evaluate_at={*asked, 50}, test=held_out)
     iterates, _ = plain(opt, p, 9, training.fixed(8))
     assert tuple(e.k for e in history.evaluations) == asked
@@ -367,7 +367,7 @@ def test_seconds_are_those_of_the_steps_alone(monkeypatch):
         clock.now += 1
         return inner.step(state, x, y)
 
-    def slow_error(self, y):
+    def slow_error(self, y=None):
         clock.now += 1000
         return error(self, y)
 
@@ -437,7 +437,7 @@ def test_an_evaluation_that_an_interruption_left_out_is_made_up_for(monkeypatch)
     p, _ = data()
     opt = SGD(p.model, 0.1)
 
-    def interrupted(self, y):
+    def interrupted(self, y=None):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -535,7 +535,7 @@ def test_ctrl_c_in_an_evaluation_keeps_the_steps_before_it(monkeypatch, k):
     until_then = train(SGD(p.model, 0.1), p, k)
     error, left = kr.Point.error, iter(range(0 if k == 0 else 2))
 
-    def interrupted(self, y):
+    def interrupted(self, y=None):
         if next(left, None) is None:
             raise KeyboardInterrupt
         return error(self, y)

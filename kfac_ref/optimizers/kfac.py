@@ -332,7 +332,7 @@ class KFAC(Settings):
     def is_bad(self, actual: float, predicted: float, h: float) -> bool:
         """Return whether to undo the step: ``actual > undo min(-predicted, |h|)``, or not finite (not in the paper).
 
-        If M predicts a negative h, the prediction is not a sensible scale, so |h| is used too.
+        If M predicts a negative h, the prediction is not a sensible scale, so ``|h|`` is used too.
         """
         return self.undo is not None and not actual <= self.undo * min(-predicted, abs(h))
 

@@ -298,6 +298,6 @@ def rho(actual: float, M: float) -> float:
 
 @quantity("nu", "number", "Ba et al. 2017", "solve", fields=("kl_clip",))
 def kl_clip(problem: Problem, step: Layers, gradient: Layers) -> float:
-    """min(1, sqrt(kappa / (lr^2 |step . grad h|)))"""
+    """min(1, sqrt(kappa / (lr^2 abs(step . grad h))))"""
     assert problem.kl_clip is not None
     return quadratic_model.kl_clip(step, gradient, problem.kl_clip.kappa, problem.kl_clip.learning_rate)
