@@ -92,15 +92,18 @@ def final(folder):
 
 def stop_at(monkeypatch, k, *signals):
     """Send signals to this process in the middle of step k."""
-    propose = KFAC.propose
+    steps = iter(range(1, 10**6))
 
-    def stopped(self, state, *arguments):
-        if state.k + 1 == k:
-            for number in signals:
-                os.kill(os.getpid(), number)
-        return propose(self, state, *arguments)
+    def stopping(function):
+        def stopped(self, *arguments):
+            if next(steps) == k:
+                for number in signals:
+                    os.kill(os.getpid(), number)
+            return function(self, *arguments)
+        return stopped
 
-    monkeypatch.setattr(KFAC, "propose", stopped)
+    monkeypatch.setattr(KFAC, "propose", stopping(KFAC.propose))
+    monkeypatch.setattr(kr.optimizers.SGD, "step", stopping(kr.optimizers.SGD.step))
 
 
 # A whole run

@@ -108,7 +108,8 @@ def test_settings_are_the_arguments_of_the_optimizer_and_reach_it(name, kind):
         if setting in by_name:
             continue
         other = {"beta1": 0.5, "beta2": 0.5, "T2": 40, "momentum": False, "omega1": 0.5, "omega2": 0.5,
-                 "gamma_min": 0.25, "undo": None, "judged_on": "same batch", "examples": 7}.get(setting, value and value / 2)
+                 "gamma_min": 0.25, "undo": None, "judged_on": "same batch", "examples": 7}
+        other = other[setting] if setting in other else value and value / 2
         other = 10 if setting in ("T1", "T3") else other
         chosen = Settings(optimizer=name, net="64-3-64", settings={setting: other})
         assert getattr(chosen.make_optimizer(chosen.model()), setting) == other != value

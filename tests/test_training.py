@@ -26,7 +26,8 @@ from kfac_ref.optimizers import KFAC, SGD, Adam
 from tests.problems import LIKELIHOODS, close, labels, problem
 
 N = 24
-OPTIMIZERS = {"KFAC": lambda model: KFAC(model, tau1=1 / 2, T2=4, T3=2, examples=N), "SGD": lambda model: SGD(model, 0.1),
+OPTIMIZERS = {"KFAC": lambda model: KFAC(model, tau1=1 / 2, T2=4, T3=2, examples=N),
+              "SGD": lambda model: SGD(model, 0.1),
               "Adam": lambda model: Adam(model, 0.01)}
 EACH = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
