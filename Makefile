@@ -1,4 +1,5 @@
 # Targets are listed by `make`; each one is complete on a fresh machine: it makes .venv and installs what it needs.
+# The minutes are the budget of a target on two cores, after installation; .ci/run says when one is exceeded.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -8,8 +9,9 @@ OUT    ?= demo
 .PHONY: help demo test test-all test-kernels lint dist bench figures figures-paper findings vectors oracle-report docs notebooks handout mutants peers clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## | [|] ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %7s  %s\n", $$1, (NF > 2 ? $$2 : ""), $$NF}' $(MAKEFILE_LIST)
 	@echo "  PYTHON=python3.12 chooses the interpreter that makes .venv; OUT=folder where the demo writes"
+	@echo "  KERNELS=\"Haswell Zen\" tests with these kernels alone"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "kfac_ref needs Python 3.11 or newer; choose one: make PYTHON=/path/to/python3.12"; exit 1; }
@@ -37,28 +39,27 @@ $(VENV)/docs: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@ $(VENV)/run
 
-demo: $(VENV)/run  ## train on the embedded digits, compare with the exact Fisher, write figures and tables
+demo: $(VENV)/run  ## 2 min | train on the embedded digits, compare with the exact Fisher, write figures and tables
 	$(BIN)/kfac-ref demo --out $(OUT)
 
 # A worker for each core; tests that share something that takes long are on one worker (the mark xdist_group).
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 
-test: $(VENV)/test  ## run the tests, but those that are marked slow
+test: $(VENV)/test  ## 3 min | run the tests, but those that are marked slow
 	$(PYTEST) -m "not slow"
 
-test-all: test docs  ## run all tests: mutants, figures in their quick setting, and the site in a browser too
+test-all: test docs  ## 10 min | run all tests, with mutants, figures in their quick setting, and the site in a browser
 	$(PYTEST) -m slow
 
-# KERNELS="Haswell Zen" runs those alone.
-test-kernels: $(VENV)/test  ## run the numeric tests with every OpenBLAS kernel that the processor can run
+test-kernels: $(VENV)/test  ## 15 min | run the numeric tests with every OpenBLAS kernel that the processor can run
 	$(BIN)/python -m tests.kernels $(KERNELS)
 
-lint: $(VENV)/lint  ## ruff, mypy and numpydoc
+lint: $(VENV)/lint  ## 2 min | ruff, mypy and numpydoc
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/numpydoc lint $$(git ls-files 'kfac_ref/*.py')
 
-dist: $(VENV)/dist  ## build the sdist and the wheel, check them, and use them in a fresh environment outside of the clone
+dist: $(VENV)/dist  ## 3 min | build the sdist and the wheel, check them, and use them in a fresh environment outside of the clone
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m twine check --strict dist/*
@@ -70,23 +71,23 @@ dist: $(VENV)/dist  ## build the sdist and the wheel, check them, and use them i
 	venv/bin/kfac-ref vectors --copy vectors; \
 	venv/bin/kfac-ref check vectors/categorical-tanh.json vectors/categorical-tanh.json
 
-bench: $(VENV)/run  ## time one step against its bare BLAS calls, the family, and other implementations if installed
+bench: $(VENV)/run  ## 5 min | time one step against its bare BLAS calls, the family, and other implementations if installed
 	$(BIN)/python tests/bench/step.py
 	$(BIN)/python tests/bench/family.py
 	$(BIN)/python tests/bench/peers.py
 
 # The convergence is drawn from its committed runs; these two take five minutes each.
 LONG := figures/approximations.py figures/plateau.py
-figures: $(VENV)/run  ## draw the committed figures anew; under five minutes
+figures: $(VENV)/run  ## 5 min | draw the committed figures anew
 	for script in $(filter-out $(LONG),$(wildcard figures/*.py)); do $(BIN)/python $$script || exit 1; done
 
-figures-paper: $(VENV)/run  ## run the long comparisons anew into the folder figures-paper, about two hours, resumable
+figures-paper: $(VENV)/run  ## 150 min | run the long comparisons anew into the folder figures-paper; resumable
 	for script in figures/convergence.py $(LONG); do $(BIN)/python $$script --out figures-paper/$$(basename $$script .py) || exit 1; done
 
-findings: $(VENV)/run  ## write docs/what_we_found.md from the numbers beside the figures
+findings: $(VENV)/run  ## 1 min | write docs/what_we_found.md from the numbers beside the figures
 	$(BIN)/python docs/what_we_found.py
 
-vectors: $(VENV)/test  ## write the test vectors anew from the definitions, under a minute; says which bytes changed
+vectors: $(VENV)/test  ## 1 min | write the test vectors anew from the definitions and say which bytes changed
 	$(BIN)/python -m tests.vectors.make
 	$(BIN)/python -m tests.vectors.flags
 
@@ -99,25 +100,25 @@ $(PEERS)/peers: tests/peers/requirements.txt setup.cfg pyproject.toml | $(BIN)/p
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/peers/requirements.txt --editable .
 	@touch $@
 
-peers: $(PEERS)/peers  ## run other implementations against this one, in a venv of their own (2 GB), and print a table
+peers: $(PEERS)/peers  ## 15 min | run other implementations against this one, in a venv of their own (2 GB), and print a table
 	KFAC_REF_REQUIRE=peers $(PEERS)/bin/python -m pytest tests/peers
 	$(PEERS)/bin/python -m tests.peers.table
 
-oracle-report: $(VENV)/test  ## put every known mistake into every vector and write what the diagnosis finds
+oracle-report: $(VENV)/test  ## 5 min | put every known mistake into every vector and write what the diagnosis finds
 	$(BIN)/python -m tests.oracle_report
 
-handout: $(VENV)/run  ## pack the exercises without their solutions, for students: kfac-exercises.zip
+handout: $(VENV)/run  ## 1 min | pack the exercises without their solutions, for students: kfac-exercises.zip
 	$(BIN)/python tutorials/exercises/handout.py kfac-exercises.zip
 
-docs: $(VENV)/docs  ## build the course's site from the sources into the folder site; it opens without a network
+docs: $(VENV)/docs  ## 3 min | build the course's site from the sources into the folder site; it opens without a network
 	$(BIN)/python docs/build.py
 
-notebooks: $(VENV)/docs  ## write each tutorial and its answers as notebooks into the folder notebooks
+notebooks: $(VENV)/docs  ## 1 min | write each tutorial and its answers as notebooks into the folder notebooks
 	mkdir -p notebooks/answers
 	for script in $(wildcard tutorials/[0-9]*.py tutorials/answers/*.py); do to=notebooks/$${script#tutorials/}; $(BIN)/jupytext --quiet --to ipynb --output $${to%.py}.ipynb $$script || exit 1; done
 	sed -i 's#(\(answers/\|\.\./\)\([0-9a-z_]*\)\.py)#(\1\2.ipynb)#' notebooks/*.ipynb notebooks/answers/*.ipynb
 
-mutants: $(VENV)/test  ## break the package on purpose and print which tests notice
+mutants: $(VENV)/test  ## 20 min | break the package on purpose and print which tests notice
 	$(BIN)/python -m tests.mutants
 
 clean:  ## remove .venv, .venv-peers, the site, the notebooks and what the tools left

@@ -131,9 +131,7 @@ def number(name: str, value: Any, low: float, high: float = np.inf, *, above: bo
            below: bool = False) -> float:
     """Return `value` as a finite float in [low, high]; `above` leaves out the lower end, `below` the upper one."""
     try:
-        if isinstance(value, str):                  # float would read a number in it
-            raise TypeError
-        value = float(value)
+        value = float(None if isinstance(value, str) else value)        # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number, got {value!r}") from None
     inside = (value > low if above else value >= low) and (value < high if below else value <= high)

@@ -1,8 +1,8 @@
 """Run the numeric tests with every OpenBLAS kernel that this processor can run: ``python -m tests.kernels [NAME ...]``.
 
 OpenBLAS chooses a kernel for the processor, and each kernel rounds in its own way. ``OPENBLAS_CORETYPE`` chooses
-another one, so that a test that depends on rounding fails here and not on somebody else's machine. Each kernel runs
-with one BLAS thread and with two, after a run without ``OPENBLAS_CORETYPE``.
+another one, so that a test that depends on rounding fails here and not on somebody else's machine. Each kernel
+runs with one BLAS thread and with two.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ ROOT = Path(__file__).parents[1]
 #: The kernels, and the flags in /proc/cpuinfo that a processor must have to run them.
 KERNELS = {"Prescott": "pni", "Nehalem": "sse4_2", "Sandybridge": "avx", "Haswell": "avx2 fma", "Zen": "avx2 fma",
            "SkylakeX": "avx512f avx512cd avx512bw avx512dq avx512vl"}
-#: A test module is numeric if it compares with a tolerance and neither draws nor starts processes.
-NUMERIC, OTHER = re.compile(r"\b(close|assert_allclose|approx)\("), re.compile(r"import .*\b(plotting|subprocess)\b")
+#: What a numeric test module imports: the small problems that tests share, or the oracle's right values.
+NUMERIC = re.compile(r"^from (\S*\.problems import|kfac_ref\.oracle import .*\bReference\b)", re.MULTILINE)
 #: Prints the kernels that NumPy's and SciPy's OpenBLAS use.
-USED = ("import numpy, scipy.linalg, threadpoolctl as t; "
-        "print(*sorted({i.get('architecture', i['internal_api']) for i in t.threadpool_info() if i['user_api'] == 'blas'}))")
+USED = ("import numpy, scipy.linalg, threadpoolctl; "
+        "print(*sorted({pool.get('architecture', '?') for pool in threadpoolctl.threadpool_info()}))")
 
 
 def modules() -> list[str]:
     """Return the files of the numeric tests."""
-    texts = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").glob("test_*.py"))}
-    return [str(path) for path, text in texts.items() if NUMERIC.search(text) and not OTHER.search(text)]
+    paths = sorted((ROOT / "tests").glob("test_*.py"))
+    return [str(path) for path in paths if NUMERIC.search(path.read_text(encoding="utf-8"))]
 
 
 def python(kernel: str, threads: int, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,19 +47,21 @@ def main() -> int:
               f"{platform.system()}")
         return 0
     flags = set(re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)[1].split())    # type: ignore[index]
-    failed, tests = [], modules()
-    print(f"{len(tests)} test modules\n{'OPENBLAS_CORETYPE':18s}{'in use':12s}threads  result", flush=True)
-    for kernel in ["", *(sys.argv[1:] or KERNELS)]:
+    failed, tests, seen = [], modules(), {}
+    print(f"{len(tests)} test modules\n{'OPENBLAS_CORETYPE':18s}{'in use':13s}threads  result", flush=True)
+    for kernel in sys.argv[1:] or ["", *KERNELS]:
+        name = kernel or "(not set)"
         if missing := set(KERNELS[kernel].split()) - flags if kernel else set():
-            print(f"{kernel:18s}-           -        skipped: the processor lacks {' '.join(sorted(missing))}")
+            print(f"{name:18s}{'-':13s}-        skipped: the processor lacks {' '.join(sorted(missing))}", flush=True)
             continue
-        used = python(kernel, 1, "-c", USED).stdout.strip()
-        if kernel not in ("", used):
-            print(f"{kernel:18s}{used:12s}-        skipped: not in this OpenBLAS")
+        used = python(kernel, 1, "-c", USED).stdout.strip()         # another word for Prescott is Katmai
+        if used in seen:
+            print(f"{name:18s}{used:13s}-        the same kernel as {seen[used]}", flush=True)
             continue
+        seen[used] = name
         for threads in (1, 2):
             done = python(kernel, threads, "-m", "pytest", "-q", "-n", "auto", "-m", "not slow", "--tb=short", *tests)
-            print(f"{kernel or '(not set)':18s}{used:12s}{threads:<9d}{done.stdout.splitlines()[-1]}", flush=True)
+            print(f"{name:18s}{used:13s}{threads:<9d}{done.stdout.splitlines()[-1]}", flush=True)
             failed += [done.stdout + done.stderr] if done.returncode else []
     print("\n".join(failed), end="")
     return int(bool(failed))

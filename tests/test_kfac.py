@@ -29,7 +29,9 @@ from .problems import LIKELIHOODS, close, direction, labels, problem, relative
 EACH = pytest.mark.parametrize("likelihood", sorted(LIKELIHOODS))
 ETA = 0.01
 #: The paper's algorithm alone: none of the safeguards that it does not have.
-PAPER = {"gamma_min": 0.0, "gamma_max": math.inf, "lambda_floor": 0.0, "undo": None}
+PAPER = {"gamma_min": 0.0, "gamma_max": math.inf, "lambda_floor": 0.0, "undo": None, "judged_on": "same batch"}
+#: A step is judged on its own batch.
+SAME = {"judged_on": "same batch"}
 
 
 def batches(likelihood, p, steps, N=12, seed=4):
@@ -225,13 +227,18 @@ def omegas(opt, p):
     """Return the factors of lambda and gamma as they act: on a lambda of 1 after a good step, and on a gamma of 1/2."""
     state = dataclasses.replace(opt.init(p.at.weights), k=opt.T2 - 1, gamma=0.5)
     at = dataclasses.replace(p.at, y=p.y)
-    return opt.look_back(p.at.weights, at, at.loss() + 1, -1.0, 1.0)[2], opt.gammas(state)[1] / 0.5
+    lambda_ = {good: opt.judge(dataclasses.replace(state, predicted=-1.0), at, at.loss() + good)[0].lambda_
+               for good in (1.0, 0.5)}
+    close(lambda_[0.5], state.lambda_, 0)                       # rho = 1/2 changes nothing
+    return lambda_[1.0] / state.lambda_, opt.gammas(state)[1] / 0.5
 
 
 def test_the_default_settings_are_those_of_the_paper():
     p = problem(weight_decay=ETA)
     opt = KFAC(p.model)
-    assert (opt.T1, opt.T2, opt.T3, opt.tau1, opt.ceiling) == (5, 20, 20, 1 / 8, 0.95)
+    assert (opt.T1, opt.T2, opt.T3, opt.tau1, opt.ceiling) == (1, 20, 20, 1 / 8, 0.95)
+    assert (opt.judged_on, opt.smoothing, opt.examples) == ("next batch", 0.8, None)
+    opt = KFAC(p.model, T1=5, **SAME)
     close(omegas(opt, p), [(19 / 20)**5, math.sqrt(19 / 20)**20], 1e-14)
     assert (opt.approximation, opt.expectation) == (approximations.BLOCK_DIAGONAL, kr.one_draw)
     close(KFAC(opt.model, lambda_0=0.2).init(p.at.weights).gamma, math.sqrt(0.2 + ETA), 1e-14)
@@ -239,7 +246,7 @@ def test_the_default_settings_are_those_of_the_paper():
 
 def test_settings_that_were_not_given_follow_the_others_in_a_changed_copy():
     p, decayed = problem(), problem(weight_decay=0.36)
-    opt = dataclasses.replace(KFAC(p.model), T1=10, T2=40)
+    opt = dataclasses.replace(KFAC(p.model, **SAME), T1=10, T2=40)
     close(omegas(opt, p), [(19 / 20)**10, (19 / 20)**20], 1e-14)
     opt = dataclasses.replace(KFAC(p.model), model=decayed.model)
     assert opt.gammas(dataclasses.replace(opt.init(p.at.weights), k=19, gamma=0.7))[1] == 0.6
@@ -655,9 +662,7 @@ def test_values_of_one_name_are_equal_in_all_parts_of_a_step():
     assert (record.rho, record.actual) == (judgement.rho, judgement.actual)
     assert record.safeguards == judgement.safeguards
     assert record.refreshed == detail.proposal.refreshed
-    # lambda is that of this step in the record, and of the next one in the judgement.
-    assert detail.lambda_ == record.lambda_
-    assert judgement.lambda_ == detail.state.lambda_
+    assert detail.lambda_ == record.lambda_                     # of this step; that of the next one is in the state
 
 
 # The record
@@ -667,7 +672,7 @@ def test_values_of_one_name_are_equal_in_all_parts_of_a_step():
 def test_the_record_says_what_was_decided(likelihood):
     p = problem(likelihood, weight_decay=ETA)
     data = batches(likelihood, p, 12)
-    opt = KFAC(p.model, **SHORT)
+    opt = KFAC(p.model, **SHORT, **SAME)
     states, records = run(opt, p.at.weights, data)
     for k, (before, after, record, (x, y)) in enumerate(zip(states, states[1:], records, data, strict=False), 1):
         detail = opt.explain(before, x, y)
@@ -684,7 +689,7 @@ def test_the_record_says_what_was_decided(likelihood):
 @EACH
 def test_the_predicted_change_is_that_of_the_quadratic_model(likelihood):
     p = problem(likelihood, weight_decay=ETA)
-    opt = KFAC(p.model, **SHORT)
+    opt = KFAC(p.model, **SHORT, **SAME)
     state = opt.init(p.at.weights)
     for x, y in batches(likelihood, p, 7):
         detail = opt.explain(state, x, y)
@@ -698,7 +703,7 @@ def test_the_predicted_change_is_that_of_the_quadratic_model(likelihood):
 def test_rho_is_measured_every_t1_steps_and_only_then():
     p = problem(weight_decay=ETA)
     data = batches("categorical", p, 7)
-    states, records = run(KFAC(p.model, **(SHORT | {"T1": 3})), p.at.weights, data)
+    states, records = run(KFAC(p.model, **(SHORT | {"T1": 3}), **SAME), p.at.weights, data)
     for k, (after, record, (x, y)) in enumerate(zip(states[1:], records, data, strict=True), 1):
         assert ("rho" in record.seconds) == (k % 3 == 0)
         if k % 3:
@@ -731,7 +736,7 @@ def test_an_inverse_is_formed_only_where_it_is_kept(T3, form):
 
 def test_the_seconds_are_those_of_the_paper_s_table():
     p = problem()
-    _, records = run(KFAC(p.model, tau1=0.5), p.at.weights, batches("categorical", p, 5))
+    _, records = run(KFAC(p.model, T1=5, tau1=0.5, **SAME), p.at.weights, batches("categorical", p, 5))
     always = {"gradient", "factors", "exact F", "update"}
     assert [set(r.seconds) - always for r in records] == [{"inverses"}] * 3 + [{"solve"}, {"solve", "rho"}]
     assert all(always <= set(r.seconds) and min(r.seconds.values()) >= 0 for r in records)
@@ -760,7 +765,7 @@ def well_predicted():
 
 def test_the_floor_of_lambda_is_recorded_where_it_holds():
     p = well_predicted()
-    opt = KFAC(p.model, lambda_0=0.01, lambda_floor=0.007, omega1=0.8, T1=1)
+    opt = KFAC(p.model, lambda_0=0.01, lambda_floor=0.007, omega1=0.8, T1=1, **SAME)
     states, records = run(opt, p.at.weights, [(p.at.x, p.y)] * 4)
     assert all(r.rho > 3 / 4 for r in records)
     close([s.lambda_ for s in states], [0.01, 0.008, 0.007, 0.007, 0.007], 1e-14)
@@ -769,14 +774,14 @@ def test_the_floor_of_lambda_is_recorded_where_it_holds():
 
 def test_the_floor_raises_no_lambda():
     p = well_predicted()
-    opt = KFAC(p.model, lambda_0=0.001, lambda_floor=0.5, omega1=0.8, T1=1)
+    opt = KFAC(p.model, lambda_0=0.001, lambda_floor=0.5, omega1=0.8, T1=1, **SAME)
     states, _ = run(opt, p.at.weights, [(p.at.x, p.y)] * 3)
     assert [s.lambda_ for s in states] == [0.001] * 4
 
 
 def test_without_a_floor_lambda_falls_as_in_the_paper():
     p = well_predicted()
-    opt = KFAC(p.model, lambda_0=0.01, lambda_floor=0.0, omega1=0.8, T1=1)
+    opt = KFAC(p.model, lambda_0=0.01, lambda_floor=0.0, omega1=0.8, T1=1, **SAME)
     states, records = run(opt, p.at.weights, [(p.at.x, p.y)] * 4)
     close([s.lambda_ for s in states], 0.01 * 0.8 ** np.arange(5), 1e-14)
     assert not any(r.safeguards for r in records)
@@ -852,7 +857,7 @@ def assert_undone(state, detail, lambda_):
 
 
 def overshot(p, **settings):
-    opt = Overshooting(p.model, T1=1, omega1=0.5, tau1=0.5, **settings)
+    opt = Overshooting(p.model, T1=1, omega1=0.5, tau1=0.5, **SAME, **settings)
     state = opt.init(p.at.weights)
     return opt, state, opt.explain(state, p.at.x, p.y)
 
@@ -890,7 +895,7 @@ def test_the_rule_holds_from_minus_undo_on():
 def test_a_rise_is_also_measured_by_h_since_m_may_promise_what_cannot_be():
     p = well_predicted()
     Promising.y = p.y
-    opt = Promising(p.model, T1=1, omega1=0.5, tau1=0.5)
+    opt = Promising(p.model, T1=1, omega1=0.5, tau1=0.5, **SAME)
     state = opt.init(p.at.weights)
     detail = opt.explain(state, p.at.x, p.y)
     times = detail.record.actual / detail.record.loss
@@ -904,7 +909,7 @@ def test_a_rise_is_also_measured_by_h_since_m_may_promise_what_cannot_be():
 
 def test_a_step_is_undone_only_where_it_is_looked_back_at():
     p = well_predicted()
-    opt = Overshooting(p.model, T1=2, tau1=0.5)
+    opt = Overshooting(p.model, T1=2, tau1=0.5, **SAME)
     _, records = run(opt, p.at.weights, [(p.at.x, p.y)] * 2)
     assert [r.safeguards for r in records] == [(), ("undone",)]
 
@@ -912,7 +917,7 @@ def test_a_step_is_undone_only_where_it_is_looked_back_at():
 @pytest.mark.parametrize("method", [Leaping, LeapingFar])
 def test_a_step_to_an_h_that_is_not_finite_is_undone(method):
     p = well_predicted()
-    opt = method(p.model, T1=1, omega1=0.5, tau1=0.5)
+    opt = method(p.model, T1=1, omega1=0.5, tau1=0.5, **SAME)
     state = opt.init(p.at.weights)
     detail = opt.explain(state, p.at.x, p.y)
     assert math.isnan(detail.record.rho)
@@ -922,7 +927,7 @@ def test_a_step_to_an_h_that_is_not_finite_is_undone(method):
 
 def test_a_step_to_weights_that_are_not_finite_is_taken_without_the_rule_and_the_next_one_is_refused():
     p = well_predicted()
-    opt = Leaping(p.model, T1=1, tau1=0.5, undo=None)
+    opt = Leaping(p.model, T1=1, tau1=0.5, undo=None, **SAME)
     state, record = opt.step(opt.init(p.at.weights), p.at.x, p.y)
     assert record.safeguards == ()
     assert state.lambda_ > record.lambda_
@@ -947,6 +952,80 @@ def test_rounding_at_the_optimum_undoes_nothing_and_raises_no_lambda(dtype):
     assert records[-1].lambda_ <= records[0].lambda_
 
 
+# A step judged on the next batch
+
+
+def next_batch(p, **settings):
+    return KFAC(p.model, T1=1, tau1=0.5, **settings)
+
+
+@EACH
+def test_with_all_examples_in_each_batch_the_next_batch_judges_as_the_paper_does(likelihood):
+    p = problem(likelihood, weight_decay=ETA)
+    data = [(p.at.x, p.y)] * 12
+    ours, paper = (run(next_batch(p, **how), p.at.weights, data)[1]
+                   for how in ({"smoothing": 0.0, "examples": len(p.y)}, SAME))
+    # What is judged after step k by the paper is judged before step k + 1 here.
+    close([r.rho for r in ours[1:]], [r.rho for r in paper[:-1]], 1e-9)
+    close([r.actual for r in ours[1:]], [r.actual for r in paper[:-1]], 1e-9)
+    close([r.lambda_ for r in ours], [r.lambda_ for r in paper], 1e-14)
+    close([r.loss for r in ours], [r.loss for r in paper], 1e-10)
+    assert math.isnan(ours[0].rho)
+
+
+@EACH
+@pytest.mark.parametrize("examples", [None, 36, 5])
+def test_rho_compares_curvature_and_slope_on_the_next_batch(likelihood, examples):
+    p = problem(likelihood, weight_decay=ETA)
+    data = batches(likelihood, p, 6)
+    opt = next_batch(p, examples=examples, undo=None, lambda_0=10.0)
+    states, records = run(opt, p.at.weights, data)
+    share = {None: 0.0, 36: 12 / 36, 5: 1.0}[examples]
+    curvatures = slopes = 0.0
+    for before, after, old, record, (x, y) in zip(states, states[1:], records, records[1:], data[1:], strict=False):
+        at, moved = p.model.at(before.weights, x), p.model.at(after.weights, x)
+        fresh = vector(at.gradient(y)) @ (vector(after.weights) - vector(before.weights))
+        curvature = moved.loss(y) - at.loss(y) - fresh
+        slope = share * 2 * old.predicted + (1 - share) * fresh
+        curvatures, slopes = 0.8 * curvatures + curvature, 0.8 * slopes + slope
+        # A difference of losses near 2 has lost digits.
+        close(record.actual, slope + curvature, 1e-9)
+        close(record.rho, 2 * (1 - curvatures / abs(slopes)), 1e-9)
+        factor = 0.95 if record.rho > 3 / 4 else 1 / 0.95 if record.rho < 1 / 4 else 1.0
+        close(record.lambda_, factor * old.lambda_, 1e-14)
+
+
+def test_the_next_batch_undoes_a_step_before_the_next_one_is_taken():
+    p = well_predicted()
+    opt = Overshooting(p.model, T1=1, tau1=0.5, lambda_0=1.0)
+    states, _ = run(opt, p.at.weights, [(p.at.x, p.y)])
+    assert relative(vector(states[1].weights), vector(states[0].weights)) > 1
+    detail = opt.explain(states[1], p.at.x, p.y)
+    assert detail.record.safeguards == ("undone",)
+    assert_same_bits(detail.at.weights, states[0].weights)
+    assert detail.record.mu == 0
+    close(detail.record.lambda_, (19 / 20) ** -5, 1e-14)
+
+
+@pytest.mark.parametrize("method", [Leaping, LeapingFar])
+def test_the_next_batch_undoes_a_step_that_is_not_finite(method):
+    p = well_predicted()
+    opt = method(p.model, T1=1, tau1=0.5)
+    state, _ = opt.step(opt.init(p.at.weights), p.at.x, p.y)
+    detail = opt.explain(state, p.at.x, p.y)
+    assert detail.record.safeguards == ("undone",)
+    assert_same_bits(detail.at.weights, p.at.weights)
+    assert math.isnan(detail.record.rho)
+
+
+def test_a_short_step_does_not_raise_lambda_however_noisy_its_slope():
+    p = problem("categorical", N=20, weight_decay=ETA)
+    opt = next_batch(p, lambda_0=1e6, smoothing=0.0)
+    _, records = run(opt, p.at.weights, batches("categorical", p, 30))
+    assert all(r.lambda_ <= 1e6 for r in records)
+    assert records[-1].lambda_ < 0.5e6
+
+
 # Structures
 
 
@@ -965,7 +1044,7 @@ def test_alpha_is_one_for_the_natural_gradient_with_the_same_damping(likelihood)
 @EACH
 def test_momentum_adds_nothing_to_the_natural_gradient_with_the_same_damping(likelihood):
     p = problem(likelihood, weight_decay=0.04)
-    opt = NaturalGradient(p.model, lambda_0=0.5, tau1=1.0)
+    opt = NaturalGradient(p.model, lambda_0=0.5, tau1=1.0, T1=100)
     _, records = run(opt, p.at.weights, [(p.at.x, p.y)] * 3)
     close([r.alpha for r in records], 1.0, 1e-10)
     np.testing.assert_allclose([r.mu for r in records], 0, rtol=0, atol=1e-10)
@@ -1075,7 +1154,7 @@ def test_the_loss_falls(method, likelihood):
 @pytest.mark.parametrize("method", [KFAC, NaturalGradient])
 def test_a_zero_gradient_gives_a_zero_step(method):
     p = problem("gaussian")
-    opt = method(p.model, T1=1, tau1=1.0)
+    opt = method(p.model, T1=1, tau1=1.0, **SAME)
     moving = dataclasses.replace(opt.init(p.at.weights), delta_0=tuple(direction(p)))
     for state in (opt.init(p.at.weights), moving):
         after, record = opt.step(state, p.at.x, p.at.z)

@@ -19,8 +19,8 @@ from kfac_ref.approximations import TABLE
 from kfac_ref.checks import Array
 from kfac_ref.expectations import OneDraw
 from kfac_ref.factors import as_factors
-from kfac_ref.model import Part
 from kfac_ref.network import ACTIVATIONS, Activation
+from kfac_ref.parts import Part
 from tests.problems import LIKELIHOODS, Problem, close, direction, expectations, problem, relative
 
 EACH = pytest.mark.parametrize("likelihood", sorted(LIKELIHOODS))

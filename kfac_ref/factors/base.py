@@ -198,12 +198,7 @@ class Factors:
         ValueError
             Where A and G are not means over examples, or not of the same network and reach.
         """
-        if not all(f.means for f in (self, *others)):
-            raise ValueError("these factors are not means over examples and cannot be merged or averaged: combine the "
-                             "moments of their estimator and finish those (see approximations)")
-        both = [Moments({(name, *key): S for name in "AG" for key, S in getattr(f, name).items()}, f.n)
-                for f in (self, *others)]
-        return as_factors(both[0].combine(mix, *both[1:]))
+        return as_factors(self._moments().combine(mix, *(other._moments() for other in others)))
 
     def merge(self, other: Factors) -> Factors:
         """Return the factors of both sets of examples together: means weighted by their counts.
@@ -218,8 +213,13 @@ class Factors:
         ValueError
             As in `combine`.
         """
-        n = self.n + other.n
-        return self.combine(lambda a, b: (self.n * a + other.n * b) / n, other)
+        return as_factors(self._moments().merge(other._moments()))
+
+    def _moments(self) -> Moments:
+        if not self.means:
+            raise ValueError("these factors are not means over examples and cannot be merged or averaged: combine the "
+                             "moments of their estimator and finish those (see approximations)")
+        return Moments({(name, *key): S for name in "AG" for key, S in getattr(self, name).items()}, self.n)
 
     def astype(self, dtype: DTypeLike) -> Factors:
         """Return the factors in another precision.

@@ -213,15 +213,11 @@ class KFAC(Settings):
     def judge(self, state: State, before: Point, h: float) -> tuple[State, Judgement]:
         """Judge the last step on some examples, at the weights before it: adapt lambda, or undo the step (sec. 6.5)."""
         actual, sums = self.change(state.weights, before, h), state.sums
-        if self.judged_on == SAME:
-            rho = reduction_ratio(actual, state.predicted)
-        else:
+        if self.judged_on == NEXT:
             actual, sums = self.against_slope(state, before, actual)
-            rho = ratio_to_slope(*sums)
         if abs(actual) + abs(state.predicted) <= 16 * np.finfo(before.z.dtype).eps * abs(h):
             return replace(state, before=None), Judgement(actual, math.nan, ())   # at the optimum the ratio is rounding
-        if not math.isfinite(actual):
-            actual, rho, sums = math.inf, math.nan, state.sums
+        rho = reduction_ratio(actual, state.predicted) if self.judged_on == SAME else ratio_to_slope(*sums)
         if self.is_bad(actual, state.predicted, h):
             return self.undone(state, sums), Judgement(actual, rho, ("undone",))
         lambda_ = next_lambda(state.lambda_, rho, self.factor1, self.lambda_floor)
@@ -325,10 +321,13 @@ class KFAC(Settings):
         """Return slope + curvature of the last step over all examples, and the sums of both (not in the paper)."""
         with np.errstate(over="ignore", invalid="ignore"):
             slope = params.inner(before.gradient(), params.add(state.weights, params.scale(-1.0, before.weights)))
-            curvature = actual - slope
+        if not math.isfinite(actual - slope):
+            return math.inf, (math.nan, math.nan)               # the ratio is NaN and the sums start again
+        curvature = actual - slope
         share = min(state.batch / self.examples, 1.0) if self.examples else 0.0
         slope = share * 2 * state.predicted + (1 - share) * slope
-        return slope + curvature, (self.smoothing * state.sums[0] + curvature, self.smoothing * state.sums[1] + slope)
+        old = state.sums if math.isfinite(state.sums[0]) else (0.0, 0.0)
+        return slope + curvature, (self.smoothing * old[0] + curvature, self.smoothing * old[1] + slope)
 
     def is_bad(self, actual: float, predicted: float, h: float) -> bool:
         """Return whether to undo the step: ``actual > undo min(-predicted, |h|)``, or not finite (not in the paper).
