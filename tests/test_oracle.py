@@ -104,7 +104,7 @@ def test_the_optimizer_takes_the_steps_of_the_vectors(name: str) -> None:
     assert t is not None
     optimizer = KFAC(p.model, TABLE[t.structure], lambda_0=t.lambda_0, T1=t.T1, T2=t.T2, T3=t.T3, omega1=t.omega1,
                      omega2=t.omega2, ceiling=t.ceiling, gamma_min=t.gamma_min, gamma_max=t.gamma_max,
-                     lambda_floor=t.lambda_floor, undo=None, momentum=t.momentum, judged_on="same batch")
+                     lambda_floor=t.lambda_floor, judged_on="same batch", undo=None, momentum=t.momentum)
     state = optimizer.init(p.weights)
     found: dict[str, list[Any]] = {name: [] for name in ("lambda", "gamma", "alpha", "mu", "M", "rho")}
     weights = []

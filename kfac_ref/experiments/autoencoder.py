@@ -25,7 +25,8 @@ LEVELS = (3.0, 2.0, 1.5, 1.0, 0.8, 0.7, 0.6)
 SEEDS = (0, 1, 2)
 TUNING_SEEDS = (100, 101)
 
-_KFAC_GRID = {"lambda_0": (0.001, 0.01, 0.1, 1), "tau1": (1 / 8, 1 / 4), "T3": (5, 20)}
+_KFAC_GRID = {"lambda_0": (0.001, 0.01, 0.1, 1), "tau1": (1 / 8, 1 / 4), "T3": (5, 20),
+              **{name: (value,) for name, value in PAPER_RULE.items()}}
 _SGD_GRID = {"learning_rate": (0.03, 0.05, 0.08, 0.12), "mu_max": (0.995, 0.999), "period": (5, 10)}
 _ADAM_GRID = {"learning_rate": (0.01, 0.02, 0.03, 0.05), "beta1": (0.8, 0.9), "beta2": (0.98, 0.99)}
 

@@ -123,7 +123,7 @@ def kfac_jax_pairs(model: kr.Model, dtype: Any) -> Iterator[Pair]:
         parameters = [(jax.numpy.asarray(W[:, :-1].T), jax.numpy.asarray(W[:, -1])) for W in weights]
         key = jax.random.PRNGKey(0)
         theirs_at = [parameters, optimizer.init(parameters, key, batch)]
-        opt = kr.optimizers.KFAC(model, tau1=1, T2=10**6, T3=1 if period == 1 else 10**6)
+        opt = kr.optimizers.KFAC(model, tau1=1, T2=10**6, T3=1 if period == 1 else 10**6, judged_on="same batch", T1=5)
         ours_at = [opt.init(weights)]
 
         def ours(opt: Any = opt, at: list[Any] = ours_at, x: Any = x, y: Any = y) -> Any:

@@ -5,9 +5,9 @@
 The bare calls of a step, for each layer with n = d_i + 1 inputs and m = d_{i+1} outputs and a batch of N (all of it
 used for the factors and for the exact F): forward, backward, gradient, the sampled backward pass, the two symmetric
 products of the factors, two R-passes, and ``G^-1 V A^-1``. A step with a refresh has potrf and potri of both factors
-too, and looks back at rho, which is one more forward pass. Bare calls and step are run in turns in one process, and
-the tables give medians and their ratio; the second is that of the paper's sec. 8, a row for each stage that a record
-keeps the seconds of. The last compares two ways to serve the three gammas of every T2-th step.
+too, and measures rho on its batch, which is one more forward pass. Bare calls and step are run in turns in one process,
+and the tables give medians and their ratio; the second is that of the paper's sec. 8, a row for each stage that a
+record keeps the seconds of. The last compares two ways to serve the three gammas of every T2-th step.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def step(model: kr.Model, dtype: Any, refresh: bool) -> Callable[[], dict[str, f
     rng = np.random.default_rng(0)
     x = rng.random((N, model.network.sizes[0])).astype(dtype)
     y: Any = x if isinstance(model.likelihood, kr.Bernoulli) else rng.integers(0, model.network.sizes[-1], N)
-    # Step 6 makes its inverses anew and looks back, step 5 does neither; lambda and gamma stay.
-    opt = kr.optimizers.KFAC(model, tau1=1, T1=6, T2=2 * 10**6, T3=2, omega1=1, omega2=1)
+    # Step 6 makes new inverses and is judged, step 5 does neither; lambda and gamma stay.
+    opt = kr.optimizers.KFAC(model, tau1=1, T1=6, T2=2 * 10**6, T3=2, omega1=1, omega2=1, judged_on="same batch")
     state = opt.init(model.init(rng, dtype=dtype))
     for _ in range(4):
         state, _ = opt.step(state, x, y)
