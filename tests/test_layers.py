@@ -17,7 +17,7 @@ from tests.problems import close, relative
 N, K = 6, 3
 #: The axes of positions between examples and features.
 POSITIONS = {"no positions": (), "one axis": (4,), "two axes": (2, 3), "one position": (1,)}
-SIZES = {"first": (2, 5), "second": (4, 3)}                            # m and n of two layers
+SIZES = {"first": (3, 5), "second": (4, 2)}                            # m and n of two layers
 
 
 @pytest.fixture(params=POSITIONS.values(), ids=POSITIONS)
@@ -90,7 +90,7 @@ def test_side_moments(T: tuple[int, ...], columns: int) -> None:
 def test_rotated_squares(T: tuple[int, ...], columns: int, rotated: str) -> None:
     g, a_bar = layer("first", T, columns)
     rng = np.random.default_rng(2)
-    Q_G, Q_A = (np.linalg.qr(rng.standard_normal((n, n)))[0] for n in SIZES["first"])
+    Q_G, Q_A = (np.linalg.qr(rng.standard_normal((n, n)))[0] for n in SIZES["first"])     # of 2 x 2, Q is symmetric
     Q_G, Q_A = Q_G if rotated in ("G", "both") else None, Q_A if rotated in ("A", "both") else None
     left, right = (np.eye(n) if Q is None else Q for n, Q in zip(SIZES["first"], (Q_G, Q_A), strict=True))
     expected = sum((left.T @ d @ right) ** 2 for d in by_loop(g, a_bar).reshape(-1, *SIZES["first"]))
@@ -184,7 +184,7 @@ def test_nothing_that_is_passed_in_changes(T: tuple[int, ...]) -> None:
     before = g.copy(), a_bar.copy()
     layers.side_moments(g, a_bar)
     layers.rearranged(g, a_bar, g, a_bar)
-    layers.rotated_squares(g, a_bar, np.eye(2), np.eye(5))
+    layers.rotated_squares(g, a_bar, np.eye(3), np.eye(5))
     layers.example_gram(g, a_bar)
     for one, other in zip((g, a_bar), before, strict=True):
         np.testing.assert_array_equal(one, other)
