@@ -407,7 +407,9 @@ def test_a_run_that_goes_on_is_one_long_run_to_the_last_bit(make, k):
     schedule, asked = training.growing(N, 5, 9), {"evaluate_at": range(0, 12, 2), "test": held_out, "seed": 3}
     whole = train(make(p.model), p, 11, schedule, **asked)
     first = train(make(p.model), p, k, schedule, **asked)
+    kept = training.History(first.state, first.averaged)        # as from a checkpoint, without the records so far
     resumed = train(make(p.model), p, 11, schedule, **asked, resume=first)
+    assert bits(train(make(p.model), p, 11, schedule, **asked, resume=kept).averaged) == bits(whole.averaged)
     assert resumed is first
     assert bits(resumed.state.weights) == bits(whole.state.weights)
     assert bits(resumed.averaged) == bits(whole.averaged)
