@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, approximations, datasets, files
-from .environment import MEMORY, ONE_THREAD, restart_with
+from .environment import one_thread
 from .oracle import commands as oracle
 
 
@@ -72,9 +72,8 @@ def _run(argv: Sequence[str] | None) -> int:
     for add in (_add_demo, _add_train, _add_experiment, oracle.add):
         add(commands)
     arguments = parser.parse_args(argv)
-    if argv is None and arguments.command in ("demo", "train", "experiment"):       # the others compute little
-        restart_with(ONE_THREAD | MEMORY, ["-m", "kfac_ref", *sys.argv[1:]])
-    return int(arguments.run(arguments))
+    with one_thread():
+        return int(arguments.run(arguments))
 
 
 def _add_demo(commands: Any) -> None:
@@ -208,13 +207,13 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _experiment(arguments: argparse.Namespace) -> int:
-    from .experiments import comparison, script
+    from .experiments import comparison, results, script
 
     asked = comparison.read(arguments.file)         # a bad file is told before a folder is made
     out = arguments.out or arguments.file.with_suffix("")
     script.make_folder(out)
     try:
-        comparison.run_all(asked, out, functools.partial(print, flush=True), force=arguments.force)
+        results.run_all(asked, out, functools.partial(print, flush=True), force=arguments.force)
     except ValueError as error:
         raise ValueError(f"{arguments.file}: {error}") from error
     return 0
@@ -223,7 +222,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
 def _demo(out: Path, seed: int, quick: bool, tune: bool, pdf: bool, force: bool) -> int:
     if seed < 0:
         raise ValueError(f"--seed must be at least 0, got {seed}")
-    from .experiments import autoencoder, classifier, report, script  # slow: Matplotlib, and not twice at a restart
+    from .experiments import autoencoder, classifier, report, script  # slow: Matplotlib
 
     script.make_folder(out)
     names = [f"{name}.{suffix}" for name in ("convergence", "fisher", "budget")

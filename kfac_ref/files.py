@@ -1,20 +1,21 @@
-"""Writing files: whole or not at all, and never over a file of somebody else.
+"""Files: written whole or not at all, never over somebody else's, and JSON that is read with one clear error.
 
 A file is written beside its place, forced to the disk and then renamed, so that at any moment its place holds either
-all of the old content or all of the new. A symbolic link is never written through.
+all of the old content or all of the new. A symbolic link is never written through. Every OSError names the file.
 """
 
 from __future__ import annotations
 
 import filecmp
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-#: What a file is to hold: text (UTF-8), bytes, or a function that writes it to an open binary file.
+#: The content of a file: text (UTF-8), bytes, or a function that writes it to an open binary file.
 Content: TypeAlias = str | bytes | Callable[[BinaryIO], Any]
 _NUMBERS = itertools.count()
 
@@ -24,7 +25,7 @@ class OverwriteError(ValueError):
 
 
 def refuse(path: Path, own: bool = False, force: bool = False) -> None:
-    """Raise an error if `path` holds something that must not be replaced.
+    """Raise an OverwriteError if `path` holds something that must not be replaced.
 
     Parameters
     ----------
@@ -34,89 +35,93 @@ def refuse(path: Path, own: bool = False, force: bool = False) -> None:
         Whether the caller knows that it wrote the present file itself.
     force : bool
         Whether the user allows to replace any file. A link is then replaced itself, never its target.
-
-    Raises
-    ------
-    OverwriteError
-        For a file that is not the caller's, a symbolic link, a folder or a device.
     """
     if not os.path.lexists(path):
         return
     if path.exists() and not path.is_file():
-        raise OverwriteError(f"{path} is there already and is no regular file")
+        raise OverwriteError(f"{path} exists and is not a regular file")
     if force:
         return
     if path.is_symlink():
         raise OverwriteError(f"{path} is a symbolic link to {path.readlink()}, which is not followed; --force replaces "
                              "the link")
     if not own:
-        raise OverwriteError(f"{path} is there already and is not replaced; choose another place, or give --force")
+        raise OverwriteError(f"{path} exists and is not replaced; choose another place, or give --force")
 
 
 def write(path: Path, content: Content, own: bool = False, force: bool = False) -> None:
-    """Write one file, as `write_all` does.
-
-    Parameters
-    ----------
-    path : Path
-        The file; its folder must exist.
-    content : str, bytes or function of a binary file
-        What it is to hold.
-    own, force : bool
-        As in `refuse`.
-    """
+    """Write one file, as `write_all` does."""
     write_all({path: content}, own, force)
 
 
 def write_all(contents: Mapping[Path, Content], own: bool = False, force: bool = False) -> None:
     """Write several files; if one cannot be written or is refused, none is replaced.
 
-    Parameters
-    ----------
-    contents : mapping from Path to str, bytes or function of a binary file
-        What each file is to hold; their folders must exist.
-    own, force : bool
-        As in `refuse`. A file that holds the same bytes already is never refused.
-
-    Raises
-    ------
-    OverwriteError
-        As from `refuse`.
-    OSError
-        Names the file that cannot be written.
+    `own` and `force` are those of `refuse`; a file that holds the same bytes already is never refused.
     """
     with ExitStack() as stack:
-        parts = {path: stack.enter_context(staged(path, content)) for path, content in contents.items()}
+        parts = {path: stack.enter_context(_staged(path, content)) for path, content in contents.items()}
         for path, part in parts.items():
             same = path.is_file() and not path.is_symlink() and filecmp.cmp(part, path, shallow=False)
             refuse(path, own or same, force)
         for path, part in parts.items():
             with naming(path):
                 part.replace(path)
-                sync(path.parent)
+                _sync(path.parent)
 
 
 @contextmanager
-def staged(path: Path, content: Content) -> Iterator[Path]:
-    """Write the content for `path` to a temporary file beside it; the caller renames it.
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError say ``cannot write PATH (No space left on device)``."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path} ({error.strerror or error})") from error
 
-    Parameters
-    ----------
-    path : Path
-        Where the file will be.
-    content : str, bytes or function of a binary file
-        What it is to hold.
 
-    Yields
-    ------
-    Path
-        The temporary file, which is on the disk; it is removed if it is still there in the end.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object; raise a ValueError that names the file if it does not."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{path} is missing") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    return parse_json(text, str(path))
 
-    Raises
-    ------
-    OSError
-        Names `path`.
+
+def parse_json(text: str, name: str) -> dict[str, Any]:
+    """Return the JSON object in a text; a ValueError calls the text by its name.
+
+    A name that an object holds twice is refused, as are NaN, infinity and objects that are nested too deeply.
     """
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Return an object whose names differ."""
+        names = [key for key, _ in pairs]
+        if twice := sorted({key for key in names if names.count(key) > 1}):
+            raise ValueError(f"{twice[0]!r} is given twice")
+        return dict(pairs)
+
+    def finite(word: str) -> float:
+        """Refuse NaN and infinity, which are not JSON."""
+        raise ValueError(f"{word} is not a JSON value")
+
+    try:
+        content = json.loads(text, object_pairs_hook=unique, parse_constant=finite)
+    except RecursionError:
+        raise ValueError(f"{name} is not JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{name} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} must hold an object, got {type(content).__name__}")
+    return content
+
+
+@contextmanager
+def _staged(path: Path, content: Content) -> Iterator[Path]:
+    """Write the content for `path` to a temporary file beside it, which is removed unless the caller renames it."""
     part = path.with_name(f".kfac_ref-{os.getpid()}-{next(_NUMBERS)}.part")
     try:
         with naming(path):
@@ -134,38 +139,11 @@ def staged(path: Path, content: Content) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let an error of the system name the file.
-
-    Parameters
-    ----------
-    path : Path
-        What is written inside.
-
-    Raises
-    ------
-    OSError
-        With a message such as ``cannot write PATH (No space left on device)``.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {path} ({error.strerror or error})") from error
-
-
-def sync(folder: Path) -> None:
-    """Force renames to the disk; only POSIX allows to open a folder for that.
-
-    Parameters
-    ----------
-    folder : Path
-        In which files were renamed.
-    """
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _sync(folder: Path) -> None:
+    """Force renames to the disk; only POSIX allows to open a folder for that."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,7 +1,7 @@
-"""The loop around an optimizer: which batch comes when, what is measured, and what is kept.
+"""The loop around an optimizer: the order of the batches, evaluation, and the average of the iterates.
 
-Batches walk through the examples in a new random order each epoch. The batch of step k depends on the seed, the sizes
-of the batches before it and nothing else. The paper's schedule (sec. 13) grows the batch exponentially::
+Batches go through the examples in a new random order each epoch. The batch of step k depends only on the seed and the
+sizes of the batches before it. The paper's schedule (sec. 13) grows the batch exponentially::
 
     m_k = min(m_1 exp((k-1)/b), N)                     with b such that m_500 = N
 
@@ -31,17 +31,17 @@ from .parts import mean_over
 
 #: Tells the epochs' generators apart from those of the optimizers, which are seeded with (seed, step).
 _BATCHES = 1
-#: How a run ends that diverges: with numbers that are not finite, or with factors that no damping makes regular.
+#: How a run that diverges can end: with numbers that are not finite, or with factors that no damping makes regular.
 DIVERGED = (checks.NotFiniteError, np.linalg.LinAlgError)
 #: A run has diverged if its loss ends above this many times the loss at its start. The first steps of runs that go well
 #: were seen to rise to twice.
 DIVERGENCE = 2.0
-#: Whole sets are evaluated by so many examples.
+#: Whole sets are evaluated in parts of this many examples.
 _PART = 2000
-#: The sizes of so many batches are checked before the first step.
+#: The number of batches whose sizes are checked before the first step.
 _LOOK_AHEAD = 10**6
-#: The smallest ratio between two evaluated steps, beyond the first few: what is said of iterations to a level is
-#: coarser by this.
+#: The smallest ratio between two evaluated steps, beyond the first few: iteration counts to a level are accurate only
+#: to this factor.
 SPACING = 1.1
 
 #: From the number of a step, from 1, to the number of cases in its batch.
@@ -56,48 +56,14 @@ class Optimizer(Protocol):
         """The model that it trains."""
 
     def init(self, weights: Direction, seed: int = 0) -> Any:
-        """Return the state before the first step, with a field ``weights``.
-
-        Parameters
-        ----------
-        weights : list of (d_{i+1}, d_i + 1) arrays
-            Where to start.
-        seed : int
-            What all sampling of the run is drawn from.
-        """
+        """Return the state before the first step, with a field ``weights``; all sampling is drawn from the seed."""
 
     def step(self, state: Any, x: Any, y: Any) -> tuple[Any, Any]:
-        """Return the state after a step, and its record.
-
-        Parameters
-        ----------
-        state : Any
-            From `init` or the last step; not changed.
-        x : (N, d_0) array
-            The batch.
-        y : (N,) or (N, C) array
-            Its labels or targets.
-        """
+        """Return the state after a step on a batch, and its record."""
 
 
 def fixed(m: int) -> Schedule:
-    """Return the schedule of batches of `m` examples.
-
-    Parameters
-    ----------
-    m : int
-        Examples in each batch.
-
-    Returns
-    -------
-    function of k = 1, 2, ...
-        The size of batch k.
-
-    Raises
-    ------
-    ValueError
-        For fewer than one example.
-    """
+    """Return the schedule of batches of `m` examples."""
     checks.count("m", m)
     return lambda k: m
 
@@ -105,27 +71,6 @@ def fixed(m: int) -> Schedule:
 def growing(N: int, first: int = 1000, full_at: int = 500) -> Schedule:
     """Return the paper's schedule, which grows exponentially from `first` to all N examples at step `full_at`.
 
-    Parameters
-    ----------
-    N : int
-        The number of examples.
-    first : int
-        m_1; the paper's 1000.
-    full_at : int
-        The step that uses all; the paper's 500.
-
-    Returns
-    -------
-    function of k = 1, 2, ...
-        The size of batch k.
-
-    Raises
-    ------
-    ValueError
-        For N or `first` below 1, or `full_at` below 2.
-
-    Notes
-    -----
     Source: Martens & Grosse 2015, sec. 13.
 
     Examples
@@ -143,28 +88,9 @@ def growing(N: int, first: int = 1000, full_at: int = 500) -> Schedule:
 
 
 def batches(N: int, schedule: Schedule, seed: int, after: int = 0) -> Iterator[Rows]:
-    """Yield the rows of batch k = 1, 2, ...: a new random order in each epoch, `slice(None)` for all N.
+    """Yield the rows of batch `after` + 1, ...: a new random order in each epoch, ``slice(None)`` for all N.
 
-    Parameters
-    ----------
-    N : int
-        The number of examples.
-    schedule : function of k
-        The size of batch k, at most N.
-    seed : int
-        Epoch e is shuffled by a generator of (seed, e).
-    after : int
-        Begin with batch ``after + 1``, as a run that goes on does.
-
-    Yields
-    ------
-    (m,) int array or slice
-        The rows.
-
-    Raises
-    ------
-    ValueError
-        For a batch larger than the data.
+    Epoch e is shuffled by a generator of (seed, e). Raises ValueError for a batch larger than the data.
     """
     start = 0                                           # examples before the next batch; one of all N does not count
     for k in range(1, after + 1):
@@ -197,20 +123,7 @@ def _epoch(N: int, seed: int, epoch: int) -> Labels:
 
 
 def evaluation_steps(iterations: int, spacing: float = SPACING) -> list[int]:
-    """Return the steps at which a run is evaluated: 0, then each `spacing` times the last, and the end.
-
-    Parameters
-    ----------
-    iterations : int
-        Steps of the run.
-    spacing : float
-        Above 1.
-
-    Returns
-    -------
-    list of int
-        Ascending, without repetitions.
-    """
+    """Return the steps at which a run is evaluated: 0, then each `spacing` (above 1) times the last, and the end."""
     steps = [0]
     while steps[-1] < iterations:
         steps.append(min(max(steps[-1] + 1, math.ceil(steps[-1] * spacing)), iterations))
@@ -219,28 +132,14 @@ def evaluation_steps(iterations: int, spacing: float = SPACING) -> list[int]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Losses and errors over whole sets after step k, for the current iterate and the average of the iterates.
+    """Losses and errors over whole sets after step k, for the current iterate and the average of the iterates."""
 
-    Attributes
-    ----------
-    k : int
-        Steps taken; 0 is the start.
-    seconds : float
-        Spent in steps so far; evaluation is left out.
-    loss, error : float
-        h and the reported error on the training set, at the current iterate.
-    averaged_error : float
-        The same error at the averaged iterate.
-    test_loss, test_error, averaged_test_error : float
-        On the held-out set; NaN where there is none.
-    """
-
-    k: int
-    seconds: float
-    loss: float
-    error: float
-    averaged_error: float
-    test_loss: float
+    k: int                          # steps taken; 0 is the start
+    seconds: float                  # spent in steps so far, without evaluation
+    loss: float                     # h over the training set, at the current iterate
+    error: float                    # the reported error there
+    averaged_error: float           # the same at the averaged iterate
+    test_loss: float                # on the held-out set; NaN if there is none
     test_error: float
     averaged_test_error: float
 
@@ -249,11 +148,6 @@ def diverged(evaluations: Sequence[Evaluation]) -> bool:
     """Return whether the last loss is not finite, or above `DIVERGENCE` times the first.
 
     Losses over the whole training set are compared, so that the noise of small batches does not matter.
-
-    Parameters
-    ----------
-    evaluations : sequence of Evaluation
-        From the start of a run on; false if there is none.
     """
     if not evaluations:
         return False
@@ -263,43 +157,17 @@ def diverged(evaluations: Sequence[Evaluation]) -> bool:
 
 @dataclass(eq=False)
 class History:
-    """What a training run leaves: it grows while the run goes on, and an interrupted one is as good as far as it goes.
+    """What a training run returns. It is filled in during the run; a partial history is valid."""
 
-    Attributes
-    ----------
-    state : Any
-        The optimizer's last state; ``state.weights`` is the current iterate.
-    averaged : tuple of arrays
-        The averaged iterate.
-    records : list
-        The optimizer's record of each step.
-    evaluations : list of Evaluation
-        At the steps that were asked for.
-    seconds : float
-        Spent in steps.
-    interrupted : bool
-        Whether Ctrl-C ended the run.
-    """
-
-    state: Any
-    averaged: tuple[Array, ...]
-    records: list[Any] = field(default_factory=list)
+    state: Any                                                          # the optimizer's last; has the weights
+    averaged: tuple[Array, ...]                                         # the averaged iterate
+    records: list[Any] = field(default_factory=list)                    # the optimizer's, of each step
     evaluations: list[Evaluation] = field(default_factory=list)
-    seconds: float = 0.0
-    interrupted: bool = False
+    seconds: float = 0.0                                                # spent in steps
+    interrupted: bool = False                                           # by Ctrl-C
 
     def add(self, state: Any, record: Any, seconds: float, xi: float) -> None:
-        """Take in one step.
-
-        Parameters
-        ----------
-        state, record : Any
-            From the optimizer.
-        seconds : float
-            That the step took.
-        xi : float
-            The decay of the average of the iterates.
-        """
+        """Take in one step, which took some seconds; `xi` is the decay of the average of the iterates."""
         keep = min(1 - 1 / state.k, xi)
         self.averaged = tuple(keep * a + (1 - keep) * w for a, w in zip(self.averaged, state.weights, strict=True))
         self.state = state
@@ -308,25 +176,7 @@ class History:
 
 
 def steps(optimizer: Optimizer, state: Any, x: Any, y: Any, schedule: Schedule, seed: int) -> Iterator[tuple[Any, Any]]:
-    """Yield the optimizer's state and record after each step, without end.
-
-    Parameters
-    ----------
-    optimizer : Optimizer
-        ``KFAC(model, ...)``, ``SGD(model, ...)`` and so on.
-    state : Any
-        Where to start, such as ``optimizer.init(weights)``; its k says which batch is next.
-    x, y : arrays
-        All training inputs and targets (or labels).
-    schedule : function of k
-        The size of batch k.
-    seed : int
-        Of the order of the examples.
-
-    Yields
-    ------
-    (state, record)
-        After each step.
+    """Yield the optimizer's state and record after each step, without end; the k of `state` says which batch is next.
 
     Examples
     --------
@@ -347,7 +197,9 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
           seed: int = 0, evaluate_at: Container[int] = (), test: tuple[Any, Any] | None = None, xi: float = 0.99,
           progress: bool = True, name: str = "training", seconds: float = math.inf,
           after_step: Callable[[History], None] | None = None, resume: History | None = None) -> History:
-    """Train a model.
+    """Train a model; return the history, complete or as far as it went before Ctrl-C.
+
+    Bad data or settings raise a ValueError before the first step. Source: Martens & Grosse 2015, sec. 13.
 
     Parameters
     ----------
@@ -360,40 +212,24 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     iterations : int
         The number of steps, those before `resume` included.
     schedule : function of k, optional
-        The size of batch k: `fixed`, `growing`, or your own; default: all examples.
+        The size of batch k: `fixed`, `growing`, or your own (default: all examples).
     seed : int
         Of the order of the examples and of the optimizer's sampling.
     evaluate_at : container of int
         The steps after which loss and error are measured over the whole sets; 0 is the start.
     test : (x, y), optional
-        A held-out set, measured as well.
+        A held-out set, measured too.
     xi : float
         The decay of the average of the iterates.
-    progress : bool
-        Whether to show a bar on a terminal (it is never shown elsewhere).
-    name : str
-        What the bar is called.
+    progress, name : bool, str
+        Whether to show a bar on a terminal (it is never shown elsewhere), and its label.
     seconds : float
-        Stop after the step with which the time spent in steps reaches this; a run that is evaluated at all is
-        evaluated there too.
+        Stop after the step with which the time spent in steps reaches this; a run that is evaluated at all is evaluated
+        there too.
     after_step : function of History, optional
         Is called after each step and its evaluation; a KeyboardInterrupt from it ends the run like Ctrl-C.
     resume : History, optional
         Go on from its state, average and seconds, to the same bits as one long run; it grows and is returned.
-
-    Returns
-    -------
-    History
-        Complete, or as far as it went before Ctrl-C.
-
-    Raises
-    ------
-    ValueError
-        For bad data or settings, before the first step.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 13.
     """
     if isinstance(optimizer, KFAC) and optimizer.examples is None:
         optimizer = replace(optimizer, examples=len(x))     # by which a batch is judged against all examples
@@ -440,7 +276,7 @@ def _stopped_by_ctrl_c(history: History) -> Iterator[None]:
 def _start(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: int, schedule: Schedule | None,
            seed: int, evaluate_at: Container[int], test: tuple[Any, Any] | None, xi: float, seconds: float,
            resume: History | None) -> tuple[History, Array, Any]:
-    """Check what `train` was given, before the first step; return its history and data."""
+    """Check the arguments of `train` before the first step; return its history and data."""
     checks.count("iterations", iterations, 0)
     checks.number("xi", xi, 0, 1)
     checks.count("seed", seed, 0)

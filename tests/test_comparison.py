@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from kfac_ref import cli, plotting, training
-from kfac_ref.experiments import comparison, script
+from kfac_ref.experiments import comparison, results, script, tables
 from kfac_ref.experiments.comparison import Comparison, Method
 from kfac_ref.experiments.settings import Settings
 
@@ -29,7 +29,7 @@ CONTENT = {
 
 def run_file(path, out, report=print):
     """Run the comparison in a file, as the command line does."""
-    return comparison.run_all(comparison.read(path), out, report)
+    return results.run_all(comparison.read(path), out, report)
 
 
 @pytest.fixture(autouse=True)
@@ -79,10 +79,10 @@ def counted(monkeypatch):
 
 def plain(folder):
     """Return what a comparison left, without measured seconds."""
-    found = json.loads((folder / "comparison.json").read_text())
+    found = json.loads((folder / "results.json").read_text())
     for entry in found["methods"].values():
         for result in entry["runs"]:
-            result["last"]["seconds"] = 0
+            result["evaluations"]["seconds"] = 0
             result["levels"] = {level: hit and hit[0] for level, hit in result["levels"].items()}
     return {name: value for name, value in found.items() if name not in ("caption", "sha256")}
 
@@ -96,14 +96,14 @@ def test_a_comparison_from_the_command_line(tmp_path, capsys, monkeypatch):
     out = tmp_path / "compared"
     printed, error = capsys.readouterr()
     assert error == ""
-    assert sorted(path.name for path in out.iterdir()) == [script.LOCK, "comparison.json", "comparison.md",
-                                                           "comparison.png", "results"]
+    assert sorted(path.name for path in out.iterdir()) == [script.LOCK, "comparison.md",
+                                                           "comparison.png", "results.json", "runs"]
     # Each of the grid on the tuning seeds, then the chosen on the others; what has nothing to choose is not tuned.
     grid = [("kfac", {"T3": 5, "lambda_0": value}, seed, 6) for value in (0.1, 10) for seed in (100, 101)]
-    chosen = json.loads((out / "comparison.json").read_text())["methods"]["K-FAC, m = 40"]["settings"]
+    chosen = json.loads((out / "results.json").read_text())["methods"]["K-FAC, m = 40"]["settings"]
     final = [("kfac", chosen, seed, 6) for seed in (0, 1)]
     assert made == grid + final + [("sgd", {"learning_rate": 0.01}, seed, 8) for seed in (0, 1)]
-    assert len(list((out / "results").iterdir())) == len(made)
+    assert len(list((out / "runs").iterdir())) == len(made)
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
     table = (out / "comparison.md").read_text().splitlines()
     assert table[0] == "Tiny digits"
@@ -115,7 +115,7 @@ def test_a_comparison_from_the_command_line(tmp_path, capsys, monkeypatch):
 
 def test_its_runs_are_those_of_training_alone(tmp_path, undrawn):
     histories = run_file(write(tmp_path / "a.json"), tmp_path / "a", lambda text: None)
-    numbers = json.loads((tmp_path / "a" / "comparison.json").read_text())
+    numbers = json.loads((tmp_path / "a" / "results.json").read_text())
     for name, asked in CONTENT["methods"].items():
         for seed, history in zip(CONTENT["seeds"], histories[name], strict=True):
             task = Settings(net="64-3-64", optimizer=asked["optimizer"], batch=asked["batch"], seed=seed,
@@ -128,14 +128,15 @@ def test_its_runs_are_those_of_training_alone(tmp_path, undrawn):
 
 def test_the_chosen_settings_have_the_best_score(tmp_path, undrawn):
     run_file(write(tmp_path / "a.json"), tmp_path / "a", lambda text: None)
-    found = json.loads((tmp_path / "a" / "comparison.json").read_text())["methods"]["K-FAC, m = 40"]
+    found = json.loads((tmp_path / "a" / "results.json").read_text())["methods"]["K-FAC, m = 40"]
     for trial in found["trials"]:
         scores = []
         for seed in (100, 101):
-            path, = [p for p in (tmp_path / "a" / "results").iterdir() if f"-{seed}-" in p.name
+            path, = [p for p in (tmp_path / "a" / "runs").iterdir() if f"-{seed}-" in p.name
                      and trial["settings"].items() <= json.loads(p.read_text())["settings"].items()]
             evaluations = json.loads(path.read_text())["evaluations"]
-            scores.append(np.mean([math.log(e["error"]) for e in evaluations if e["k"] >= 0.6]))
+            errors = zip(evaluations["k"], evaluations["error"], strict=True)
+            scores.append(np.mean([math.log(error) for k, error in errors if k >= 0.6]))
         np.testing.assert_allclose(trial["score"], np.mean(scores), rtol=1e-13)
     assert found["settings"] == min(found["trials"], key=lambda t: t["score"])["settings"]
 
@@ -156,7 +157,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, capsys, monkey
         patch.setattr(training, "train", interrupted)
         assert cli.main(["experiment", str(path), "--out", str(tmp_path / "parts")]) == 130
     assert capsys.readouterr().err == "interrupted\n"
-    done = {file: file.read_bytes() for file in (tmp_path / "parts" / "results").iterdir()}
+    done = {file: file.read_bytes() for file in (tmp_path / "parts" / "runs").iterdir()}
     assert len(done) == at - 1
     made = counted(monkeypatch)
     run_file(path, tmp_path / "parts", lambda text: None)
@@ -184,7 +185,7 @@ def test_the_help_names_every_key_of_a_file(capsys):
     with pytest.raises(SystemExit):
         cli.main(["experiment", "--help"])
     words = set(re.findall(r"\w+", capsys.readouterr().out.partition("FILE.json holds")[2]))
-    keys = {f.name for kind in (Comparison, Method) for f in fields(kind)} - {"base"} | {*comparison._common(Settings)}
+    keys = {f.name for kind in (Comparison, Method) for f in fields(kind)} - {"base"} | {*comparison.COMMON}
     assert keys <= words
 
 
@@ -205,7 +206,7 @@ def test_what_blew_up_is_not_chosen_and_not_run_again(tmp_path, monkeypatch, und
     asked = {"optimizer": "sgd", "batch": "full", "iterations": 12, "grid": {"learning_rate": [1e200, 0.01]}}
     path, out = write(tmp_path / "a.json", changed(methods={"SGD": asked})), tmp_path / "a"
     run_file(path, out, lambda text: None)
-    found = json.loads((out / "comparison.json").read_text())["methods"]["SGD"]
+    found = json.loads((out / "results.json").read_text())["methods"]["SGD"]
     assert found["settings"] == {"learning_rate": 0.01}
     assert [trial["score"] is None for trial in found["trials"]] == [True, False]
     made = counted(monkeypatch)
@@ -216,19 +217,27 @@ def test_what_blew_up_is_not_chosen_and_not_run_again(tmp_path, monkeypatch, und
     for _ in range(2):
         assert cli.main(["experiment", str(path)]) == 1
         error = capsys.readouterr().err
-        assert error.startswith(f"kfac-ref: {path}: SGD with {{'learning_rate': 1e+200}} and seed 0 blew up")
+        assert error.startswith(f"kfac-ref: {path}: SGD with {{'learning_rate': 1e+200}} and seed 0 diverged\n")
         assert error.count("\n") == 1
 
 
 def test_a_damaged_result_is_named(tmp_path, capsys, undrawn):
     path = write(tmp_path / "a.json")
     run_file(path, tmp_path / "a", lambda text: None)
-    result = min((tmp_path / "a" / "results").iterdir())
-    for text in ("", '{"evaluations": [{}]}', "[]", '{"evaluations": 3}'):
+    result = min((tmp_path / "a" / "runs").iterdir())
+    content = json.loads(result.read_text())
+    columns = content["evaluations"]
+    for text in ("", "[]", "[" * 100_000, '{"a": 1, "a": 2}', '{"evaluations": [{}]}', *(
+            json.dumps(content | more) for more in (
+            {"evaluations": 3}, {"evaluations": {}}, {"evaluations": [columns]}, {"evaluations": "text"},
+            {"evaluations": columns | {"error": columns["error"][1:]}}, {"evaluations": columns | {"error": 3}},
+            {"evaluations": columns | {"error": ["a"] * len(columns["k"])}},
+            {"evaluations": {name: columns[name] for name in columns if name != "loss"}},
+            {"environment": 3}, {"data_sha256": None}))):
         result.write_text(text)
         assert cli.main(["experiment", str(path)]) == 1
         assert f"{result} is damaged: " in (error := capsys.readouterr().err)
-        assert error.endswith("; delete it, and the run is done again\n")
+        assert error.endswith("; delete it, and the run is made again\n")
     result.unlink()
     assert cli.main(["experiment", str(path)]) == 0
 
@@ -245,7 +254,7 @@ def test_a_full_disk_leaves_no_half_result(tmp_path, monkeypatch, capsys, undraw
     assert "cannot write " in error
     assert "(No space left on device)" in error
     assert error.count("\n") == 1
-    assert list((tmp_path / "a" / "results").iterdir()) == []
+    assert list((tmp_path / "a" / "runs").iterdir()) == []
     assert cli.main(["experiment", str(path)]) == 0
 
 
@@ -262,14 +271,15 @@ def test_an_error_of_none_has_a_score():
 
 
 @pytest.mark.parametrize(("content", "word"), [
-    ("{", "is no JSON: "), ("[]", 'must hold an object with "methods"'),
+    ("{", "is not JSON: "), ("[]", "must hold an object, got list"),
+    ('{"title": "a", "title": "b"}', "'title' is given twice"), ("[" * 100_000, "is nested too deeply"),
     (changed(methods=3), 'must hold an object with "methods"'),
     (changed(methods={}), "methods, seeds and levels must not be empty"),
     (changed(seeds=[]), "methods, seeds and levels must not be empty"),
     (changed(levels=[]), "methods, seeds and levels must not be empty"),
     (changed(title=...), "title is missing"), (changed(title=5), "title must be text, got 5"),
     (changed(levels=...), "levels is missing"), (changed(error=5), "error must be text, got 5"),
-    (changed(colour="red"), r"colour is not known \(there are title, methods, levels, .*, data, net, "),
+    (changed(colour="red"), r"colour is not known \(there are error, levels, methods, .*, data, net, "),
     (changed(base={}), "base is not known"), (changed(batch="full"), "batch is not known"),
     (changed(seeds=3), "seeds must be a list of numbers, got 3"),
     (changed(levels=3), "levels must be a list of numbers, got 3"),
@@ -277,7 +287,11 @@ def test_an_error_of_none_has_a_score():
     (changed(seeds=[0.5]), "seeds and tuning_seeds must be an integer of at least 0, got 0.5"),
     (changed(levels=["low"]), "levels must be a number, got 'low'"),
     (changed(levels=[1, 2]), r"levels must descend, got \[1, 2\]"),
-    (changed(tuning_seeds=[1, 2]), r"tuning_seeds must not be among the seeds that are reported, got \[1\] in both"),
+    (changed(tuning_seeds=[1, 2]), r"seeds and tuning_seeds must all differ, .*; got \[1\] more than once"),
+    (changed(seeds=[0, 0, 1]), r"must all differ, .*; got \[0\] more than once"),
+    (changed(tuning_seeds=[100, 100]), r"must all differ, .*; got \[100\] more than once"),
+    (changed(levels=[3, 3]), r"levels must descend, got \[3, 3\]"),
+    (json.dumps(CONTENT).replace("SGD, all", "K-FAC, m = 40"), "'K-FAC, m = 40' is given twice"),
     (changed(tuning_seeds=[]), "method 'K-FAC, m = 40': its grid needs tuning_seeds, got none"),
     (changed(net="small"), "net must be one of .*; got 'small'"), (changed(net=5), "net must be text, got 5"),
     (changed(data="iris"), "data must be digits, curves or mnist:FOLDER, got 'iris'"),
@@ -317,10 +331,10 @@ def test_a_bad_file_is_one_clear_line_that_names_file_and_field(tmp_path, capsys
 
 def test_a_file_that_is_not_there(tmp_path, capsys):
     assert cli.main(["experiment", str(tmp_path / "absent.json")]) == 1
-    assert capsys.readouterr().err == f"kfac-ref: {tmp_path / 'absent.json'} is not there\n"
+    assert capsys.readouterr().err == f"kfac-ref: {tmp_path / 'absent.json'} is missing\n"
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(ValueError, match=r"bytes\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"bytes\.json is not JSON"):
         comparison.read(tmp_path / "bytes.json")
 
 
@@ -338,25 +352,25 @@ def test_a_folder_that_another_process_writes_to_is_refused(tmp_path, capsys, mo
     out.mkdir()
     with script.locked(out):
         assert cli.main(["experiment", str(path)]) == 1
-    assert capsys.readouterr() == ("", f"kfac-ref: {path}: {out} is in use by another run (process {os.getpid()})\n")
+    assert capsys.readouterr() == ("", f"kfac-ref: {path}: {out} is in use by another process\n")
     assert made == []
 
 
-@pytest.mark.parametrize("name", ["comparison.json", "comparison.md", "comparison.png", "results"])
+@pytest.mark.parametrize("name", ["results.json", "comparison.md", "comparison.png", "runs"])
 def test_files_that_no_comparison_wrote_are_not_replaced(tmp_path, capsys, monkeypatch, undrawn, name):
     made = counted(monkeypatch)
     path, out = write(tmp_path / "a.json"), tmp_path / "a"
     out.mkdir()
-    if name == "results":
+    if name == "runs":
         (tmp_path / "elsewhere").mkdir()
         (out / name).symlink_to(tmp_path / "elsewhere")
     else:
         (out / name).write_text("mine")
     assert cli.main(["experiment", str(path)]) == 1
     printed, error = capsys.readouterr()
-    assert re.fullmatch(rf"kfac-ref: {path}: {out / name} is (there already|a symbolic link)[^\n]*\n", error)
+    assert re.fullmatch(rf"kfac-ref: {path}: {out / name} (exists|is a symbolic link)[^\n]*\n", error)
     assert (printed, made, [file.name for file in out.iterdir()]) == ("", [], [name])
-    if name == "results":
+    if name == "runs":
         assert list((tmp_path / "elsewhere").iterdir()) == []
     else:
         assert (out / name).read_text() == "mine"
@@ -368,5 +382,5 @@ def test_as_many_methods_as_colours_can_be_drawn():
     methods = {str(k): Method("sgd", "full", 3, {}) for k in range(len(plotting.LOOKS))}
     found = Comparison("Seven", Settings(net="64-3-64"), methods, (1.0,), seeds=(0,))
     evaluations = [training.Evaluation(k, k, 1.0, 1 / k, 1.0, 1.0, 1.0, 1.0) for k in (1, 2, 3)]
-    comparison.figure({name: [training.History(None, (), evaluations=evaluations)] for name in methods},
-                      found.levels, found.title, found.error)
+    tables.figure({name: [training.History(None, (), evaluations=evaluations)] for name in methods},
+                  found.levels, found.title, found.error)

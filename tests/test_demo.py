@@ -314,7 +314,7 @@ def test_the_demo_replaces_its_own_files_and_no_others(quickened, monkeypatch, t
     capsys.readouterr()
     assert cli.main([*demo, *options]) == 1
     printed, error = capsys.readouterr()
-    assert re.fullmatch(rf"kfac-ref: {tmp_path}/\S+ is there already and is not replaced; .* --force\n", error)
+    assert re.fullmatch(rf"kfac-ref: {tmp_path}/\S+ exists and is not replaced; .* --force\n", error)
     assert (printed, quickened) == ("", [])                     # before anything is computed
     assert contents(tmp_path) == before
     assert cli.main([*demo, *options, "--force"]) == 0

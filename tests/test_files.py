@@ -42,7 +42,7 @@ def test_a_new_file_is_written_with_the_permissions_of_any_other(tmp_path: Path)
 def test_a_file_that_is_there_is_replaced_only_if_it_is_the_own_one_or_by_force(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("mine")
-    with pytest.raises(files.OverwriteError, match=rf"^{path} is there already and is not replaced; .* --force$"):
+    with pytest.raises(files.OverwriteError, match=rf"^{path} exists and is not replaced; .* --force$"):
         files.write(path, "theirs")
     assert path.read_text() == "mine"
     assert names(tmp_path) == ["a"]
@@ -71,7 +71,7 @@ def test_a_symbolic_link_is_never_written_through(tmp_path: Path, target: str) -
 def test_a_folder_or_a_device_is_not_replaced_even_by_force(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(os.devnull)
     for path in (tmp_path, Path(os.devnull), tmp_path / "link"):
-        with pytest.raises(files.OverwriteError, match=f"^{path} is there already and is no regular file$"):
+        with pytest.raises(files.OverwriteError, match=f"^{path} exists and is not a regular file$"):
             files.refuse(path, own=True, force=True)
 
 
@@ -254,7 +254,7 @@ def test_a_script_refuses_before_it_computes(tmp_path: Path) -> None:
     (out / "small.png").write_text("mine")
     status, printed, error = run()
     assert (status, printed) == (1, "")
-    assert error.startswith(f"small.py: {out / 'small.png'} is there already and is not replaced;")
+    assert error.startswith(f"small.py: {out / 'small.png'} exists and is not replaced;")
     assert (out / "small.png").read_text() == "mine"
     assert run("--force") == run() == (0, "computed\n", "")
     assert (out / "small.png").read_bytes().startswith(b"\x89PNG")

@@ -237,7 +237,7 @@ def test_the_default_settings_are_those_of_the_paper():
     p = problem(weight_decay=ETA)
     opt = KFAC(p.model)
     assert (opt.T1, opt.T2, opt.T3, opt.tau1, opt.ceiling) == (1, 20, 20, 1 / 8, 0.95)
-    assert (opt.judged_on, opt.smoothing, opt.examples) == ("next batch", 0.9, None)
+    assert (opt.judged_on, opt.smoothing, opt.examples) == ("next batch", 0.5, None)
     opt = KFAC(p.model, T1=5, **SAME)
     close(omegas(opt, p), [(19 / 20)**5, math.sqrt(19 / 20)**20], 1e-14)
     assert (opt.approximation, opt.expectation) == (approximations.BLOCK_DIAGONAL, kr.one_draw)

@@ -137,7 +137,7 @@ def test_reference_replaces_no_file(tmp_path: Path, capsys: pytest.CaptureFixtur
     path.write_text("mine")
     link = tmp_path / "link.json"
     link.symlink_to(path)
-    for place, words in ((path, "is there already and is not replaced"), (link, "is a symbolic link to")):
+    for place, words in ((path, "exists and is not replaced"), (link, "is a symbolic link to")):
         status, out, err = run(capsys, *command, place)
         assert (status, out) == (2, "")
         assert err.startswith(f"kfac-ref: {place} {words}")
@@ -170,7 +170,7 @@ def test_a_problem_does_not_replace_the_arrays_that_it_is_made_from(suffix: str,
     before = arrays.read_bytes()
     status, out, err = run(capsys, *command, "--out", arrays)
     assert (status, out) == (2, "")
-    assert err.startswith(f"kfac-ref: {arrays} is there already and is not replaced")
+    assert err.startswith(f"kfac-ref: {arrays} exists and is not replaced")
     assert arrays.read_bytes() == before
     for _ in range(2):
         assert run(capsys, *command, "--out", tmp_path / f"p.{suffix}")[0] == 0
@@ -185,7 +185,7 @@ def test_copied_vectors_replace_no_file(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "v" / "SHA256SUMS").unlink()
     status, out, err = run(capsys, "vectors", "--copy", tmp_path / "v")
     assert (status, out) == (2, "")
-    assert f"{NAME}.json is there already and is not replaced" in err
+    assert f"{NAME}.json exists and is not replaced" in err
     assert (tmp_path / "v" / f"{NAME}.json").read_text() == "mine"
     assert not (tmp_path / "v" / "SHA256SUMS").exists()                   # all or nothing
     assert run(capsys, "vectors", "--copy", tmp_path / "v", "--force")[0] == 0

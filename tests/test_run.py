@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 
 import kfac_ref as kr
 from kfac_ref import checkpoints, cli, files, training
-from kfac_ref.checkpoints import LAST, PREVIOUS
-from kfac_ref.environment import MEMORY, ONE_THREAD
-from kfac_ref.experiments import run, script
+from kfac_ref.checkpoints import NAME
+from kfac_ref.experiments import history as history_module
+from kfac_ref.experiments import recorder, run, script
 from kfac_ref.experiments.settings import Settings
 from kfac_ref.optimizers import KFAC
 
@@ -33,13 +33,13 @@ from .test_checkpoints import everything
 from .test_training import bits
 
 ROOT = Path(kr.__file__).parents[1]
-COMPLETE = os.environ | ONE_THREAD | MEMORY | {"PYTHONPATH": str(ROOT)}
+COMPLETE = os.environ | {"PYTHONPATH": str(ROOT)}
 TINY = {"net": "64-3-64", "batch": "40", "seed": 2}
 TRIDIAGONAL = {"approximation": "block-tridiagonal", "expectation": "exact", "T3": 5, "tau2": 0.5}
 OPTIMIZERS = {"kfac": {"T1": 2, "T2": 6, "T3": 3}, "kfac, tridiagonal": TRIDIAGONAL,
               "natural-gradient": {"lambda_0": 1.0}, "sgd": {"learning_rate": 0.01, "period": 4},
               "adam": {"learning_rate": 0.01}}
-FILES = [script.LOCK, LAST, run.HISTORY, run.PICTURE, run.SETTINGS]
+FILES = [script.LOCK, NAME, run.HISTORY, run.PICTURE, run.SETTINGS]
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def test_what_a_run_leaves(tmp_path):
             value = getattr(record, name)
             assert line[name] == (None if isinstance(value, float) and math.isnan(value) else value)
     for line, e in zip(evaluations, plain.evaluations, strict=True):
-        assert replace(run.evaluation(line), seconds=0.0) == replace(e, seconds=0.0)
+        assert replace(history_module.evaluation(line), seconds=0.0) == replace(e, seconds=0.0)
     raw = [json.loads(line) for line in (folder / run.HISTORY).read_text().splitlines()]
     assert run.records(folder) == [line for line in raw if line["kind"] == "step"]
     assert run.records(folder)[0]["seconds"]["gradient"] > 0
@@ -154,8 +154,6 @@ def test_records_are_on_the_disk_as_they_happen(tmp_path, monkeypatch):
 def test_seconds_end_a_run(tmp_path):
     history = start(tmp_path, seconds=0.03, every=0, optimizer="sgd")
     assert history.seconds >= 0.03
-    with np.load(tmp_path / PREVIOUS) as file:                  # of the step before
-        assert json.loads(file["header"].item())["seconds"] < 0.03
     assert len(lines(tmp_path, "step")) == history.state.k > 0
     again = resume(tmp_path, seconds=0.05)
     assert again.seconds >= 0.05
@@ -170,8 +168,8 @@ def test_a_limit_that_is_passed_already_is_told(tmp_path):
         told = []
         again = resume(tmp_path, *limits, report=told.append)
         assert again.state.k == (6 if said else 7)
-        assert told[1:] == [f"nothing to do: the run has taken 6 steps and {again.seconds:.2f} s already; limits "
-                            "count from its beginning"] * said
+        assert told[1:] == [f"nothing to do: the run already has 6 steps and {again.seconds:.2f} s; --iterations "
+                            "and --seconds are totals for the whole run"] * said
         assert not said or files == {path: path.read_bytes() for path in files}
 
 
@@ -290,7 +288,7 @@ def test_a_checkpoint_is_written_every_so_many_seconds_and_at_the_end(tmp_path, 
         return step(self, state, x, y)
 
     clock, step = SimpleNamespace(now=0), kr.optimizers.KFAC.step
-    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(recorder, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(kr.optimizers.KFAC, "step", one_second)
     monkeypatch.setattr(checkpoints, "write", note)
     start(tmp_path, 12, every=every)
@@ -300,11 +298,10 @@ def test_a_checkpoint_is_written_every_so_many_seconds_and_at_the_end(tmp_path, 
 def killed(folder, end=17, after=10, **more):
     """Leave a folder as a process does that is killed: lines up to one step, the checkpoint of an earlier one."""
     start(folder, after, **more)
-    early = {name: (folder / name).read_bytes() for name in (LAST,)}
+    early = {name: (folder / name).read_bytes() for name in (NAME,)}
     resume(folder, end)
     for name, content in early.items():
         (folder / name).write_bytes(content)
-    (folder / PREVIOUS).unlink(missing_ok=True)
     (folder / run.PICTURE).unlink()
 
 
@@ -343,90 +340,124 @@ def test_what_is_no_line_ends_the_history(tmp_path, tail):
     assert check(tmp_path / "run", tmp_path, [])
 
 
-def test_a_history_that_is_damaged_before_the_checkpoint_is_told(tmp_path):
-    killed(tmp_path / "run")
-    path = tmp_path / "run" / run.HISTORY
+def step_line(k):
+    """Return how to find the line of step k."""
+    return lambda line: line["kind"] == "step" and line["k"] == k
+
+
+def of_step(text, k):
+    """Return where the line of step k is."""
+    return next(i for i, line in enumerate(text) if step_line(k)(json.loads(line)))
+
+
+def changed(line, **fields):
+    return json.dumps({name: value for name, value in (json.loads(line) | fields).items() if value is not ...})
+
+
+DEEP = "[" * 100_000
+DAMAGES = {
+    "no line": (lambda text: text.insert(7, "damaged"), r"line 8: .*line 8 is not JSON|line 8 is not JSON"),
+    "a line twice": (lambda text: text.insert(of_step(text, 5), text[of_step(text, 5)]), "step 5 follows step 5"),
+    "a missing line": (lambda text: text.pop(of_step(text, 5)), "step 6 follows step 4|evaluation of step 5 follows"),
+    "two lines in another order": (lambda text: text.insert(of_step(text, 3), text.pop(of_step(text, 6))),
+                                   "step 6 follows step 2"),
+    "an evaluation twice": (lambda text: text.insert(0, text[0]), "an evaluation of step 0 follows step 0"),
+    "an unknown kind": (lambda text: text.insert(2, '{"kind": "pause", "k": 2}'), "kind must be one of step, eval"),
+    "a list": (lambda text: text.insert(2, "[1]"), "must hold an object, got list"),
+    "nested deeply": (lambda text: text.insert(2, DEEP), "line 3 is not JSON: it is nested too deeply"),
+    "a name twice": (lambda text: text.insert(2, '{"kind": "step", "k": 2, "k": 2}'), "'k' is given twice"),
+    "a missing field": (lambda text: text.append(text.pop()) or text.__setitem__(
+        of_step(text, 4), changed(text[of_step(text, 4)], loss=...)), "loss is missing"),
+    "another optimizer's": (lambda text: text.__setitem__(of_step(text, 4), '{"kind": "step", "k": 4, "batch": 40, '
+                                                          '"loss": 1, "learning_rate": 1}'), "lambda_ is missing"),
+    "bytes": (lambda text: text.insert(3, "\udcff\udcfe"), "line 4: .*decode"),
+    "too short": (lambda text: text.__delitem__(slice(of_step(text, 9), None)), "ends with step 8, before the check"),
+    "empty": (lambda text: text.clear(), "ends with step 0, before the checkpoint of step 10"),
+}
+
+
+@pytest.mark.parametrize(("damage", "word"), DAMAGES.values(), ids=DAMAGES)
+def test_a_history_that_is_damaged_before_the_checkpoint_is_refused(tmp_path, capsys, damage, word):
+    killed(tmp_path, after=10, end=12)
+    path = tmp_path / run.HISTORY
     text = path.read_text().splitlines()
-    path.write_text("\n".join([*text[:7], "damaged", *text[7:]]) + "\n")
-    assert not check(tmp_path / "run", tmp_path, [], [r"history\.jsonl is damaged from step 4 on, before"])
-    assert (tmp_path / "run" / "damaged.jsonl").read_text().splitlines() == [*text[:7], "damaged", *text[7:]]
-    path.unlink()
-    told = []
-    resume(tmp_path / "run", 22, report=told.append)
-    assert any("is damaged from step 1 on" in text for text in told)
-    assert [line["k"] for line in lines(tmp_path / "run", "step")] == [21, 22]
+    damage(text)
+    path.write_bytes("".join(line + "\n" for line in text).encode(errors="surrogateescape"))
+    before = path.read_bytes()
+    assert cli.main(["train", "--resume", str(tmp_path), "--iterations", "20"]) == 1
+    error = capsys.readouterr().err
+    assert re.search(word, error), error
+    assert error.startswith(f"kfac-ref: the history of the run is damaged: {path}")
+    assert error.endswith(f"; restore it, or begin the run again with --out {tmp_path} --force\n")
+    assert error.count("\n") == 1
+    assert path.read_bytes() == before
 
 
-def test_without_a_checkpoint_it_begins_anew(tmp_path):
+def test_a_history_that_is_missing_is_refused(tmp_path):
+    start(tmp_path, 3)
+    (tmp_path / run.HISTORY).unlink()
+    with pytest.raises(ValueError, match=r"history\.jsonl cannot be read \(No such file or directory\); restore it"):
+        resume(tmp_path, 5)
+
+
+@pytest.mark.parametrize("kind", ["step", "evaluation"])
+def test_whatever_type_a_field_of_a_line_has_there_is_no_traceback_nor_one_in_the_picture(tmp_path, kind):
+    # Each field of a line in the middle, with each type: refused by name where the type is wrong, and else read.
+    history = start(tmp_path, 9)
+    content, opt = json.loads((tmp_path / run.SETTINGS).read_text())["settings"], settings().task().optimizer
+    path, refused = tmp_path / run.HISTORY, 0
+    text = path.read_text().splitlines()
+    i = next(i for i, line in enumerate(text) if json.loads(line)["kind"] == kind and json.loads(line)["k"] == 4)
+    for name in json.loads(text[i]):
+        for value in (None, True, 4, 4.5, -1, "text", [], {}, [[1]], {"a": "b"}, 10**400):
+            new = [*text[:i], changed(text[i], **{name: value}), *text[i + 1:]]
+            path.write_text("".join(line + "\n" for line in new))
+            try:
+                found = history_module.read(path, opt)
+            except ValueError as error:
+                refused += str(error).startswith(f"{path}, line {i + 1}: ")
+            else:
+                assert [step["k"] for step in found.steps] == list(range(1, 10))
+                run._picture(tmp_path, content, replace(history, evaluations=found.evaluations))
+    assert refused > 5 * len(json.loads(text[i]))
+
+
+def test_without_a_checkpoint_it_begins_again(tmp_path):
     killed(tmp_path / "run")
-    (tmp_path / "run" / LAST).unlink()
-    assert check(tmp_path / "run", tmp_path, [], ["holds no checkpoint yet: beginning anew"])
+    (tmp_path / "run" / NAME).unlink()
+    (tmp_path / "run" / run.HISTORY).write_text("damaged")
+    assert check(tmp_path / "run", tmp_path, [], ["holds no checkpoint yet: starting again from step 0"])
 
 
-def with_previous(folder):
-    """Leave a checkpoint of step 12 that is not whole, and the one of step 10 before it."""
-    start(folder, 10)
-    resume(folder, 12)
-    (folder / LAST).write_bytes((folder / LAST).read_bytes()[:-1000])
-
-
-def test_the_previous_checkpoint_is_used_where_the_last_is_damaged(tmp_path):
-    with_previous(tmp_path / "run")
-    damaged = (tmp_path / "run" / LAST).read_bytes()
-    assert check(tmp_path / "run", tmp_path, [],
-                 [r"^not used: .*run/checkpoint\.npz is cut or damaged", r"previous\.npz at step 10$",
-                  r"kept the file that is not used as .*refused\.npz"])
-    assert (tmp_path / "run" / run.REFUSED).read_bytes() == damaged
-
-
-def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path, monkeypatch):
-    # The machine stops between the two renames of the first checkpoint after the one that was refused.
-    with_previous(tmp_path / "run")
-    rename = Path.replace
-
-    def stopped(self, target):
-        if target.name == LAST:
-            raise KeyboardInterrupt
-        return rename(self, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            resume(tmp_path / "run", 14)
-    assert check(tmp_path / "run", tmp_path, [], [r"previous\.npz at step 10$"])
-
-
-def test_between_the_two_renames_the_previous_one_is_used(tmp_path):
-    killed(tmp_path / "run")
-    (tmp_path / "run" / LAST).rename(tmp_path / "run" / PREVIOUS)
-    assert check(tmp_path / "run", tmp_path, [], [r"previous\.npz at step 10$"])
-
-
-def test_where_no_checkpoint_can_be_used_each_reason_is_told(tmp_path):
-    with_previous(tmp_path)
-    (tmp_path / PREVIOUS).write_bytes(b"")
+def test_a_damaged_checkpoint_is_refused_and_says_what_to_do(tmp_path):
+    start(tmp_path, 10)
+    path = tmp_path / NAME
+    path.write_bytes(path.read_bytes()[:-1000])
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     told = []
-    with pytest.raises(ValueError, match=r"holds no checkpoint that can be used: .*checkpoint\.npz is cut or damaged"
-                                         r": .*; .*previous\.npz is cut or damaged: "):
+    with pytest.raises(ValueError, match=rf"^{path} is damaged: .*; restore it, or begin the run again with "
+                                         rf"--out {tmp_path} --force$"):
         resume(tmp_path, 20, report=told.append)
-    assert [text[:9] for text in told] == ["not used:"] * 2
-    assert not (tmp_path / run.REFUSED).exists()
+    assert told == []
+    assert before == {file: file.read_bytes() for file in tmp_path.iterdir()}
+    assert run.start(settings(), tmp_path, 3, None, report=told.append, force=True).state.k == 3
 
 
 def test_checkpoints_of_other_settings_are_refused_by_name(tmp_path):
     start(tmp_path, 3)
     path = tmp_path / run.SETTINGS
     path.write_text(path.read_text().replace('"seed": 2', '"seed": 5'))
-    with pytest.raises(ValueError, match="is of another setting seed: 2, where this run has 5"):
+    with pytest.raises(ValueError, match="is of another setting seed: 2, this run has 5"):
         resume(tmp_path, 20)
 
 
-def test_another_machine_is_told(tmp_path, monkeypatch):
+def test_another_machine_is_reported(tmp_path, monkeypatch):
     start(tmp_path, 3)
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "17")
+    there = checkpoints.environment
+    monkeypatch.setattr(checkpoints, "environment", lambda: there() | {"threads": "17"})
     told = []
     resume(tmp_path, 4, report=told.append)
-    assert any(text.startswith("the bits may differ from those of one long run: threads is 17, was ") for text in told)
+    assert told[1].startswith("results may not be bit-identical to an uninterrupted run: threads 17, was ")
     assert len(told) == 2
 
 
@@ -455,18 +486,17 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path):
     with pytest.raises(ValueError, match=word):
         start(tmp_path, 3, seed=9)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
-    (tmp_path / LAST).unlink()                                              # steps are worth something as well
+    (tmp_path / NAME).unlink()                                              # steps are worth something too
     with pytest.raises(ValueError, match=word):
         start(tmp_path, 3)
-    for name in (PREVIOUS, run.REFUSED, run.DAMAGED, "notes.txt"):
-        (tmp_path / name).write_text("old")
+    (tmp_path / "notes.txt").write_text("old")
     assert run.start(settings(seed=9), tmp_path, 5, None, report=lambda text: None, force=True).state.k == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, "notes.txt"])
     assert resume(tmp_path, 6).state.k == 6
 
 
-@pytest.mark.parametrize("name", [*run.FILES, script.LOCK])
-@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize(("name", "link"), [*((name, False) for name in run.FILES),
+                                            *((name, True) for name in (*run.FILES, script.LOCK))])
 def test_files_that_are_no_run_s_are_not_replaced(tmp_path, capsys, name, link):
     folder, precious = tmp_path / "folder", tmp_path / "precious"
     folder.mkdir()
@@ -480,14 +510,14 @@ def test_files_that_are_no_run_s_are_not_replaced(tmp_path, capsys, name, link):
     assert cli.main(command) == 1
     printed, error = capsys.readouterr()
     assert printed == ""
-    assert re.fullmatch(rf"kfac-ref: {folder / name} is (there already|a symbolic link|no lock)[^\n]*\n", error)
+    assert re.fullmatch(rf"kfac-ref: {folder / name} (exists|is a symbolic link)[^\n]*\n", error)
     assert (folder / name).read_text() == precious.read_text() == '{"mine": 1}'
     assert sorted(path.name for path in folder.iterdir()) == sorted([name, "notes.txt"])
-    assert cli.main([*command, "--force"]) == (1 if name == script.LOCK else 0)     # a lock may be another program's
+    assert cli.main([*command, "--force"]) == (1 if name == script.LOCK else 0)     # nothing is lost there
     assert precious.read_text() == (folder / "notes.txt").read_text() == '{"mine": 1}'
 
 
-@pytest.mark.parametrize("name", [run.HISTORY, LAST, run.PICTURE])
+@pytest.mark.parametrize("name", [run.HISTORY, NAME, run.PICTURE])
 def test_a_run_goes_on_through_no_link(tmp_path, name):
     start(tmp_path / "run", 3)
     (tmp_path / "run" / name).replace(tmp_path / "elsewhere")
@@ -503,7 +533,7 @@ def test_a_folder_that_is_in_use_is_refused_until_it_is_free(tmp_path):
     (tmp_path / "new").mkdir()
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     for folder, begin in ((tmp_path, resume), (tmp_path / "new", start)):
-        word = rf"{folder} is in use by another run \(process {os.getpid()}\)"
+        word = f"{folder} is in use by another process"
         with script.locked(folder), pytest.raises(ValueError, match=word):
             begin(folder, 5)
     assert before == {path: path.read_bytes() for path in before}
@@ -568,7 +598,7 @@ def test_other_data_are_refused(tmp_path, monkeypatch):
     start(tmp_path, 3)
     dataset = Settings.dataset
     monkeypatch.setattr(Settings, "dataset", lambda self: replace(dataset(self), x=dataset(self).x[::-1]))
-    with pytest.raises(ValueError, match=r"data digits are not those that the run in .* began with"):
+    with pytest.raises(ValueError, match=r"data digits are not those with which the run in .* began"):
         resume(tmp_path, 5)
 
 
@@ -584,7 +614,7 @@ def lowest(folder):
 def check_diverged(folder, error, k, what):
     """Look at what a run leaves that diverges after step k, and return the step of its checkpoint."""
     best, loss, steps = lowest(folder)
-    assert re.fullmatch(f"training diverged after step {k}: {what}; {folder / LAST} is of step {best}, where the loss "
+    assert re.fullmatch(f"training diverged after step {k}: {what}; {folder / NAME} is of step {best}, where the loss "
                         rf"was lowest \({loss:.3g}\); begin a new run with a smaller learning rate, or for kfac a "
                         "larger lambda_0 or batch", error), error
     (line,) = lines(folder, "diverged")
@@ -618,7 +648,7 @@ def test_a_run_that_ends_far_above_its_start_says_so_and_leaves_its_best_weights
         start(tmp_path, 70, every=every, optimizer="sgd", settings={"learning_rate": 0.01})
     first, *_, last = lines(tmp_path, "evaluation")
     assert last["loss"] > 2 * first["loss"]
-    what = f"the loss over all training cases was {first['loss']:.3g} at the start and is {last['loss']:.3g}"
+    what = f"the loss over all training examples was {first['loss']:.3g} at the start and is {last['loss']:.3g}"
     best = check_diverged(tmp_path, str(caught.value), 70, re.escape(what))
     assert best == 19
     assert (tmp_path / run.PICTURE).exists()
@@ -626,7 +656,7 @@ def test_a_run_that_ends_far_above_its_start_says_so_and_leaves_its_best_weights
     told = []
     with pytest.raises(ValueError, match=r"training diverged after step 75: .*is of step 19,"):
         resume(tmp_path, 75, report=told.append)
-    assert told == [f"continuing from {tmp_path / LAST} at step 19"]
+    assert told == [f"continuing from {tmp_path / NAME} at step 19"]
     assert run.checkpoint(tmp_path)[1].state.k == 19
 
 
@@ -696,7 +726,7 @@ def full(*arguments, **more):
     (np, "savez", r"cannot write .*run.checkpoint\.npz \(No space .*; the checkpoint of step 10 is intact"),
     (os, "fsync", r"cannot write .*run.history\.jsonl \(No space left on device\)"),
     (Path, "replace", r"cannot write .*run.history\.jsonl \(No space left on device\)"),
-    (run._Recorder, "_line", r"cannot write .*run.history\.jsonl \(No space.*; the checkpoint of step 10 is intact"),
+    (recorder.Recorder, "_line", r"cannot write .*history\.jsonl \(No space.*; the checkpoint of step 10 is intact"),
     (Figure, "savefig", r"cannot write .*run.history\.png \(No space .*; the checkpoint of step 14 is intact")])
 def test_a_full_disk_is_one_clear_line_and_the_checkpoint_is_intact(tmp_path, monkeypatch, capsys, owner, name, words):
     start(tmp_path / "run", 10)
@@ -770,7 +800,7 @@ def test_the_command_runs_and_goes_on(tmp_path, capsys, monkeypatch):
     assert error == ""
     first, second, third, fourth = printed.splitlines()
     assert first == "kfac on digits, 64-3-64 (451 parameters), batch 40, float32, seed 2"
-    assert re.fullmatch(r"6 steps in \d+\.\d\d s \(evaluation left out\), \S+ ms a step", second)
+    assert re.fullmatch(r"6 steps in \d+\.\d\d s \(without evaluation\), \S+ ms per step", second)
     assert re.fullmatch(r"at step 6: loss \S+, training error \S+ \(of the averaged iterate \S+\), held-out error \S+",
                         third)
     assert fourth == f"{out}/ holds history.jsonl, history.png, checkpoint.npz, run.json"
@@ -869,12 +899,12 @@ ENDLESS = ["--iterations", "1000000", "--checkpoint-every", "0.03"]     # no mac
 
 def same(folder, other):
     """Assert that two finished runs of the whole digits are the same in every bit and line."""
-    with np.load(folder / LAST) as a, np.load(other / LAST) as b:
+    with np.load(folder / NAME) as a, np.load(other / NAME) as b:
         assert a.files == b.files
         for name in a.files:
             if name != "header":
                 assert a[name].tobytes() == b[name].tobytes()
-        heads = [json.loads(file["header"].item()) | {"seconds": 0} for file in (a, b)]
+        heads = [json.loads(file["header"].item()) | {"seconds": 0, "sha256": ""} for file in (a, b)]
     assert heads[0] == heads[1]
     assert lines(folder) == lines(other)
 
@@ -888,9 +918,9 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path, c
             assert cli.main(["train", "--iterations", "500", place, str(folder)]) == 1
         process.kill()
     in_use, holds = capsys.readouterr().err.splitlines()
-    assert in_use == f"kfac-ref: {folder} is in use by another run (process {process.pid})"
+    assert in_use == f"kfac-ref: {folder} is in use by another process"
     assert "holds a run already" in holds
-    assert (folder / script.LOCK).read_text() == f"{process.pid}\n"
+    assert (folder / script.LOCK).read_bytes() == b""
     with script.locked(folder):
         pass
 

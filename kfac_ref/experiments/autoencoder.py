@@ -1,9 +1,9 @@
 """The digits autoencoder: K-FAC against tuned baselines, in iterations and in seconds.
 
 64-32-16-8-16-32-64, logistic units, a linear code layer, Bernoulli likelihood. K-FAC against SGD with Nesterov's
-momentum and against Adam, both with large and with small batches. The settings come out of the grids of `METHODS`,
-which give every method the same number of trials; `tune` runs them again, on seeds other than those reported. Every
-method runs a fixed number of iterations, so chosen that all take about as long. K-FAC judges its steps as in the paper.
+momentum and against Adam, both with large and with small batches. The settings come from the grids of `METHODS`,
+which give every method the same number of trials; `tune` runs them again, on seeds other than those reported. The
+iterations of the methods are chosen so that all take about as long. K-FAC judges its steps as in the paper.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from .. import training
 from ..datasets import Dataset
 from ..model import Model
-from . import comparison
+from . import comparison, tables
 from .comparison import Comparison, Method
 from .settings import PAPER_RULE, Settings
 
-#: The errors (mean over cases of the sum of squared differences) to which iterations and seconds are counted.
+#: The errors (mean over examples of the sum of squared differences) to which iterations and seconds are counted.
 LEVELS = (3.0, 2.0, 1.5, 1.0, 0.8, 0.7, 0.6)
 SEEDS = (0, 1, 2)
 TUNING_SEEDS = (100, 101)
@@ -46,112 +46,33 @@ def untrained() -> Model:
 
 
 def compared(seed: int = 0) -> Comparison:
-    """Return the comparison as it is reported.
-
-    Parameters
-    ----------
-    seed : int
-        The first of three consecutive ones.
-    """
+    """Return the comparison as it is reported; `seed` is the first of three consecutive ones."""
     return Comparison("Digits autoencoder 64-32-16-8-16-32-64", Settings(), METHODS, LEVELS,
                       tuple(seed + s for s in SEEDS), tuple(seed + s for s in TUNING_SEEDS))
 
 
 def run(method: Method, settings: Mapping[str, Any], data: Dataset, seed: int, iterations: int | None = None,
         name: str = "training") -> training.History:
-    """Train the autoencoder once.
-
-    Parameters
-    ----------
-    method : Method
-        What to train with.
-    settings : mapping
-        Of its optimizer.
-    data : Dataset
-        The digits.
-    seed : int
-        Of the weights, the batches and the sampling.
-    iterations : int, optional
-        The method's own number, unless told.
-    name : str
-        What the progress bar is called.
-
-    Returns
-    -------
-    History
-        With its evaluations at `training.evaluation_steps`.
-    """
+    """Train the autoencoder once, evaluated at `training.evaluation_steps`; default: the iterations of the method."""
     return comparison.run(compared(), method, settings, seed, data, iterations, name)
 
 
 def tune(data: Dataset, report: Callable[[str], None], shorten: int = 1) -> dict[str, dict[str, Any]]:
-    """Run the grid of every method on the tuning seeds and choose one setting each.
-
-    Parameters
-    ----------
-    data : Dataset
-        The digits.
-    report : function of str
-        Is told of each trial.
-    shorten : int
-        Divide all iterations by this.
-
-    Returns
-    -------
-    dict
-        As `comparison.tune` returns it.
-    """
+    """Run the grid of every method on the tuning seeds and choose settings, as `comparison.tune`."""
     return comparison.tune(compared(), report, comparison.run, data, shorten)
 
 
 def convergence(data: Dataset, seed: int = 0, shorten: int = 1) -> dict[str, list[training.History]]:
-    """Train the autoencoder with every method over three seeds.
-
-    Parameters
-    ----------
-    data : Dataset
-        The digits.
-    seed : int
-        The first of three consecutive ones.
-    shorten : int
-        Divide all iterations by this.
-
-    Returns
-    -------
-    dict
-        Three histories for each method.
-    """
+    """Train the autoencoder with every method on three seeds from `seed` on; iterations are divided by `shorten`."""
     return {name: [run(method, method.settings, data, s, max(1, method.iterations // shorten), f"{name}, seed {s}")
                    for s in compared(seed).seeds] for name, method in METHODS.items()}
 
 
 def level_table(histories: Mapping[str, Sequence[training.History]]) -> list[list[str]]:
-    """Return the rows of the convergence table: iterations and seconds to each level, median and range over seeds.
-
-    Parameters
-    ----------
-    histories : mapping from name to sequence of History
-        Runs of each method, one a seed.
-
-    Returns
-    -------
-    list of list of str
-        The head, then two rows a method.
-    """
-    return comparison.level_table(histories, LEVELS)
+    """Return the rows of the convergence table, as `tables.level_table`."""
+    return tables.level_table(histories, LEVELS)
 
 
 def convergence_figure(histories: Mapping[str, Sequence[training.History]]) -> Figure:
-    """Draw the autoencoder's error against iterations and seconds, with the numbers of one level in the caption.
-
-    Parameters
-    ----------
-    histories : mapping from name to sequence of History
-        Runs of each method, one a seed; K-FAC first.
-
-    Returns
-    -------
-    Figure
-        Two panels.
-    """
-    return comparison.figure(histories, LEVELS, compared().title, compared().error)
+    """Draw the autoencoder's error against iterations and seconds, with the numbers of one level in the caption."""
+    return tables.figure(histories, LEVELS, compared().title, compared().error)

@@ -1,8 +1,8 @@
 """The digits classifier: the exact Fisher against its Kronecker-factored approximations.
 
-64-20-20-20-10, tanh, Categorical, at three points of a training: F against F~ (all blocks Kronecker-factored), F-breve
-(those off the diagonal dropped) and the rest of the family, as a whole; layer by layer against A kron G and the best
-that any Kronecker product could do; and the error budget of a step of K-FAC.
+64-20-20-20-10, tanh, Categorical, at three points of a training: F against F̃ (all blocks Kronecker-factored), F̆
+(only the diagonal ones) and the rest of the family, as a whole; layer by layer against A ⊗ G and the best Kronecker
+product; and the error budget of a step of K-FAC.
 """
 
 from __future__ import annotations
@@ -37,54 +37,21 @@ def untrained() -> Model:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """The exact Fisher of the classifier and its approximations at one point of the training.
+    """The exact Fisher of the classifier and its approximations at one point of the training."""
 
-    Attributes
-    ----------
-    name : str
-        When.
-    F, F_tilde, F_breve : (P, P) arrays
-        Exact; all blocks Kronecker-factored; only the diagonal ones.
-    errors : dict
-        ``whole``: relative Frobenius errors of F~ and F-breve. ``blocks``: for each layer, that of A kron G and the
-        best that any Kronecker product could reach. ``family``: relative errors of the whole family. ``train_error``:
-        the rate of wrong labels.
-    """
-
-    name: str
-    F: Array
-    F_tilde: Array
-    F_breve: Array
+    name: str                   # when
+    F: Array                    # exact, (P, P)
+    F_tilde: Array              # all blocks Kronecker-factored
+    F_breve: Array              # only the diagonal ones
+    #: ``whole``: relative Frobenius errors of F̃ and F̆. ``blocks``: for each layer, that of A ⊗ G and the best
+    #: that any Kronecker product could reach. ``family``: relative errors of the whole family. ``train_error``: the
+    #: rate of wrong labels.
     errors: dict[str, Any]
 
 
-def stage(name: str, model: Model, weights: Direction, data: Dataset, cases: int | None = None) -> Stage:
-    """Compare the exact Fisher at some weights with F~ and F-breve, undamped, over the training cases.
-
-    Parameters
-    ----------
-    name : str
-        When.
-    model : Model
-        A classifier.
-    weights : list of (d_{i+1}, d_i + 1) arrays
-        Its parameters at that time.
-    data : Dataset
-        The digits.
-    cases : int, optional
-        How many training cases the Fisher is a mean over; all unless told.
-
-    Returns
-    -------
-    Stage
-        The three matrices and their errors.
-
-    Raises
-    ------
-    ValueError
-        For weights that do not fit, or a Fisher of more than 4 GiB.
-    """
-    at = model.at(weights, data.x[:cases])
+def stage(name: str, model: Model, weights: Direction, data: Dataset, examples: int | None = None) -> Stage:
+    """Compare the exact Fisher at some weights with F̃ and F̆, undamped, over the training examples (default: all)."""
+    at = model.at(weights, data.x[:examples])
     fac = factors.kronecker_factors(at, reach=math.inf)
     F = fisher_matrix(at)
     F_tilde, F_breve = (structure(fac).dense() for structure in (curvature.Full, curvature.BlockDiagonal))
@@ -97,49 +64,27 @@ def stage(name: str, model: Model, weights: Direction, data: Dataset, cases: int
                        "best_kronecker": float(np.linalg.norm(singular[1:]) / np.linalg.norm(singular))})
     whole = {"F_tilde": relative_error(F_tilde, F), "F_breve": relative_error(F_breve, F)}
     names = [name for name in FAMILY if name != "exact F"]
-    errors = {"whole": whole, "blocks": blocks, "train_error": at.error(data.labels[:cases]),
+    errors = {"whole": whole, "blocks": blocks, "train_error": at.error(data.labels[:examples]),
               "family": frobenius_errors(at, at.sample(np.random.default_rng(0)), F, names)}
     return Stage(name, F, F_tilde, F_breve, errors)
 
 
 def relative_error(B: Array, F: Array) -> float:
-    """Return ``||B - F|| / ||F||`` in the Frobenius norm.
-
-    Parameters
-    ----------
-    B, F : (p, q) arrays
-        The approximation and the exact matrix.
-    """
+    """Return ``||B - F|| / ||F||`` in the Frobenius norm."""
     return float(np.linalg.norm(B - F) / np.linalg.norm(F))
 
 
-def stages(data: Dataset, seed: int = 0, steps: tuple[int, int] = (10, 200), cases: int | None = None) -> list[Stage]:
-    """Train the classifier with K-FAC on all examples and compare at the start, after a few steps, and trained.
-
-    Parameters
-    ----------
-    data : Dataset
-        The digits.
-    seed : int
-        Of the weights and the sampling.
-    steps : (few, many)
-        The number of steps of the second and the third stage.
-    cases : int, optional
-        How many training cases the Fisher is a mean over; all unless told.
-
-    Returns
-    -------
-    list of three Stage
-        In that order.
-    """
+def stages(data: Dataset, seed: int = 0, steps: tuple[int, int] = (10, 200),
+           examples: int | None = None) -> list[Stage]:
+    """Train the classifier with K-FAC on all examples and compare at the start, after a few steps, and at the end."""
     model = untrained()
     opt = KFAC(model, **PAPER_RULE)
     state = opt.init(model.init(np.random.default_rng(seed)), seed)
-    found = [stage("at the start", model, state.weights, data, cases)]
+    found = [stage("at the start", model, state.weights, data, examples)]
     for k in range(1, steps[1] + 1):
         state, _ = opt.step(state, data.x, data.labels)
         if k in steps:
-            found.append(stage(f"after {k} steps", model, state.weights, data, cases))
+            found.append(stage(f"after {k} steps", model, state.weights, data, examples))
     return found
 
 
@@ -152,29 +97,16 @@ class Budget(NamedTuple):
     judgements: list[Judgement]
 
 
-def budget(data: Dataset, seed: int = 0, step: int = 58, cases: int | None = None) -> Budget:
+def budget(data: Dataset, seed: int = 0, step: int = 58, examples: int | None = None) -> Budget:
     """Return the error budget of one step of K-FAC, with the averaged and stale factors that it really uses.
 
-    Parameters
-    ----------
-    data : Dataset
-        The digits.
-    seed : int
-        Of the weights and the sampling.
-    step : int
-        Which step; at step 58, with the usual periods, gamma has been adapted twice and the inverses are 18 steps old.
-    cases : int, optional
-        How many training cases it trains on; all unless told.
-
-    Returns
-    -------
-    Budget
-        Its judgements as `error_budget` returns them, at the lambda + eta and the gamma of that step.
+    At step 58, with the usual periods, gamma has been adapted twice and the inverses are 18 steps old. `examples`
+    limits the training set (default: all).
     """
     model = untrained()
     opt = KFAC(model, **PAPER_RULE)
     state = opt.init(model.init(np.random.default_rng(seed)), seed)
-    x, y = data.x[:cases], data.labels[:cases]
+    x, y = data.x[:examples], data.labels[:examples]
     for _ in range(step - 1):
         state, _ = opt.step(state, x, y)
     detail = opt.explain(state, x, y)
@@ -186,58 +118,25 @@ def budget(data: Dataset, seed: int = 0, step: int = 58, cases: int | None = Non
 
 
 def fisher_table(found: Sequence[Stage]) -> list[list[str]]:
-    """Return the rows of the second table: relative Frobenius errors of the family, and of A kron G block by block.
-
-    Parameters
-    ----------
-    found : sequence of Stage
-        At least one.
-
-    Returns
-    -------
-    list of lists of str
-        A head, then a row for each approximation, a row for each layer, and the rate of wrong labels.
-    """
+    """Return the rows of the second table: relative Frobenius errors of the family, and of A ⊗ G block by block."""
     rows = [["relative error against the exact Fisher", *(s.name for s in found)]]
     rows += [[name, *(f"{s.errors['family'][name]:.3f}" for s in found)] for name in found[0].errors["family"]]
     for i in range(len(found[0].errors["blocks"])):
         blocks = [s.errors["blocks"][i] for s in found]
-        rows.append([f"block of layer {i} alone: A x G (best)",
+        rows.append([f"block of layer {i}: A ⊗ G (best)",
                      *(f"{b['kronecker_factored']:.3f} ({b['best_kronecker']:.3f})" for b in blocks)])
     return [*rows, ["wrong labels", *(f"{100 * s.errors['train_error']:.1f}%" for s in found)]]
 
 
 def budget_table(found: Budget) -> list[list[str]]:
-    """Return the rows of the third table: the error budget.
-
-    Parameters
-    ----------
-    found : Budget
-        As `budget` returns it.
-
-    Returns
-    -------
-    list of lists of str
-        A head, then a row for each step from the exact matrix to K-FAC's.
-    """
+    """Return the rows of the third table: the error budget."""
     head = ["error budget of a step", "error", "change", "angle", "length", "decrease of M"]
     return [head, *([j.name, f"{j.error:.3f}", "" if math.isnan(j.change) else f"{j.change:.3f}",
                      f"{j.angle:.1f} deg", f"{j.length:.2f}", f"{100 * j.decrease:.1f}%"] for j in found.judgements)]
 
 
 def budget_figure(found: Budget) -> Figure:
-    """Draw the error budget, with what costs most in the caption.
-
-    Parameters
-    ----------
-    found : Budget
-        As `budget` returns it.
-
-    Returns
-    -------
-    Figure
-        Three panels of bars.
-    """
+    """Draw the error budget, with the costliest step in the caption."""
     judgements = found.judgements
     losses = {j.name: before.decrease - j.decrease for before, j in pairwise(judgements)}
     worst = max(losses, key=lambda name: losses[name])
@@ -253,22 +152,11 @@ def budget_figure(found: Budget) -> Figure:
 
 
 def fisher_figure(found: Sequence[Stage]) -> Figure:
-    """Draw ``|F|``, ``|F~|`` and their difference at each stage, with the errors in the caption.
-
-    Parameters
-    ----------
-    found : sequence of Stage
-        Of the network of `classifier`.
-
-    Returns
-    -------
-    Figure
-        One row a stage.
-    """
+    """Draw ``|F|``, ``|F̃|`` and their difference at each stage, with the errors in the caption."""
     sizes = [m * n for m, n in untrained().network.shapes]
-    parts = [f"{s.name} F~ is off by {100 * s.errors['whole']['F_tilde']:.0f}%, and by "
+    parts = [f"{s.name} F̃ is off by {100 * s.errors['whole']['F_tilde']:.0f}%, and by "
              f"{100 * s.errors['whole']['F_breve']:.0f}% if only its diagonal blocks are kept" for s in found]
     text = ("Digits classifier 64-20-20-20-10 (tanh): the exact Fisher and its Kronecker-factored approximation, layer "
-            "blocks marked, one colour scale a row (dark stripes: pixels that are nearly always 0). In relative "
+            "blocks marked, one colour scale per row (dark stripes: pixels that are nearly always 0). In relative "
             f"Frobenius norm, {'; '.join(parts)}.")
     return plotting.fisher_rows({s.name: (s.F, s.F_tilde) for s in found}, sizes, text)

@@ -44,30 +44,14 @@ DAMPINGS = tuple(float(d) for d in 10.0 ** np.arange(-5, 2.5, 0.5))
 
 @dataclass(frozen=True)
 class Entry:
-    """How one approximation fares at one point.
-
-    Attributes
-    ----------
-    name : str
-        Which.
-    error : float
-        Relative Frobenius error of the matrix, nearly undamped, against the exact one; NaN where it was not formed.
-    damping : float
-        The best of `DAMPINGS`.
-    judgement : Judgement
-        Of the step at that damping; its ``error`` is not computed.
-    seconds : float
-        To make the matrix and solve once.
-    mebibytes : float
-        The peak of memory in doing so.
-    """
+    """How good one approximation is at one point."""
 
     name: str
-    error: float
-    damping: float
-    judgement: Judgement
-    seconds: float
-    mebibytes: float
+    error: float                # relative Frobenius error, nearly undamped; NaN if the matrix was not formed
+    damping: float              # the best of `DAMPINGS`
+    judgement: Judgement        # of the step at that damping, without ``error``
+    seconds: float              # to make the matrix and solve once
+    mebibytes: float            # the peak of memory for that
 
 
 def _makers(rows: Sequence[str | Approximation]) -> dict[str, Make]:
@@ -85,25 +69,10 @@ def _makers(rows: Sequence[str | Approximation]) -> dict[str, Make]:
 
 def frobenius_errors(at: Point, targets: Any, F: Array, rows: Sequence[str | Approximation] = tuple(FAMILY),
                      damping: float = 1e-8) -> dict[str, float]:
-    """Return the relative Frobenius error of each approximation against the exact Fisher.
+    """Return the relative Frobenius error of each approximation against the exact Fisher F, by name.
 
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    targets : (N,) or (N, C) array
-        One draw, from ``at.sample``.
-    F : (P, P) array
-        The exact Fisher there.
-    rows : sequence of str or Approximation
-        Which of `FAMILY`; or approximations of your own, by their labels.
-    damping : float
-        So small that it does not show; F-hat does not exist without.
-
-    Returns
-    -------
-    dict
-        By name.
+    `targets` are one draw from ``at.sample``; `rows` name entries of `FAMILY`, or are approximations of your own with
+    labels. The damping is too small to matter; F̂ does not exist without.
     """
     scale = float(np.linalg.norm(F))
     return {name: float(np.linalg.norm(make(at, damping, targets).dense() - F)) / scale
@@ -112,36 +81,26 @@ def frobenius_errors(at: Point, targets: Any, F: Array, rows: Sequence[str | App
 
 def compare(at: Point, y: Any, damping: float, targets: Any, rows: Sequence[str | Approximation] = tuple(FAMILY),
             dense: bool = True) -> list[Entry]:
-    """Judge approximations at a point, each at its own best damping.
+    """Judge approximations at a point, each at its own best damping, in the order of `rows`.
 
     Parameters
     ----------
     at : Point
         Point of evaluation.
     y : (N,) or (N, C) array
-        The labels, of which the gradient is taken.
+        The labels, for the gradient.
     damping : float
-        Of the quadratic model and of the natural gradient that all are measured against; above 0.
+        Of the quadratic model and of the natural gradient with which all are compared; above 0.
     targets : (N,) or (N, C) array
         One draw, from ``at.sample``.
     rows : sequence of str or Approximation
-        Which of `FAMILY`; or approximations of your own, by their labels.
+        Entries of `FAMILY`, or approximations of your own, which need labels.
     dense : bool
         Whether to form the matrices for their Frobenius errors.
-
-    Returns
-    -------
-    list of Entry
-        In the order of `rows`.
-
-    Raises
-    ------
-    ValueError
-        For a name that `FAMILY` does not have, or an approximation without a label.
     """
     makers = _makers(rows)
     errors = frobenius_errors(at, targets, fisher_matrix(at), rows) if dense else dict.fromkeys(makers, float("nan"))
-    # The exact matrix is solved with at the damping of the model alone: there it is the best by definition.
+    # The exact matrix is solved with at the damping of the model only: there it is the best by definition.
     trials = [(name, d) for name in makers for d in ((damping,) if name == "exact F" else DAMPINGS)]
     judged = judge(at, y, damping, ((name, makers[name](at, d, targets)) for name, d in trials), dense=False)
     grad = at.gradient(y)

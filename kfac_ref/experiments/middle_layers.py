@@ -1,9 +1,9 @@
 """The network of the paper's figures 2, 3, 5 and 6, and its middle four layers: exact F, factors, block by block.
 
-256-20-20-20-20-20-10, tanh, Categorical, on digits of 16 x 16 pixels, trained by a few steps of K-FAC on all cases. Its
-four middle layers have 20 x 21 weights each, so that their part of the Fisher is 1680 x 1680 and has 4 x 4 blocks of
-one size. Everything here is of these layers alone: F is that part of the Fisher, the factors are those of their pairs,
-and an inverse is the inverse of that part (not that part of the inverse of the whole).
+256-20-20-20-20-20-10, tanh, Categorical, on digits of 16 x 16 pixels, trained by a few steps of K-FAC on all
+examples. Its four middle layers have 20 x 21 weights each, so their part of the Fisher is 1680 x 1680 and has 4 x 4
+blocks of one size. Everything here is about these layers only: F is that part of the Fisher, the factors are those of
+their pairs, and an inverse is the inverse of that part (not that part of the inverse of the whole).
 """
 
 from __future__ import annotations
@@ -27,42 +27,22 @@ from ..optimizers import KFAC
 from . import blocks
 from .settings import PAPER_RULE
 
-#: Pixels a side.
+#: Pixels per side.
 SIDE = 16
 #: The environment variable that may hold the folder of MNIST's IDX files.
 MNIST_FOLDER = "KFAC_REF_MNIST"
 
 
 def untrained(width: int = 20) -> Model:
-    """Return the classifier 256-20-20-20-20-20-10, or one with other hidden layers.
-
-    Parameters
-    ----------
-    width : int
-        Units of each of the five hidden layers.
-    """
+    """Return the classifier 256-20-20-20-20-20-10, or one with other hidden layers."""
     return Model(MLP((SIDE**2, *[width] * 5, 10), "tanh"), Categorical(), weight_decay=1e-5)
 
 
-def images(cases: int | None = None) -> tuple[str, Dataset]:
-    """Return the digits on 16 x 16 pixels: MNIST where the environment says where it is, else those of the package.
+def images(examples: int | None = None) -> tuple[str, Dataset]:
+    """Return the name of the data, and digits of 16 x 16 pixels: MNIST from the folder in `MNIST_FOLDER`, else ours.
 
-    Parameters
-    ----------
-    cases : int, optional
-        How many training cases; all unless told.
-
-    Returns
-    -------
-    name : str
-        What they are, for a caption.
-    data : Dataset
-        MNIST's 28 x 28 pixels are averaged down; of the package's 8 x 8 pixels, each is written as 2 x 2.
-
-    Raises
-    ------
-    ValueError
-        Where the folder does not hold MNIST.
+    MNIST's 28 x 28 pixels are averaged down; of the package's 8 x 8 pixels, each is written as 2 x 2. `examples`
+    limits the training part (default: all).
     """
     folder = os.environ.get(MNIST_FOLDER)
     if folder:
@@ -71,47 +51,17 @@ def images(cases: int | None = None) -> tuple[str, Dataset]:
         small = digits()
         name = "8 x 8 digits, each pixel doubled to 2 x 2"
         data = replace(small, x=doubled(small.x), x_test=doubled(small.x_test))
-    return name, replace(data, x=data.x[:cases], labels=data.labels[:cases])
+    return name, replace(data, x=data.x[:examples], labels=data.labels[:examples])
 
 
 def doubled(x: Array) -> Array:
-    """Return images of twice as many pixels a side.
-
-    Parameters
-    ----------
-    x : (N, s * s) array
-        Square images, rows of pixels in order.
-
-    Returns
-    -------
-    (N, 4 s * s) array
-        Each pixel is written as 2 x 2.
-    """
+    """Return square images, (N, s * s), with each pixel written as 2 x 2, (N, 4 s * s)."""
     side = round(x.shape[1] ** 0.5)
     return x.reshape(-1, side, side).repeat(2, axis=1).repeat(2, axis=2).reshape(len(x), -1)
 
 
 def trained(model: Model, data: Dataset, scheme: str, steps: Sequence[int], seed: int = 0) -> dict[int, list[Array]]:
-    """Train by K-FAC on all cases and return the weights after some of the steps.
-
-    Parameters
-    ----------
-    model : Model
-        A classifier.
-    data : Dataset
-        Its training part is used.
-    scheme : {"sparse", "glorot"}
-        How the weights are drawn.
-    steps : sequence of int
-        After how many steps; 0 is the start.
-    seed : int
-        Of the weights and of the sampling.
-
-    Returns
-    -------
-    dict from int to weights
-        In increasing order.
-    """
+    """Train by K-FAC on all examples from a ``sparse`` or ``glorot`` start, and return the weights after some steps."""
     opt = KFAC(model, **PAPER_RULE)
     state = opt.init(model.init(np.random.default_rng(seed), scheme), seed)
     found = {0: list(state.weights)} if 0 in steps else {}
@@ -122,106 +72,41 @@ def trained(model: Model, data: Dataset, scheme: str, steps: Sequence[int], seed
     return found
 
 
-def point(steps: int = 7, width: int = 20, cases: int | None = None, seed: int = 0) -> tuple[str, Point, Dataset]:
-    """Return where the figures are taken: after a few steps from a sparse start, on all training cases.
+def point(steps: int = 7, width: int = 20, examples: int | None = None, seed: int = 0) -> tuple[str, Point, Dataset]:
+    """Return the name of the data, the point at which the figures are taken, and the data.
 
-    Parameters
-    ----------
-    steps : int
-        Of K-FAC with its usual settings and the paper's rule of lambda.
-    width : int
-        Units of each hidden layer.
-    cases : int, optional
-        How many training cases; all unless told.
-    seed : int
-        Of the weights and of the sampling.
-
-    Returns
-    -------
-    name : str
-        What the data are.
-    at : Point
-        The network there.
-    data : Dataset
-        What it is trained on.
+    The point is after a few steps of K-FAC from a sparse start, on all training examples, with the paper's rule.
     """
-    name, data = images(cases)
+    name, data = images(examples)
     model = untrained(width)
     return name, model.at(trained(model, data, "sparse", (steps,), seed)[steps], data.x), data
 
 
 def middle(model: Model) -> range:
-    """Return the layers between the first and the last.
-
-    Parameters
-    ----------
-    model : Model
-        Of three layers at least.
-    """
+    """Return the layers between the first and the last."""
     return range(1, len(model.network.shapes) - 1)
 
 
 def sizes(model: Model) -> list[int]:
-    """Return how many weights each middle layer has.
-
-    Parameters
-    ----------
-    model : Model
-        Of three layers at least.
-    """
+    """Return the number of weights of each middle layer."""
     shapes = [model.network.shapes[i] for i in middle(model)]
     return [m * n for m, n in shapes]
 
 
 def middle_fisher(at: Point) -> Array:
-    """Return the exact Fisher of the middle layers, dense, without the rest.
-
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-
-    Returns
-    -------
-    (P, P) array
-        P is the number of weights in the middle layers.
-    """
+    """Return the exact Fisher of the middle layers, dense, without the rest."""
     layers = middle(at.model)
     upper = {(i, j): fisher.fisher_block(at, i, j) for i in layers for j in layers if i <= j}
     return np.block([[upper[i, j] if i <= j else upper[j, i].T for j in layers] for i in layers])
 
 
 def middle_factors(at: Point) -> Factors:
-    """Return the exact factors of the middle layers and of all their pairs.
-
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    """
+    """Return the exact factors of the middle layers and of all their pairs."""
     return restrict(factors.kronecker_factors(at, reach=math.inf), middle(at.model))
 
 
 def restrict(fac: Factors, layers: range) -> Factors:
-    """Return the factors of some layers in a row, as if there were no others.
-
-    Parameters
-    ----------
-    fac : Factors
-        With the cross factors of all pairs of layers.
-    layers : range
-        Which, without gaps.
-
-    Returns
-    -------
-    Factors
-        Layer ``layers[0]`` is its layer 0.
-
-    Raises
-    ------
-    ValueError
-        Where cross factors are missing.
-    """
+    """Return the factors of consecutive layers, as if there were no others; `fac` must have all their cross factors."""
     pairs = [(i, j) for j in range(len(layers)) for i in range(j + 1)]
     return Factors({(i, j): fac.A[layers[i], layers[j]] for i, j in pairs},
                    {(i, j): fac.G[layers[i], layers[j]] for i, j in pairs}, fac.n)
@@ -230,21 +115,8 @@ def restrict(fac: Factors, layers: range) -> Factors:
 def damped(fac: Factors, gamma: float) -> Factors:
     """Return factors with factored Tikhonov damping on the diagonal ones; the cross factors stay (sec. 4.3, 6.3).
 
-    Parameters
-    ----------
-    fac : Factors
-        Of any reach.
-    gamma : float
-        In place of sqrt(lambda + eta); at least 0.
-
-    Returns
-    -------
-    Factors
-        ``Full`` of them is the damped F~ whose tridiagonal blocks F-hat shares, and whose diagonal blocks F-breve is.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 6.3 and 6.6.
+    `gamma` is used instead of sqrt(lambda + eta). ``Full`` of the result is the damped F̃ whose tridiagonal blocks F̂
+    shares, and whose diagonal blocks are F̆. Source: Martens & Grosse 2015, sec. 6.3 and 6.6.
     """
     pairs = curvature.BlockDiagonal(fac, gamma**2).damped
     return replace(fac, A=fac.A | {(i, i): A for i, (A, _) in enumerate(pairs)},
@@ -252,19 +124,10 @@ def damped(fac: Factors, gamma: float) -> Factors:
 
 
 def best_kronecker(F: Array, fac: Factors) -> Array:
-    """Return the error that no choice of one Kronecker product for each block can avoid, block by block.
+    """Return the error that no choice of one Kronecker product per block can avoid, block by block, (L, L).
 
-    Parameters
-    ----------
-    F : (P, P) array
-        The exact Fisher.
-    fac : Factors
-        Of the same layers; only its shapes are used.
-
-    Returns
-    -------
-    (L, L) array
-        Frobenius norms: the root of the sum of squares of all but the first singular value of each rearranged block.
+    These are Frobenius norms: the root of the sum of squares of all but the first singular value of each rearranged
+    block of the exact Fisher F. Of `fac` only the shapes are used.
     """
     L = len(fac)
     parts = blocks.split(F, [len(A) * len(G) for A, G in fac.layers])
@@ -277,16 +140,9 @@ def best_kronecker(F: Array, fac: Factors) -> Array:
 
 
 def bias_norm(M: Array, fac: Factors) -> float:
-    """Return the Frobenius norm of the entries between two biases.
+    """Return the Frobenius norm of the entries of M between two biases; of `fac` only the shapes are used.
 
-    The input of a bias is always 1 and has no covariance with anything, so F~ has these entries of F exactly.
-
-    Parameters
-    ----------
-    M : (P, P) array
-        A matrix.
-    fac : Factors
-        Of the same layers; only its shapes are used.
+    The input of a bias is always 1 and has no covariance with anything, so F̃ has these entries of F exactly.
     """
     ends = np.cumsum([len(A) * len(G) for A, G in fac.layers])
     biases = np.concatenate([np.arange(end - len(G), end) for end, (_, G) in zip(ends, fac.layers, strict=True)])

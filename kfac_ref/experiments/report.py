@@ -1,4 +1,4 @@
-"""What a comparison says: aligned tables, and every number as plain data beside the environment it was measured in."""
+"""What the demo reports: aligned tables, and every number as plain data beside the environment it was measured in."""
 
 from __future__ import annotations
 
@@ -11,22 +11,11 @@ from .. import training
 from ..environment import environment
 from .autoencoder import LEVELS, METHODS
 from .classifier import Budget, Stage
-from .comparison import reached
+from .tables import reached
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Align the columns of a table, the first to the left, the others to the right, and rule off the head.
-
-    Parameters
-    ----------
-    rows : sequence of sequences of str
-        The head first; all of one length.
-
-    Returns
-    -------
-    str
-        Lines without a newline at the end.
-    """
+    """Return the lines of a table with aligned columns, the first to the left, and a rule under the head."""
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
              .rstrip() for row in rows]
@@ -35,24 +24,7 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 def summary(histories: Mapping[str, Sequence[training.History]], found: Sequence[Stage],
             budget: Budget, seed: int) -> dict[str, Any]:
-    """Return every number of the demo as plain data for JSON; keys that end in ``seconds`` differ from run to run.
-
-    Parameters
-    ----------
-    histories : mapping from name to sequence of History
-        Runs of each method, one a seed. The names are those of `METHODS`.
-    found : sequence of Stage
-        The classifier's.
-    budget : Budget
-        Of one step.
-    seed : int
-        Of the demo.
-
-    Returns
-    -------
-    dict
-        ``seed``, ``environment``, ``autoencoder`` (by method), ``classifier`` (by stage) and ``budget``.
-    """
+    """Return every number of the demo as plain data for JSON; keys that end in ``seconds`` differ from run to run."""
     return {
         "seed": seed,
         "environment": environment(),

@@ -1,4 +1,4 @@
-"""What a run is: data, network, optimizer, batches, precision and seed, in words that a file or a command line holds.
+"""What a run is: data, network, optimizer, batches, precision and seed, as a file or a command line gives them.
 
 The networks by name are the paper's three autoencoders (sec. 13), its classifier of 16 x 16 digits (sec. 3), and those
 of the embedded digits.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,24 +73,28 @@ OPTIMIZERS: dict[str, Callable[..., training.Optimizer]] = {
 }
 
 
-def optimizer_settings(optimizer: str) -> dict[str, Any]:
-    """Return the settings of an optimizer by name, with their defaults.
+def from_object(kind: type[Any], content: Any, where: str = "", **given: Any) -> Any:
+    """Return a dataclass made from an object of a file, or say which of its fields are missing, unknown or wrong.
 
-    Parameters
-    ----------
-    optimizer : str
-        One of `OPTIMIZERS`.
-
-    Returns
-    -------
-    dict
-        Plain values, without the model: an approximation and an expectation are given by name.
-
-    Raises
-    ------
-    ValueError
-        For an unknown one.
+    Messages begin with `where`; `given` are fields that are not in the object itself.
     """
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where}must be an object, got {content!r:.80}")
+    asked = [f for f in fields(kind) if f.name not in given]
+    missing = [f.name for f in asked if f.default is f.default_factory is MISSING and f.name not in content]
+    known = [f.name for f in asked]
+    unknown = [name for name in content if name not in known]
+    if missing or unknown:
+        raise ValueError(where + "; ".join([f"{name} is missing" for name in missing] + [
+            f"{name} is not known (there are {', '.join(known)})" for name in unknown]))
+    try:
+        return kind(**content, **given)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from None
+
+
+def optimizer_settings(optimizer: str) -> dict[str, Any]:
+    """Return the settings of an optimizer and their defaults; an approximation and an expectation are given by name."""
     make = checks.known("optimizer", optimizer, OPTIMIZERS)
     makes: list[Callable[..., Any]] = [KFAC, make] if make is _kfac else [make]
     defaults = {name: p.default for each in makes for name, p in inspect.signature(each).parameters.items()}
@@ -113,7 +117,7 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """What defines the bits of a run.
+    """What defines the bits of a run: the options of ``kfac-ref train``.
 
     Parameters
     ----------
@@ -121,13 +125,13 @@ class Settings:
         ``digits``, ``curves`` (a generated stand-in), or ``mnist:FOLDER`` with the folder of the IDX files
         (``mnist:$NAME`` takes it from the environment).
     net : str, optional
-        One of `NETS`, or widths such as ``64-32-16-10``; the autoencoder of the data unless told.
+        One of `NETS`, or widths such as ``64-32-16-10`` (default: the autoencoder of the data).
     hidden : str, optional
-        Nonlinearities of the hidden layers, one for all or one each, such as ``tanh`` or ``tanh,relu``; those of the
-        net by name, else ``tanh``.
+        Nonlinearities of the hidden layers, one for all or one each, such as ``tanh`` or ``tanh,relu`` (default: those
+        of the net by name, else ``tanh``).
     likelihood : str, optional
-        ``gaussian``, ``categorical`` or ``bernoulli``; that of the net by name, else ``categorical`` where the last
-        width is 10 and ``bernoulli`` where it is not. Categorical is trained on the labels, the others on the inputs.
+        ``gaussian``, ``categorical`` or ``bernoulli`` (default: that of the net by name, else ``categorical`` for ten
+        outputs and ``bernoulli`` otherwise). Categorical is trained on the labels, the others on the inputs.
     optimizer : str
         One of `OPTIMIZERS`.
     settings : mapping
@@ -137,19 +141,12 @@ class Settings:
         ``growing:FIRST:STEP`` has other numbers.
     weight_decay : float
         eta.
-    init : str
-        ``sparse`` or ``glorot``.
-    dtype : str
-        ``float64`` or ``float32``.
+    init, dtype : str
+        ``sparse`` or ``glorot``; ``float64`` or ``float32``.
     seed : int
         Of weights, batches and sampling; the curves are always the same.
     side : int
-        Pixels a side of the MNIST digits; fewer than 28 are area averages.
-
-    Raises
-    ------
-    ValueError
-        For settings that are unknown or out of range.
+        Pixels per side of the MNIST digits; fewer than 28 are area averages.
     """
 
     data: str = "digits"
@@ -206,37 +203,13 @@ class Settings:
         return Model(MLP(sizes, hidden), make(), weight_decay=self.weight_decay)
 
     def make_optimizer(self, model: Model) -> training.Optimizer:
-        """Return the optimizer that the settings describe.
-
-        Parameters
-        ----------
-        model : Model
-            What it trains.
-
-        Raises
-        ------
-        ValueError
-            For a setting out of range.
-        """
+        """Return the optimizer that the settings describe."""
         return OPTIMIZERS[self.optimizer](model, **self.settings)
 
     def task(self, data: datasets.Dataset | None = None) -> Task:
-        """Make everything that training takes.
+        """Return everything that training takes, in the precision of the settings (default: of `dataset`).
 
-        Parameters
-        ----------
-        data : Dataset, optional
-            What `dataset` returned for the same settings, or another of the same form; read anew unless given.
-
-        Returns
-        -------
-        Task
-            In the precision of the settings.
-
-        Raises
-        ------
-        ValueError
-            Where data and network do not fit each other, or the data cannot be read.
+        Raises a ValueError if data and network do not fit each other, or if the data cannot be read.
         """
         model = self.model()
         data = self.dataset() if data is None else data
@@ -258,18 +231,7 @@ class Settings:
                     self._schedule(len(data.x)))
 
     def dataset(self) -> datasets.Dataset:
-        """Read the data, in the precision of the settings.
-
-        Returns
-        -------
-        Dataset
-            The curves have no labels.
-
-        Raises
-        ------
-        ValueError
-            Where they cannot be read.
-        """
+        """Read the data, in the precision of the settings; the curves have no labels."""
         if self.data == "digits":
             return datasets.digits(self.dtype)
         if self.data == "curves":

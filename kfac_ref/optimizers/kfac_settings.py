@@ -81,7 +81,7 @@ class Settings:
     gamma_max         none (inf)          1                  as in the author's code: above, gamma drifts
     lambda_floor      none (0)            1e-4               otherwise lambda decays without bound
     judged_on         same batch          next batch         on its own batch nearly every step looks good: see below
-    smoothing         none                0.9                what a small batch says about a step is noisy
+    smoothing         none                0.5                what a small batch says about a step is noisy
     undo              none (None)         1                  momentum would repeat a bad step
     momentum          both                True
     ================  ==================  =================  ==========================================================
@@ -127,7 +127,7 @@ class Settings:
     gamma_max: float = 1.0
     lambda_floor: float = 1e-4
     judged_on: str = NEXT
-    smoothing: float = 0.9
+    smoothing: float = 0.5
     examples: int | None = None
     undo: float | None = 1.0
     momentum: bool = True

@@ -10,16 +10,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from kfac_ref.environment import MEMORY, ONE_THREAD, restart_with
-
-if __name__ == "__main__":
-    restart_with(ONE_THREAD | MEMORY, [str(Path(__file__).resolve()), *sys.argv[1:]])
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 

@@ -18,20 +18,16 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from kfac_ref.environment import MEMORY, restart_with
-
-if __name__ == "__main__":
-    one = os.environ.get("OPENBLAS_NUM_THREADS") == "1"
-    threads = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"} if one else {}
-    restart_with({"OPENBLAS_THREAD_TIMEOUT": "4", "JAX_PLATFORMS": "cpu", **threads, **MEMORY},
-                 [str(Path(__file__).resolve()), *sys.argv[1:]])
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if os.environ.get("OPENBLAS_NUM_THREADS") == "1":
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 from family import turns

@@ -13,18 +13,14 @@ record keeps the seconds of. The last compares two ways to serve the three gamma
 from __future__ import annotations
 
 import argparse
-import sys
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from kfac_ref.environment import MEMORY, restart_with
-
-if __name__ == "__main__":
-    # Two OpenBLAS copies, NumPy's and SciPy's, spin against each other unless their threads give up soon.
-    restart_with({"OPENBLAS_THREAD_TIMEOUT": "4", **MEMORY}, [str(Path(__file__).resolve()), *sys.argv[1:]])
+# Two OpenBLAS copies, NumPy's and SciPy's, spin against each other unless their threads give up soon.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 import numpy as np
 import scipy.linalg
