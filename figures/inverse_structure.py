@@ -35,7 +35,7 @@ def by_offset(M: np.ndarray, sizes: Sequence[int]) -> list[float]:
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Train, invert, and write picture and numbers to `out`; returns 0."""
-    data_name, at, _ = middle_layers.point(width=5 if quick else 20, cases=200 if quick else None)
+    data_name, at, _ = middle_layers.point(width=5 if quick else 20, examples=200 if quick else None)
     sizes, fac = middle_layers.sizes(at.model), middle_layers.middle_factors(at)
     F, undamped = middle_layers.middle_fisher(at), kr.curvature.Full(fac).dense()
     rows, sweep = {}, []

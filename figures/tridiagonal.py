@@ -47,7 +47,7 @@ def compare(C: np.ndarray, C_inverse: np.ndarray, F_tilde: np.ndarray, inverse: 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
     """Train, build the three matrices and their inverses, and write picture and numbers to `out`; returns 0."""
-    data_name, at, data = middle_layers.point(width=5 if quick else 20, cases=200 if quick else None)
+    data_name, at, data = middle_layers.point(width=5 if quick else 20, examples=200 if quick else None)
     sizes, fac = middle_layers.sizes(at.model), middle_layers.middle_factors(at)
     layers = list(middle_layers.middle(at.model))
     grad = kr.params.flatten(at.gradient(data.labels)[layers[0]:layers[-1] + 1])

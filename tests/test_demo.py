@@ -19,20 +19,19 @@ import numpy as np
 import pytest
 import scipy
 from matplotlib.figure import Figure
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import kfac_ref as kr
 from kfac_ref import cli, datasets, training
 from kfac_ref.analysis import Judgement, judge
-from kfac_ref.environment import MEMORY, ONE_THREAD, restart_with
-from kfac_ref.experiments import autoencoder, classifier, comparison, family, report
+from kfac_ref.environment import environment
+from kfac_ref.experiments import autoencoder, classifier, comparison, family, report, tables
 from kfac_ref.optimizers import KFAC
 
 from .problems import close, relative
 from .test_training import rest, terminal
 
 ROOT = Path(kr.__file__).parents[1]
-# The variables of a process that does not start itself again.
-COMPLETE = os.environ | ONE_THREAD | MEMORY
 KFAC_NAME = "K-FAC, m = 500"
 
 
@@ -79,10 +78,9 @@ def end_to_end(test):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """Run ``python -m kfac_ref demo --quick`` without the variables that it sets; return its output and its folder."""
+    """Run ``python -m kfac_ref demo --quick``; return its output and its folder."""
     out = tmp_path_factory.mktemp("demo") / "new" / "folder"
-    environment = {name: value for name, value in os.environ.items() if name not in ONE_THREAD | MEMORY}
-    run = subprocess.run([sys.executable, "-m", "kfac_ref", "demo", "--quick", "--out", out], env=environment, cwd=ROOT,
+    run = subprocess.run([sys.executable, "-m", "kfac_ref", "demo", "--quick", "--out", out], cwd=ROOT,
                          capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")
     return run.stdout, out
@@ -95,10 +93,10 @@ def summary(demo):
 
 @pytest.fixture(scope="module")
 def again(tmp_path_factory):
-    """Run the same once more, through the function and in a process that has the variables from the start."""
+    """Run the same once more, through the function."""
     out = tmp_path_factory.mktemp("again")
     code = "import sys; from kfac_ref import cli; sys.exit(cli.main(sys.argv[1:]))"
-    subprocess.run([sys.executable, "-c", code, "demo", "--quick", "--seed", "0", "--out", out], env=COMPLETE, cwd=ROOT,
+    subprocess.run([sys.executable, "-c", code, "demo", "--quick", "--seed", "0", "--out", out], cwd=ROOT,
                    stdout=subprocess.DEVNULL, check=True)
     return strict_json(out / "summary.json")
 
@@ -374,7 +372,7 @@ def test_a_real_ctrl_c_on_a_terminal(tmp_path):
     ours, theirs = terminal()
     command = [sys.executable, "-m", "kfac_ref", "demo", "--out", tmp_path]
     # A shell's background job, and what it starts, ignores Ctrl-C; a terminal's does not.
-    with subprocess.Popen(command, env=COMPLETE, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs,
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs,
                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)) as process:
         os.close(theirs)
         written = b""
@@ -409,63 +407,25 @@ def test_tuning_writes_what_it_chose(monkeypatch, tmp_path, capsys):
     assert strict_json(tmp_path / "tune.json") == {"shorten": 100}
 
 
-# Starting again with variables
+# Threads
 
 
-class Replaced(Exception):
-    """What stands for the end of a process that becomes another."""
+def test_the_command_computes_with_one_thread_unless_the_user_has_chosen(monkeypatch):
+    def threads():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
-
-@pytest.fixture
-def execve(monkeypatch):
-    calls = []
-
-    def record(path, arguments, environment):
-        calls.append((path, arguments, environment))
-        raise Replaced
-
-    monkeypatch.setattr(os, "execve", record)
-    return calls
-
-
-def test_a_process_that_has_all_variables_goes_on(execve, monkeypatch):
-    monkeypatch.setenv("ONE", "mine")
-    monkeypatch.setenv("TWO", "")
-    restart_with({"ONE": "1", "TWO": "2"}, ["-m", "kfac_ref"])
-    restart_with({}, ["-m", "kfac_ref"])
-    assert execve == []
-
-
-def test_only_what_is_missing_is_set(execve, monkeypatch):
-    monkeypatch.setenv("ONE", "mine")
-    monkeypatch.delenv("TWO", raising=False)
-    before = dict(os.environ)
-    with pytest.raises(Replaced):
-        restart_with({"ONE": "1", "TWO": "2"}, ["-m", "kfac_ref", "demo"])
-    assert execve == [(sys.executable, [sys.executable, "-m", "kfac_ref", "demo"], before | {"TWO": "2"})]
-    assert dict(os.environ) == before
-
-
-def test_the_new_process_has_nothing_left_to_set(execve, monkeypatch):
-    for name in (wanted := ONE_THREAD | MEMORY):
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(Replaced):
-        restart_with(wanted, [])
-    for name, value in execve.pop()[2].items():
-        monkeypatch.setenv(name, value)
-    restart_with(wanted, [])
-    assert execve == []
-
-
-def test_the_command_starts_itself_again_with_its_own_arguments(execve, monkeypatch, tmp_path):
-    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
-    arguments = ["demo", "--quick", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["anything", *arguments])
-    with pytest.raises(Replaced):
-        cli.main()
-    (_, command, environment), = execve
-    assert command == [sys.executable, "-m", "kfac_ref", *arguments]
-    assert environment["OPENBLAS_NUM_THREADS"] == "1"
+    seen = []
+    monkeypatch.setattr(cli, "_demo", lambda *arguments: seen.append((threads(), environment()["threads"])) or 0)
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        assert cli.main(["demo"]) == 0
+        assert threads() == before                          # those of the process are as they were
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+        assert cli.main(["demo"]) == 0
+    assert [found for found, _ in seen] == [{1}, before]
+    assert [set(text.split(", ")) for _, text in seen] == [{"1"}, set(map(str, before))]
 
 
 # Steps, levels and tables
@@ -492,12 +452,12 @@ def history(errors, seconds_a_step=0.5, steps=None):
 
 def test_a_level_is_reached_where_the_training_error_first_is_at_most_that():
     run = history([4, 3, 2.5, 3.5, 1, math.nan], steps=[0, 2, 5, 9, 20, 30])
-    assert comparison.reached(run, 4) == (0, 0)
-    assert comparison.reached(run, 3) == (2, 1)
-    assert comparison.reached(run, 2.9) == (5, 2.5)
-    assert comparison.reached(run, 2) == (20, 10)
-    assert comparison.reached(run, 0.9) is None
-    assert comparison.reached(history([math.nan] * 3), 100) is None
+    assert tables.reached(run, 4) == (0, 0)
+    assert tables.reached(run, 3) == (2, 1)
+    assert tables.reached(run, 2.9) == (5, 2.5)
+    assert tables.reached(run, 2) == (20, 10)
+    assert tables.reached(run, 0.9) is None
+    assert tables.reached(history([math.nan] * 3), 100) is None
 
 
 @pytest.mark.parametrize(("values", "text"), [
@@ -506,13 +466,13 @@ def test_a_level_is_reached_where_the_training_error_first_is_at_most_that():
     ([1, None, None], "-"), ([None, None, None], "-"), ([None], "-"), ([1, None], "-"), ([0, 0, 1], "0 (0-1)"),
     ([1, 2, 3, 4, None], "3 (1 up)"), ([1, 2, None, None], "-")])
 def test_a_spread_is_the_median_and_the_range(values, text):
-    assert comparison.spread(values, "{:.0f}") == text
+    assert tables.spread(values, "{:.0f}") == text
 
 
 @pytest.mark.parametrize(("values", "text"), [([1, 2], "1.5 (1.0-2.0)"), ([1, 2, 5, 7], "3.5 (1.0-7.0)"),
                                               ([1, 2, 5, None], "3.5 (1.0 up)")])
 def test_the_median_of_an_even_number_lies_between_the_middle_two(values, text):
-    assert comparison.spread(values, "{:.1f}") == text
+    assert tables.spread(values, "{:.1f}") == text
 
 
 def test_the_table_of_levels(monkeypatch):
@@ -702,8 +662,8 @@ def test_the_table_of_the_fisher():
     stage = classifier.Stage("now", np.eye(1), np.eye(1), np.eye(1), errors)
     assert classifier.fisher_table([stage]) == [
         ["relative error against the exact Fisher", "now"], ["EKFAC", "0.375"], ["diagonal", "2.000"],
-        ["block of layer 0 alone: A x G (best)", "0.250 (0.125)"],
-        ["block of layer 1 alone: A x G (best)", "1.000 (0.500)"], ["wrong labels", "12.3%"]]
+        ["block of layer 0: A ⊗ G (best)", "0.250 (0.125)"],
+        ["block of layer 1: A ⊗ G (best)", "1.000 (0.500)"], ["wrong labels", "12.3%"]]
 
 
 def test_the_table_of_the_budget():

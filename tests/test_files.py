@@ -190,7 +190,7 @@ def test_what_an_earlier_call_did_not_write_is_refused_and_all_is_as_before(tmp_
             path.replace(tmp_path / "elsewhere")
             path.symlink_to(tmp_path / "elsewhere")
     before, elsewhere = contents(folder), path.read_bytes()
-    with pytest.raises(files.OverwriteError, match=f"^{path} is (there already and is not replaced|a symbolic link)"):
+    with pytest.raises(files.OverwriteError, match=f"^{path} (exists and is not replaced|is a symbolic link)"):
         save(folder, 2.0, texts={"md": "two"})
     assert contents(folder) == before
     save(folder, 2.0, texts={"md": "two"}, force=True)
@@ -209,18 +209,6 @@ def test_a_full_disk_leaves_the_old_picture_with_its_old_numbers(tmp_path: Path,
             save(tmp_path, 2.0)
     assert contents(tmp_path) == before
     save(tmp_path, 2.0)
-
-
-def test_a_record_of_an_earlier_version_is_known_by_its_environment(tmp_path: Path) -> None:
-    record, picture = tmp_path / "a.json", tmp_path / "a.png"
-    for environment, known in (({"kfac_ref": "0.1.0"}, True), ([{"kfac_ref": "0.1.0"}], True), ({"other": 1}, False)):
-        picture.write_text("a picture")
-        record.write_text(json.dumps({"environment": environment, "caption": ""}))
-        if known:
-            save(tmp_path)
-        else:
-            with pytest.raises(files.OverwriteError):
-                save(tmp_path)
 
 
 # The scripts of figures/
@@ -271,10 +259,36 @@ def test_a_lock_or_a_probe_touches_no_file_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("mine")
     script.make_folder(folder)
     assert names(folder) == [script.LOCK]
-    for link in (False, True):
-        if link:
-            lock.unlink()
-            lock.symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(files.OverwriteError, match=f"^{lock} is no lock of a run"), script.locked(folder):
-            pass
+    with script.locked(folder):
         assert lock.read_text() == "mine"
+    lock.unlink()
+    lock.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(files.OverwriteError, match=f"^{lock} is a symbolic link"), script.locked(folder):
+        pass
+    assert lock.read_text() == "mine"
+
+
+# Reading JSON
+
+
+@pytest.mark.parametrize(("content", "word"), [
+    (b"", "is not JSON: "), (b"{", "is not JSON: "), (b"[1]", "must hold an object, got list"), (b"3", "got int"),
+    (b'{"a": 1, "b": {"c": 1, "c": 2}}', "is not JSON: 'c' is given twice"), (b'{"a": NaN}', "NaN is not a JSON value"),
+    (b'{"a": -Infinity}', "-Infinity is not a JSON value"), (b"\xff\xfe", "is not JSON: .*decode"),
+    (b'{"a": ' + b"[" * 100_000, "is not JSON: it is nested too deeply"),
+    (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON: .*digits")])
+def test_what_is_no_json_object_is_one_clear_line(tmp_path: Path, content: bytes, word: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=word) as caught:
+        files.read_json(path)
+    assert str(caught.value).startswith(f"{path} ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_missing_or_no_file(tmp_path: Path) -> None:
+    for path, word in ((tmp_path / "no", "is missing"), (tmp_path, "cannot be read")):
+        with pytest.raises(ValueError, match=f"^{path} {word}"):
+            files.read_json(path)
+    (tmp_path / "a.json").write_text('{"a": [1, {"b": null}]}')
+    assert files.read_json(tmp_path / "a.json") == {"a": [1, {"b": None}]}

@@ -20,20 +20,17 @@ ORDER = ["checks", "environment", "files", "params", "layers", "network", "gathe
 MODULES = sorted(PACKAGE.rglob("*.py"))
 #: A module is read in one sitting. These are longer and are to become shorter, each never longer than it is now.
 LINES, LONGER = 320, {
-    "experiments/comparison.py": 640,
-    "experiments/run.py": 500,
     "kronecker.py": 420,
     "likelihoods.py": 350,
     "model.py": 440,
     "network.py": 400,
     "optimizers/kfac.py": 360,
     "optimizers/kfac_values.py": 325,
-    "training.py": 500,
+    "training.py": 330,
 }
 #: So is a function, whose docstring is not counted.
 CODE, MORE_CODE = 40, {
     "cli.py _add_train": 43,
-    "experiments/comparison.py run_all": 77,
 }
 
 
@@ -115,7 +112,7 @@ def test_no_inverse_is_formed_by_inv_or_pinv_and_no_global_randomness_is_used(pa
 
 
 def test_nothing_differentiates_for_us() -> None:
-    allowed = {"numpy", "scipy", "matplotlib", "tqdm", *sys.stdlib_module_names}
+    allowed = {"numpy", "scipy", "matplotlib", "tqdm", "threadpoolctl", *sys.stdlib_module_names}
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else \

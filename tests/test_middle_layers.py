@@ -19,7 +19,7 @@ GAMMA = 0.1
 @pytest.fixture(scope="module")
 def small():
     """A narrow network on a few digits after three steps: 4 middle layers of 4 x 5 weights."""
-    _, at, data = ml.point(steps=3, width=4, cases=60)
+    _, at, data = ml.point(steps=3, width=4, examples=60)
     return at, data
 
 
