@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,10 +17,17 @@ from .tables import reached
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
     """Return the lines of a table with aligned columns, the first to the left, and a rule under the head."""
-    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-             .rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    def pad(cell: str, c: int) -> str:
+        """Return the spaces that fill column c, in which an accent of its own, as in F̃, takes no place."""
+        return " " * (max(_columns(row[c]) for row in rows) - _columns(cell))
+
+    lines = ["  ".join([row[0] + pad(row[0], 0), *(pad(cell, c) + cell for c, cell in enumerate(row[1:], 1))]).rstrip()
+             for row in rows]
+    return "\n".join([lines[0], "-" * max(map(_columns, lines)), *lines[1:]])
+
+
+def _columns(text: str) -> int:
+    return sum(not unicodedata.combining(character) for character in text)
 
 
 def summary(histories: Mapping[str, Sequence[training.History]], found: Sequence[Stage],
