@@ -211,7 +211,7 @@ def test_a_checkpoint_goes_on_to_the_same_bits(row: Approximation, expectation: 
         state = r.states[k]
         checkpoints.write(tmp_path, checkpoints.Checkpoint(state, state.weights, 0.0, environment()), r.opt, {})
         opt = KFAC(p.model, row, expectation, **PERIODS)
-        again = checkpoints.read(tmp_path / checkpoints.LAST, opt, p.at.weights, {}).state
+        again = checkpoints.read(tmp_path / checkpoints.NAME, opt, p.at.weights, {}).state
         for (x, y), expected in zip(r.data[k:], r.states[k + 1:], strict=True):
             again, _ = opt.step(again, x, y)
             assert bits(again.weights) == bits(expected.weights)

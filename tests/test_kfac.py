@@ -987,7 +987,7 @@ def test_rho_compares_curvature_and_slope_on_the_next_batch(likelihood, examples
         fresh = vector(at.gradient(y)) @ (vector(after.weights) - vector(before.weights))
         curvature = moved.loss(y) - at.loss(y) - fresh
         slope = share * 2 * old.predicted + (1 - share) * fresh
-        curvatures, slopes = 0.8 * curvatures + curvature, 0.8 * slopes + slope
+        curvatures, slopes = curvatures / 2 + curvature, slopes / 2 + slope         # smoothing = 1/2
         # A difference of losses near 2 has lost digits.
         close(record.actual, slope + curvature, 1e-9)
         close(record.rho, 2 * (1 - curvatures / abs(slopes)), 1e-9)
