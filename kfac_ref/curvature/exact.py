@@ -1,4 +1,4 @@
-"""The exact Fisher with Tikhonov damping: F + damping I (paper: sec. 6.1). What all others are measured against."""
+"""The exact Fisher with Tikhonov damping, F + damping I (sec. 6.1): the reference for all other structures."""
 
 from __future__ import annotations
 
@@ -15,20 +15,9 @@ from .base import OfPoint
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Exact(OfPoint):
-    """``F + damping I``, with F the exact Fisher at a point.
+    """``F + damping I``, with F the exact Fisher at a point, or that of another expectation.
 
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    damping : float
-        lambda + eta, at least 0.
-    expectation : function of a Point
-        `exact` gives the exact Fisher; others put their own matrix in its place.
-
-    Notes
-    -----
-    `product` needs no dense matrix; `solve` forms F, (P, P), and factors it at its first call.
+    `product` needs no dense matrix; the first `solve` forms F, (P, P), and factors it.
     Source: Martens & Grosse 2015, sec. 2.2 and 6.1.
     """
 
