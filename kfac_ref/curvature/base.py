@@ -14,6 +14,7 @@ import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import scipy.linalg
@@ -22,6 +23,7 @@ from .. import checks, params
 from ..checks import Array, Direction
 from ..expectations import Expectation, exact, gradients
 from ..factors import Factors
+from ..kronecker import Cholesky
 from ..model import Point
 
 
@@ -43,20 +45,13 @@ class Curvature(abc.ABC):
 
     @abc.abstractmethod
     def product(self, V: Direction) -> list[Array]:
-        """Return ``C v``.
-
-        Raises ValueError for wrong shapes (naming the layer), NaN or infinity.
-        """
+        """Return ``C v``; raises ValueError for wrong shapes (naming the layer), NaN or infinity."""
 
     @abc.abstractmethod
     def solve(self, V: Direction) -> list[Array]:
-        """Return ``C^{-1} v``.
-
-        Raises ValueError as `product` does, or LinAlgError if C is singular to rounding.
-        """
+        """Return ``C^{-1} v``; raises as `product`, and LinAlgError if C is singular to rounding."""
 
     def __repr__(self) -> str:
-        """Return one line."""
         damping = getattr(self, "damping", None)
         return (f"{type(self).__name__} of {len(self.shapes)} layers, {sum(m * n for m, n in self.shapes)} parameters"
                 f"{'' if damping is None else f', damping {damping:.3g}'}")
@@ -90,6 +85,28 @@ class Curvature(abc.ABC):
 def block_diagonal(blocks: Sequence[Array]) -> Array:
     """Return the (P, P) matrix with these (p_i, p_i) blocks on its diagonal and zeros elsewhere, in their dtype."""
     return scipy.linalg.block_diag(*blocks)
+
+
+class SolvedDense(Curvature):
+    """A structure that forms its matrix, (P, P), at the first solve, and factors it."""
+
+    #: What the matrix is called in the error if it is singular.
+    name: ClassVar[str]
+
+    def solve(self, V: Direction) -> list[Array]:
+        """Return ``C^{-1} v``."""
+        return params.unflatten(self._cholesky.solve(params.flatten(self._direction(V))), self.shapes)
+
+    def inverse_dense(self, max_bytes: int | None = None) -> Array:
+        """Return ``C^{-1}``, (P, P)."""
+        return self._factor(self.dense(max_bytes)).inverse()
+
+    @cached_property
+    def _cholesky(self) -> Cholesky:
+        return self._factor(self.dense())
+
+    def _factor(self, C: Array) -> Cholesky:
+        return Cholesky.factor(C, self.name, "give a larger damping")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

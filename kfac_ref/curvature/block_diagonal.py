@@ -20,10 +20,7 @@ from .base import OfFactors, block_diagonal
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockDiagonal(OfFactors):
-    """The block-diagonal approximation F̆ with factored Tikhonov damping; cross factors are not used.
-
-    Not ``A ⊗ G + damping I``, which is `EigenDamped`. Source: Martens & Grosse 2015, sec. 4.2 and 6.3.
-    """
+    """F̆ with factored Tikhonov damping (sec. 4.2 and 6.3); not ``A ⊗ G + damping I``, which is `EigenDamped`."""
 
     #: How A and G share the damping: `trace_pi`, `frobenius_pi` or your own.
     pi: Balance = trace_pi

@@ -32,11 +32,10 @@ from .base import OfFactors
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockTridiagonal(OfFactors):
-    """The block-tridiagonal approximation of the inverse, with factored Tikhonov damping.
+    """F̂ with factored Tikhonov damping (sec. 4.3, app. B); needs the cross factors of neighbours (``reach=1`` or more).
 
-    It needs the cross factors of neighbours (``reach=1`` or more); only the diagonal factors are damped. F̂ need not
-    exist without damping: behind a linear hidden layer, Sigma is singular.
-    Source: Martens & Grosse 2015, sec. 4.3 and app. B.
+    Only the diagonal factors are damped. Without damping F̂ need not exist: behind a linear hidden layer, Sigma is
+    singular.
     """
 
     pi: Balance = trace_pi  #: How A and G share the damping: `trace_pi`, `frobenius_pi` or your own.

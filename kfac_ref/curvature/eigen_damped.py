@@ -22,10 +22,9 @@ from .eigenbasis import InEigenbasis
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EigenDamped(OfFactors, InEigenbasis):
-    """``blockdiag(A_i ⊗ G_i) + damping I``; cross factors are not used.
+    """``blockdiag(A_i ⊗ G_i) + damping I``: the exact Tikhonov damping that `BlockDiagonal` approximates (sec. 6.3).
 
-    This is the exact Tikhonov damping that `BlockDiagonal` approximates. The eigenproblems cost about ten times as
-    much as the Cholesky factors there. Source: Martens & Grosse 2015, sec. 6.3.
+    The eigenproblems cost about ten times as much as the Cholesky factors there.
     """
 
     def product(self, V: Direction) -> list[Array]:

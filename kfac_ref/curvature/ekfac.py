@@ -44,10 +44,7 @@ def basis_moments(g: Sequence[Array], a_bar: Sequence[Array], bases: Sequence[tu
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EKFAC(OfPoint, InEigenbasis):
-    """The eigenbasis of the Kronecker factors with measured second moments, damped exactly.
-
-    The factors and the second moments use the same expectation. Source: George et al. 2018.
-    """
+    """The eigenbasis of the Kronecker factors with second moments of the same expectation (George et al. 2018)."""
 
     @cached_property
     def bases(self) -> tuple[tuple[Eigen, Eigen], ...]:     # type: ignore[override]
@@ -66,8 +63,7 @@ def ekfac_over(parts: Iterable[Part], damping: float = 0.0, expectation: Expecta
                map: Callable[..., Iterable[Any]] = map) -> Eigenbasis:
     """Return EK-FAC over a data set in parts: the same matrix as `EKFAC` at a point with all examples.
 
-    The parts, from `Model.parts`, are read twice, and the expectation must return the same columns both times.
-    `map` is that of `mean_over`.
+    The parts (from `Model.parts`) are read twice; the expectation must return the same columns both times.
     """
     damping = checks.number("damping", damping, 0)
     parts = list(parts)

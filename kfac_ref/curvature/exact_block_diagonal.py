@@ -15,10 +15,7 @@ from .base import OfPoint, block_diagonal
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ExactBlockDiagonal(OfPoint):
-    """``blockdiag(F_ii) + damping I``: the Fisher without its blocks between different layers.
-
-    The largest block must fit into 4 GiB. Source: Martens & Grosse 2015, sec. 3 and 4.
-    """
+    """``blockdiag(F_ii) + damping I``: the Fisher without its blocks between different layers."""
 
     def product(self, V: Direction) -> list[Array]:
         """Return ``(F_ii + damping I) v_i``, layer by layer."""

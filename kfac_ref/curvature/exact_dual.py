@@ -73,9 +73,6 @@ class ExactDual(OfPoint):
 
 
 def smaller_exact(at: Point, damping: float = 0.0, expectation: Expectation = exact) -> Exact | ExactDual:
-    """Return ``F + damping I`` in the form that factors the smaller matrix, (P, P) or (NC, NC).
-
-    Without damping this is `Exact`, since `ExactDual` cannot solve then.
-    """
+    """Return ``F + damping I`` in the form that factors the smaller matrix; `Exact` if there is no damping."""
     dual = damping > 0 and at.z.size < at.model.network.parameters
     return (ExactDual if dual else Exact)(at, damping, expectation)

@@ -18,10 +18,7 @@ from .base import OfFactors, block_diagonal
 
 @dataclass(frozen=True, eq=False, repr=False)
 class InputOnly(OfFactors):
-    """``blockdiag(A_i ⊗ I) + damping I``: exactly damped K-FAC with G = I.
-
-    Source: Benzing 2022, "Gradient descent on neurons and its link to approximate second-order optimization".
-    """
+    """``blockdiag(A_i ⊗ I) + damping I``: exactly damped K-FAC with G = I (Benzing 2022)."""
 
     def product(self, V: Direction) -> list[Array]:
         """Return ``V_i (A_i + damping I)``."""

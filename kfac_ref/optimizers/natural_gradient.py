@@ -17,11 +17,10 @@ from .kfac import KFAC
 
 @dataclass(frozen=True, eq=False)
 class NaturalGradient(KFAC):
-    """Algorithm 2 with the exact damped Fisher, for small networks or small batches.
+    """Algorithm 2 with the exact damped Fisher, for small networks or small batches (sec. 2.2; Amari 1998).
 
     It uses the current batch without a running average, so `tau1` and `ceiling` have no effect. `EXACT_SMALLER` factors
     the smaller matrix: `Exact`, (P, P), or `ExactDual`, (NC, NC) for N examples and C outputs; the record names it.
-    Source: Martens & Grosse 2015, sec. 2.2; Amari 1998.
     """
 
     approximation: Approximation = EXACT_SMALLER

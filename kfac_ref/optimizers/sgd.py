@@ -60,10 +60,7 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class SGD:
-    """Gradient descent with Nesterov's momentum; weight decay enters through the gradient.
-
-    Source: Martens & Grosse 2015, sec. 13; Sutskever et al. 2013.
-    """
+    """Gradient descent with Nesterov's momentum (sec. 13); weight decay enters through the gradient."""
 
     model: Model
     learning_rate: float
