@@ -24,8 +24,6 @@ LINES, LONGER = 320, {
     "likelihoods.py": 350,
     "model.py": 440,
     "network.py": 400,
-    "optimizers/kfac.py": 360,
-    "optimizers/kfac_values.py": 325,
     "training.py": 330,
 }
 #: So is a function, whose docstring is not counted.

@@ -37,7 +37,7 @@ def test_a_row_is_a_method_and_the_columns_are_iterations_and_cases(seeds):
     figure = plotting.batch_sizes(given, "error", "A caption.")
     grid = np.reshape(figure.axes, (2, 2))
     assert [axes.get_title() for axes in grid[:, 0]] == list(given)
-    assert [axes.get_xlabel() for axes in grid[-1]] == ["iterations", "training cases processed (iterations times m)"]
+    assert [axes.get_xlabel() for axes in grid[-1]] == ["iterations", "examples processed (iterations times m)"]
     assert figure.get_supylabel() == "error"
     for row, sizes in zip(grid, given.values(), strict=True):
         for k, (m, (iterations, errors)) in enumerate(sizes.items()):

@@ -49,7 +49,7 @@ def test_lines_are_the_data():
     assert {axes.get_xscale() for axes in (errors, strengths, times)} == {"log"}
     assert {axes.get_yscale() for axes in (errors, strengths, times)} == {"log"}
     assert [axes.get_title() for axes in (errors, strengths, times)] == \
-        ["error", "strength of damping, or learning rate", "milliseconds a step"]
+        ["error", "strength of damping, or learning rate", "milliseconds per step"]
 
 
 def test_lines_can_be_told_apart_without_colour():

@@ -1,14 +1,14 @@
-"""The error budget: how what an optimizer multiplies by comes to differ from the exact damped Fisher, step by step.
+"""The error budget: how K-FAC's curvature departs from the exact damped Fisher, one approximation after the other.
 
     exact                    F + damping I
     layers apart             blockdiag(F_ii) + damping I                 cross-layer blocks dropped
-    expectation factorized   blockdiag(A_i kron G_i) + damping I         E[Alpha kron Gamma] taken as a product
-    sampled targets          the same with one draw of y for each case
+    expectation factorized   blockdiag(A_i ⊗ G_i) + damping I            E[Alpha ⊗ Gamma] replaced by a product of means
+    sampled targets          the same with one draw of y per example
     averaged and stale       the same with the factors in use, averaged over steps
-    factored damping         (A + pi sqrt(damping) I) kron (G + ...)     what K-FAC solves with
+    factored damping         (A + pi sqrt(damping) I) ⊗ (G + ...)        what K-FAC solves with
 
-For each: how far the matrix is from the exact one, and, more tellingly, what it does to the step: its angle to the
-natural gradient, its length, and the decrease of the quadratic model that it gives when it is rescaled as K-FAC does.
+Each matrix is judged by its distance from the exact one and, more tellingly, by its step: the angle to the natural
+gradient, the length, and the decrease of the quadratic model if the step is rescaled as K-FAC does.
 """
 
 from __future__ import annotations
@@ -32,58 +32,23 @@ from ..quadratic_model import SmallModel
 
 @dataclass(frozen=True)
 class Judgement:
-    """One matrix against the exact damped Fisher.
-
-    Attributes
-    ----------
-    name : str
-        Which.
-    error : float
-        ``||C - (F + damping I)|| / ||F + damping I||`` in the Frobenius norm; NaN where it was not asked for.
-    change : float
-        The distance from the matrix before in the list, on the same scale; NaN for the first.
-    angle : float
-        Degrees between ``C^{-1} grad`` and the natural gradient.
-    length : float
-        The ratio of their lengths.
-    decrease : float
-        The decrease of M by the best multiple of the step, over that by the natural gradient, at most 1.
-    """
+    """One matrix against the exact damped Fisher."""
 
     name: str
-    error: float
-    change: float
-    angle: float
-    length: float
+    error: float     #: ``||C - (F + damping I)|| / ||F + damping I||`` in the Frobenius norm; NaN if not ``dense``.
+    change: float    #: The distance from the previous matrix in the list, on the same scale; NaN for the first.
+    angle: float     #: Degrees between ``C^{-1} grad`` and the natural gradient.
+    length: float    #: The ratio of their lengths.
+    #: The decrease of M by the best multiple of the step, over that by the natural gradient, at most 1.
     decrease: float
 
 
 def judge(at: Point, y: Any, damping: float, matrices: Iterable[tuple[str, Curvature]],
           dense: bool = True) -> list[Judgement]:
-    """Judge matrices by their distance from ``F + damping I`` and by the steps that they give.
+    """Judge named matrices by their distance from ``F + damping I`` and by their steps for the labels y.
 
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    y : (N,) or (N, C) array
-        The labels, of which the gradient is taken.
-    damping : float
-        lambda + eta in the exact matrix and in the quadratic model, above 0.
-    matrices : iterable of (name, Curvature)
-        What to judge; one at a time is held where they come from a generator.
-    dense : bool
-        Whether to form the matrices for their Frobenius norms.
-
-    Returns
-    -------
-    list of Judgement
-        One for each, in order.
-
-    Raises
-    ------
-    ValueError
-        For bad labels, a damping at which the exact Fisher is singular, or a matrix too large to form.
+    `damping`, above 0, is lambda + eta, also in the quadratic model. If `matrices` is a generator, only one structure
+    at a time is in memory. `dense` forms the matrices, (P, P), for `error` and `change`.
     """
     grad = at.gradient(y)
     if not any(D.any() for D in grad):
@@ -92,7 +57,7 @@ def judge(at: Point, y: Any, damping: float, matrices: Iterable[tuple[str, Curva
     F = exact.dense() if dense else None
     natural = exact.solve(grad)
     best = _decrease(at, grad, natural, damping)
-    found: list[Judgement] = []
+    judged: list[Judgement] = []
     before: Array | None = None
     for name, C in matrices:
         step = C.solve(grad)
@@ -104,39 +69,18 @@ def judge(at: Point, y: Any, damping: float, matrices: Iterable[tuple[str, Curva
             if before is not None:
                 change = float(np.linalg.norm(now - before)) / scale
             before = now
-        found.append(Judgement(name, error, change, _angle(step, natural),
+        judged.append(Judgement(name, error, change, _angle(step, natural),
                                params.norm(step) / params.norm(natural), _decrease(at, grad, step, damping) / best))
-    return found
+    return judged
 
 
 def error_budget(at: Point, y: Any, damping: float, targets: Any, average: Factors | None = None,
                  gamma: float | None = None) -> list[Judgement]:
-    """Return the error budget of K-FAC at a point.
+    """Return the error budget of K-FAC at a point: six judgements in the order of this module's table.
 
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation; the batch of the step.
-    y : (N,) or (N, C) array
-        Its labels.
-    damping : float
-        lambda + eta: of the exact matrix, of the quadratic model and of all steps but the last; above 0.
-    targets : (N,) or (N, C) array
-        One draw of targets, from ``at.sample``.
-    average : Factors, optional
-        The factors that an optimizer has in use, averaged and perhaps stale; those of `targets` unless told.
-    gamma : float, optional
-        The strength of the factored damping; sqrt(damping) unless told.
-
-    Returns
-    -------
-    list of six Judgement
-        In the order of this module's table, from exact to what K-FAC solves with.
-
-    Raises
-    ------
-    ValueError
-        For bad labels or targets, factors of another network, or matrices too large to form.
+    `damping`, above 0, is lambda + eta; `targets` are one draw from ``at.sample``; `average` are the factors that an
+    optimizer uses, averaged and perhaps stale (default: those of `targets`); `gamma` is the strength of the factored
+    damping in the last row (default: sqrt(damping)).
     """
     exact, drawn = kronecker_factors(at), kronecker_factors(at, sampled(targets))
     in_use = drawn if average is None else average

@@ -1,17 +1,19 @@
-"""The error of the Kronecker approximation as a covariance, and as cumulants (the central picture of this package).
+"""The error of the Kronecker approximation as a covariance, and as cumulants: the central picture of this package.
 
 With Alpha = a_bar a_bar^T and Gamma = g g^T of one layer, random over the data and over y ~ model, and R the
 rearrangement::
 
     R(F_ii)          = E[ vec(Gamma) vec(Alpha)^T ]
-    R(A kron G)      = E[ vec Gamma ] E[ vec Alpha ]^T
+    R(A ⊗ G)         = E[ vec Gamma ] E[ vec Alpha ]^T
     the difference   = Cov( vec Gamma, vec Alpha )
 
-Entry by entry it is (paper: sec. 3, eq. (3)), with kappa the joint cumulants::
+So the Kronecker product is exact where Gamma and Alpha are uncorrelated. Entry by entry the error is, with the joint
+cumulants kappa (sec. 3)::
 
     kappa(a1, a2, g1, g2) + E[a1] kappa(a2, g1, g2) + E[a2] kappa(a1, g1, g2)
 
-The covariance holds for every expectation. The cumulants need E[g | x] = 0, which y ~ model gives and labels do not.
+The covariance holds for every expectation. The cumulants need E[g | x] = 0, which is true for y ~ model but not for
+labels. In all functions, i is the layer, with n inputs (bias included) and m outputs.
 """
 
 from __future__ import annotations
@@ -28,26 +30,9 @@ from ..model import Point
 
 
 def covariance_error(at: Point, i: int, expectation: Expectation = exact) -> Array:
-    """Return ``Cov(vec Gamma, vec Alpha)`` of layer i: the rearranged error of its Kronecker factorization.
+    """Return ``Cov(vec Gamma, vec Alpha)`` of layer i, (m^2, n^2): the rearranged error of its Kronecker product.
 
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    i : int
-        The layer.
-    expectation : function of a Point
-        `exact`, ``sampled(targets)`` or ``empirical(y)``.
-
-    Returns
-    -------
-    (m^2, n^2) array
-        ``R(F_ii) - R(A kron G)``, computed from deviations from the means, so that its digits are its own.
-
-    Raises
-    ------
-    ValueError
-        For a layer that is not there, or rows of more than 4 GiB.
+    It is computed from deviations from the means: the difference of the two rearrangements would cancel digits.
     """
     checks.layer("i", i, len(at.a_bar))
     m, n = at.model.network.shapes[i]
@@ -57,72 +42,24 @@ def covariance_error(at: Point, i: int, expectation: Expectation = exact) -> Arr
 
 
 def error_spectrum(at: Point, i: int, expectation: Expectation = exact) -> Array:
-    """Return the singular values of `covariance_error`, descending; their squares add up to the squared error.
-
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    i : int
-        The layer.
-    expectation : function of a Point
-        As in `covariance_error`, whose errors are raised here too.
-
-    Returns
-    -------
-    (min(m^2, n^2),) array
-        The spectrum.
-    """
+    """Return the singular values of `covariance_error`, descending; their squares add up to the squared error."""
     return scipy.linalg.svdvals(covariance_error(at, i, expectation))
 
 
 class Cumulants(NamedTuple):
-    """The three terms of the paper's eq. (3), each as a matrix of the shape of the block, (n m, n m).
+    """The three terms of the error, each as a matrix of the shape of the block, (n m, n m)."""
 
-    Attributes
-    ----------
-    fourth : array
-        ``kappa(a1, a2, g1, g2)``.
-    first_mean : array
-        ``E[a1] kappa(a2, g1, g2)``.
-    second_mean : array
-        ``E[a2] kappa(a1, g1, g2)``.
-    """
-
-    fourth: Array
-    first_mean: Array
-    second_mean: Array
+    fourth: Array       #: ``kappa(a1, a2, g1, g2)``.
+    first_mean: Array   #: ``E[a1] kappa(a2, g1, g2)``.
+    second_mean: Array  #: ``E[a2] kappa(a1, g1, g2)``.
 
 
 def cumulant_terms(at: Point, i: int, y: Any = None, max_bytes: int | None = None) -> Cumulants:
-    """Return the joint-cumulant terms of the error of layer i, entry by entry.
+    """Return the joint-cumulant terms of the error of layer i: row (a1, g1), column (a2, g2), g running fastest.
 
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    i : int
-        The layer.
-    y : (N,) or (N, C) array, optional
-        Labels: the cumulants of the empirical distribution in place of the model's own. Their sum is then NOT the
-        error.
-    max_bytes : int, optional
-        Larger matrices are refused; 4 GiB unless told.
-
-    Returns
-    -------
-    Cumulants
-        In the order of the block: row (a1, g1), column (a2, g2), g running fastest. With y ~ model in closed form they
-        add up to ``F_ii - A kron G``.
-
-    Raises
-    ------
-    ValueError
-        For a layer that is not there, or matrices of more than `max_bytes`.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 3, eq. (3).
+    Under y ~ model, in closed form, they add up to ``F_ii - A ⊗ G``. With labels y they are the cumulants of the
+    empirical distribution, and their sum is NOT the error. More than `max_bytes` are refused (default: 4 GiB).
+    Source: Martens & Grosse 2015, sec. 3.
     """
     checks.layer("i", i, len(at.a_bar))
     m, n = at.model.network.shapes[i]
@@ -142,15 +79,7 @@ def cumulant_terms(at: Point, i: int, y: Any = None, max_bytes: int | None = Non
     Caa, Cgg, Cag = a.T @ a / N, centred.mean(axis=0), a.T @ (first - mean_g) / N
 
     def block(terms: str, *operands: Array) -> Array:
-        """Return a product over the entries (a1, g1; a2, g2) as a matrix of the shape of the block.
-
-        Parameters
-        ----------
-        terms : str
-            The left side of an einsum, in which the axes of a1, a2, g1, g2 are a, b, p, q.
-        *operands : arrays
-            Its operands.
-        """
+        """Return an einsum over the axes a, b, p, q of a1, a2, g1, g2 as a matrix of the shape of the block."""
         return np.einsum(f"{terms}->apbq", *operands, optimize=True).reshape(n * m, n * m)
 
     kappa3 = np.einsum("nb,npq->bpq", a, centred) / N                       # kappa(a2, g1, g2)

@@ -1,18 +1,18 @@
-"""The same function in other parameters: what K-FAC does not see, and gradient descent does (paper: sec. 10).
+"""The same function in other parameters: K-FAC is invariant to the change, gradient descent is not (sec. 10).
 
 With invertible Omega_i (n, n) for the inputs of layer i and Phi_i (m, m) for its outputs, i = 0..L-1, the network::
 
     a'_0 = Omega_0 a_bar_0        s'_i = W'_i a'_i        a'_{i+1} = Omega_{i+1} [phi_i(Phi_i s'_i); 1]
     z = Phi_{L-1} s'_{L-1}
 
-computes the same function as the original one where ``W_i = Phi_i W'_i Omega_i``. Its quantities are::
+computes the same function as the original one if ``W_i = Phi_i W'_i Omega_i``. Its quantities are::
 
     grad'_i = Phi_i^T grad_i Omega_i^T        A'_i = Omega_i A_i Omega_i^T        G'_i = Phi_i^T G_i Phi_i
 
 so that ``G'^{-1} grad' A'^{-1}`` maps to the original step: undamped K-FAC takes the same path in function space
 (Theorem 1). With Omega = A^{-1/2} and Phi = G^{-1/2} it is plain gradient descent in the new parameters, which are
-white (Corollary 3). a' has no trailing 1, so the transformed network is no MLP and has forward and backward passes of
-its own.
+white (Corollary 3). a' has no trailing 1, so the transformed network is not an MLP and has forward and backward passes
+of its own. Source: Martens & Grosse 2015, sec. 10.
 """
 
 from __future__ import annotations
@@ -34,39 +34,27 @@ from ..network import MLP, Activation, Pass
 
 @dataclass(frozen=True, eq=False)
 class TransformedPass(Pass):
-    """A pass of the transformed network: ``a_bar`` holds a'_i and ``s`` holds s'_i.
+    """A pass of the transformed network: ``a_bar`` holds a'_i and ``s`` holds s'_i."""
 
-    Attributes
-    ----------
-    inner : Pass
-        The original network's pass, for its slopes and its output.
-    """
-
-    inner: Pass
+    inner: Pass  #: The original network's pass, for its slopes and its output.
 
     @property
     def x(self) -> Array:
-        """The inputs, which are those of the original network."""
+        """The inputs of the original network."""
         return self.inner.x
 
     @cached_property
     def slopes(self) -> tuple[Array, ...]:
-        """Refused: what multiplies slopes by weights needs an `MLP`."""
+        """Not available: what multiplies slopes by weights needs an `MLP`."""
         raise ValueError("the Hessian and KFRA require an MLP; got TransformedMLP")
 
     @property
     def z(self) -> Array:
-        """The output, which is that of the original network."""
+        """The output of the original network."""
         return self.inner.z
 
     def take(self, rows: checks.Rows) -> TransformedPass:
-        """Return the pass of some of the examples.
-
-        Parameters
-        ----------
-        rows : slice or (n,) int array
-            Which examples.
-        """
+        """Return the pass of some of the examples."""
         inner = self.inner.take(rows)
         return TransformedPass(self.activations, inner.a, tuple(a[rows] for a in self.a_bar),
                                tuple(s[rows] for s in self.s), inner)
@@ -74,30 +62,11 @@ class TransformedPass(Pass):
 
 @dataclass(frozen=True, eq=False)
 class TransformedMLP:
-    """A network re-parameterized by Omega and Phi; it takes the place of an `MLP` in a `Model`.
+    """A network re-parameterized by Omega and Phi; it takes the place of an `MLP` with biases in a `Model`."""
 
-    Parameters
-    ----------
-    network : MLP
-        The original.
-    Omega : sequence of L (d_i + 1, d_i + 1) arrays
-        Of the inputs of the layers.
-    Phi : sequence of L (d_{i+1}, d_{i+1}) arrays
-        Of their outputs.
-
-    Raises
-    ------
-    ValueError
-        For a network without biases, wrong shapes, NaN or infinity.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 10.
-    """
-
-    network: MLP
-    Omega: Sequence[Array]
-    Phi: Sequence[Array]
+    network: MLP            #: The original network.
+    Omega: Sequence[Array]  #: L arrays (d_i + 1, d_i + 1), for the inputs of the layers.
+    Phi: Sequence[Array]    #: L arrays (d_{i+1}, d_{i+1}), for their outputs.
 
     def __post_init__(self) -> None:
         if not all(self.network.bias):
@@ -108,12 +77,12 @@ class TransformedMLP:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The widths of the original."""
+        """The widths of the original network."""
         return self.network.sizes
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
-        """The shapes of the weights, which are those of the original."""
+        """The shapes of the weights, the same as those of the original network."""
         return self.network.shapes
 
     @property
@@ -123,49 +92,20 @@ class TransformedMLP:
 
     @property
     def activations(self) -> tuple[Activation, ...]:
-        """The nonlinearities of the original."""
+        """The nonlinearities of the original network."""
         return self.network.activations
 
     def init(self, rng: np.random.Generator, scheme: str = "sparse", dtype: DTypeLike = np.float64) -> list[Array]:
-        """Draw weights of the original network and transform them; parameters as in `MLP.init`.
-
-        Parameters
-        ----------
-        rng : numpy.random.Generator
-            Where randomness comes from.
-        scheme : {"sparse", "glorot"}
-            As in `MLP.init`.
-        dtype : {numpy.float64, numpy.float32}
-            The precision.
-
-        Returns
-        -------
-        list of (d_{i+1}, d_i + 1) arrays
-            W'.
-        """
+        """Draw weights of the original network and return them transformed; parameters as in `MLP.init`."""
         return transform(self.network.init(rng, scheme, dtype), self.Omega, self.Phi)
 
     def to_original(self, weights: Direction) -> list[Array]:
-        """Return ``W_i = Phi_i W'_i Omega_i``; a step is mapped in the same way.
-
-        Parameters
-        ----------
-        weights : list of (d_{i+1}, d_i + 1) arrays
-            Of the transformed network, or a step of its weights.
-        """
+        """Return ``W_i = Phi_i W'_i Omega_i``; a step is mapped in the same way."""
         weights = checks.weights("weights", weights, self.shapes)
         return [Phi @ W @ Omega for W, Omega, Phi in zip(weights, *self._maps(weights[0].dtype), strict=True)]
 
     def forward(self, weights: Direction, x: Array) -> TransformedPass:
-        """Run the transformed network and keep every intermediate.
-
-        Parameters
-        ----------
-        weights : list of (d_{i+1}, d_i + 1) arrays
-            W'.
-        x : (N, d_0) array
-            One example a row.
-        """
+        """Run the transformed network on x, (N, d_0), and keep every intermediate."""
         inputs, a, s, a_bar, s_inner = [], [], [], [], []
         now = x
         for W, Omega, Phi, f in zip(weights, *self._maps(x.dtype), self.activations, strict=True):
@@ -179,17 +119,7 @@ class TransformedMLP:
         return TransformedPass(self.activations, inner.a, tuple(a), tuple(s), inner)
 
     def backward(self, weights: Direction, forward: TransformedPass, dz: Array) -> list[Array]:
-        """Send gradients with respect to z back; ``g[i]`` is with respect to s'_i.
-
-        Parameters
-        ----------
-        weights : list of (d_{i+1}, d_i + 1) arrays
-            W'.
-        forward : TransformedPass
-            The result of `forward`.
-        dz : (N, d_L) or (K, N, d_L) array
-            One vector for each example, or a stack of K.
-        """
+        """Send gradients with respect to z, (N, d_L) or (K, N, d_L), back; ``g[i]`` is with respect to s'_i."""
         Omega, Phi = self._maps(dz.dtype)
         g: list[Array] = [dz @ Phi[-1]]
         for i in reversed(range(1, len(weights))):
@@ -198,17 +128,7 @@ class TransformedMLP:
         return g[::-1]
 
     def tangent(self, weights: Direction, forward: TransformedPass, V: Direction) -> Array:
-        """Differentiate z in a direction of W'.
-
-        Parameters
-        ----------
-        weights : list of (d_{i+1}, d_i + 1) arrays
-            W'.
-        forward : TransformedPass
-            The result of `forward`.
-        V : list of (d_{i+1}, d_i + 1) arrays
-            The direction.
-        """
+        """Return the change of z in a direction V of W'."""
         ds = forward.a_bar[0] @ V[0].T
         Omega, Phi = self._maps(ds.dtype)
         for i in range(1, len(weights)):
@@ -217,29 +137,12 @@ class TransformedMLP:
         return ds @ Phi[-1].T
 
     def _maps(self, dtype: DTypeLike) -> tuple[list[Array], list[Array]]:
-        """Return Omega and Phi in the precision of what they are multiplied with."""
+        """Return Omega and Phi in the precision of the arrays that they multiply."""
         return [Om.astype(dtype, copy=False) for Om in self.Omega], [Ph.astype(dtype, copy=False) for Ph in self.Phi]
 
 
 def transform(weights: Direction, Omega: Sequence[Array], Phi: Sequence[Array]) -> list[Array]:
-    """Return the weights ``W'_i = Phi_i^{-1} W_i Omega_i^{-1}`` of the re-parameterized network.
-
-    Parameters
-    ----------
-    weights : list of L (d_{i+1}, d_i + 1) arrays
-        Of the original network.
-    Omega, Phi : sequences of L arrays
-        As in `TransformedMLP`.
-
-    Returns
-    -------
-    list of (d_{i+1}, d_i + 1) arrays
-        With them `TransformedMLP` computes the same function.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 10.
-    """
+    """Return ``W'_i = Phi_i^{-1} W_i Omega_i^{-1}``, with which `TransformedMLP` computes the same function."""
     weights = checks.weights("weights", weights, [np.shape(W) for W in weights])
     dtype = weights[0].dtype
     Omega = checks.direction("Omega", Omega, [(W.shape[1], W.shape[1]) for W in weights], dtype)
@@ -254,19 +157,7 @@ def transform(weights: Direction, Omega: Sequence[Array], Phi: Sequence[Array]) 
 def whitening(factors: Factors) -> tuple[list[Array], list[Array]]:
     """Return the symmetric roots ``Omega_i = A_i^{-1/2}`` and ``Phi_i = G_i^{-1/2}`` of Corollary 3.
 
-    Parameters
-    ----------
-    factors : Factors
-        Invertible ones.
-
-    Returns
-    -------
-    Omega, Phi : lists of L arrays
-        They make ``A' = G' = I``; the activations keep a mean.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 10, Corollary 3.
+    They make ``A' = G' = I``; the activations keep a mean. The factors must be invertible.
     """
     Omega = [_inverse_root(A, f"factor A of layer {i}") for i, (A, _) in enumerate(factors.layers)]
     return Omega, _output_roots(factors)
@@ -275,20 +166,7 @@ def whitening(factors: Factors) -> tuple[list[Array], list[Array]]:
 def centred_whitening(factors: Factors) -> tuple[list[Array], list[Array]]:
     """Return the affine roots of A, which make the activations white *and* centred, and ``Phi_i = G_i^{-1/2}``.
 
-    Parameters
-    ----------
-    factors : Factors
-        Invertible ones.
-
-    Returns
-    -------
-    Omega, Phi : lists of L arrays
-        ``Omega = [C^{-1/2}, -C^{-1/2} m; 0, 1]`` with mean m and covariance C of the activations, which both stand in
-        A.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 10, Corollary 3.
+    ``Omega = [C^{-1/2}, -C^{-1/2} m; 0, 1]`` with mean m and covariance C of the activations, which A contains.
     """
     Omega = []
     for i, (A, _) in enumerate(factors.layers):

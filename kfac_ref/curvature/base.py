@@ -1,10 +1,11 @@
-"""The interface of every structure: a damped matrix on parameter space that multiplies, solves, and can be seen.
+"""The interface of every structure: a damped matrix C on parameter space that multiplies and solves.
 
-    product(V)        C v                        dense()           C
-    solve(V)          C^{-1} v                   inverse_dense()   C^{-1}
+    product(V)        C v                        dense()           C, (P, P)
+    solve(V)          C^{-1} v                   inverse_dense()   C^{-1}, (P, P)
 
-C includes its damping. Directions go in and come out; `solve` has no minus sign. Factorizations happen at the first
-solve and are kept, so that an undamped singular matrix can still be multiplied by and looked at.
+C includes its damping. V and the results are directions: lists of (d_{i+1}, d_i + 1) arrays. `solve` has no minus sign.
+The first solve factors the matrix and keeps the factorization. `product` and `dense` factor nothing, so they also work
+for an undamped matrix that is singular.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import scipy.linalg
@@ -21,14 +23,14 @@ from .. import checks, params
 from ..checks import Array, Direction
 from ..expectations import Expectation, exact, gradients
 from ..factors import Factors
+from ..kronecker import Cholesky
 from ..model import Point
 
 
 class Curvature(abc.ABC):
     """A symmetric positive (semi-)definite matrix on parameter space.
 
-    A structure is made as ``Structure(factors, damping=...)``, or as ``Structure(at, damping=..., expectation=...)``. A
-    subclass of your own defines `shapes`, `dtype`, `product` and `solve`; the dense forms follow.
+    A subclass of your own defines `shapes`, `dtype`, `product` and `solve`; the dense forms follow from these.
     """
 
     @property
@@ -43,52 +45,19 @@ class Curvature(abc.ABC):
 
     @abc.abstractmethod
     def product(self, V: Direction) -> list[Array]:
-        """Return ``C v``.
-
-        Parameters
-        ----------
-        V : list of (d_{i+1}, d_i + 1) arrays
-            A direction.
-
-        Returns
-        -------
-        list of (d_{i+1}, d_i + 1) arrays
-            A direction.
-
-        Raises
-        ------
-        ValueError
-            For wrong shapes (naming the layer), NaN or infinity.
-        """
+        """Return ``C v``; raises ValueError for wrong shapes (naming the layer), NaN or infinity."""
 
     @abc.abstractmethod
     def solve(self, V: Direction) -> list[Array]:
-        """Return ``C^{-1} v``.
-
-        Parameters
-        ----------
-        V : list of (d_{i+1}, d_i + 1) arrays
-            A direction.
-
-        Returns
-        -------
-        list of (d_{i+1}, d_i + 1) arrays
-            A direction; there is no minus sign in it.
-
-        Raises
-        ------
-        ValueError
-            For wrong shapes (naming the layer), NaN or infinity, or where C is singular to rounding.
-        """
+        """Return ``C^{-1} v``; raises as `product`, and LinAlgError if C is singular to rounding."""
 
     def __repr__(self) -> str:
-        """Return one line."""
         damping = getattr(self, "damping", None)
         return (f"{type(self).__name__} of {len(self.shapes)} layers, {sum(m * n for m, n in self.shapes)} parameters"
                 f"{'' if damping is None else f', damping {damping:.3g}'}")
 
     def kept(self) -> Curvature:
-        """Return the same matrix in the form that suits many solves; itself, where there is no better one."""
+        """Return an equivalent matrix prepared for repeated solves (default: itself)."""
         return self
 
     def dense(self, max_bytes: int | None = None) -> Array:
@@ -114,35 +83,38 @@ class Curvature(abc.ABC):
 
 
 def block_diagonal(blocks: Sequence[Array]) -> Array:
-    """Return the matrix with these blocks on its diagonal, in their dtype.
-
-    Parameters
-    ----------
-    blocks : sequence of (p_i, p_i) arrays
-        One per layer.
-
-    Returns
-    -------
-    (P, P) array
-        P is the sum of the p_i; zero outside the blocks.
-    """
+    """Return the (P, P) matrix with these (p_i, p_i) blocks on its diagonal and zeros elsewhere, in their dtype."""
     return scipy.linalg.block_diag(*blocks)
+
+
+class SolvedDense(Curvature):
+    """A structure that forms its matrix, (P, P), at the first solve, and factors it."""
+
+    #: What the matrix is called in the error if it is singular.
+    name: ClassVar[str]
+
+    def solve(self, V: Direction) -> list[Array]:
+        """Return ``C^{-1} v``."""
+        return params.unflatten(self._cholesky.solve(params.flatten(self._direction(V))), self.shapes)
+
+    def inverse_dense(self, max_bytes: int | None = None) -> Array:
+        """Return ``C^{-1}``, (P, P)."""
+        return self._factor(self.dense(max_bytes)).inverse()
+
+    @cached_property
+    def _cholesky(self) -> Cholesky:
+        return self._factor(self.dense())
+
+    def _factor(self, C: Array) -> Cholesky:
+        return Cholesky.factor(C, self.name, "give a larger damping")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OfFactors(Curvature):
-    """A structure made from factors.
+    """A structure made from Kronecker factors."""
 
-    Parameters
-    ----------
-    factors : Factors
-        A and G of each layer, and the cross factors that the structure needs.
-    damping : float
-        The number under the root, at least 0.
-    """
-
-    factors: Factors
-    damping: float = 0.0
+    factors: Factors      #: A and G of each layer, and the cross factors that the structure needs.
+    damping: float = 0.0  #: At least 0: lambda + eta, or gamma^2 in its place (sec. 6.6).
 
     def __post_init__(self) -> None:
         if not isinstance(self.factors, Factors):
@@ -163,21 +135,11 @@ class OfFactors(Curvature):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OfPoint(Curvature):
-    """A structure made from a point, for matrices that factors do not determine.
+    """A structure made from a point, for matrices that factors do not determine."""
 
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    damping : float
-        The number under the root, at least 0.
-    expectation : function of a Point
-        `exact`, ``sampled(targets)`` or ``empirical(y)``.
-    """
-
-    at: Point
-    damping: float = 0.0
-    expectation: Expectation = exact
+    at: Point                         #: Point of evaluation.
+    damping: float = 0.0              #: At least 0: lambda + eta, or gamma^2 in its place (sec. 6.6).
+    expectation: Expectation = exact  #: `exact`, ``sampled(targets)``, ``empirical(y)`` or your own.
 
     def __post_init__(self) -> None:
         if not isinstance(self.at, Point):
@@ -197,5 +159,5 @@ class OfPoint(Curvature):
 
     @cached_property
     def _gradients(self) -> list[Array]:
-        """The gradients g of all columns, (K, N, d_{i+1}) for each layer."""
+        """The gradients g of all columns, (K, N, d_{i+1}) per layer."""
         return gradients(self.at, self.expectation)

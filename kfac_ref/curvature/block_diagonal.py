@@ -1,6 +1,6 @@
-"""The paper's F-breve: one Kronecker product a layer, damped in its factors (paper: sec. 4.2 and 6.3).
+"""The paper's F̆: one Kronecker product per layer, with damped factors (sec. 4.2 and 6.3).
 
-    C_ii = (A_i + pi_i sqrt(damping) I) kron (G_i + sqrt(damping)/pi_i I)
+    C_ii = (A_i + pi_i sqrt(damping) I) ⊗ (G_i + sqrt(damping)/pi_i I)
     solve:  U_i = G_i^{-1} V_i A_i^{-1}        with the damped factors
 """
 
@@ -20,26 +20,11 @@ from .base import OfFactors, block_diagonal
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockDiagonal(OfFactors):
-    """The block-diagonal approximation with factored Tikhonov damping.
+    """F̆ with factored Tikhonov damping (sec. 4.2 and 6.3); not ``A ⊗ G + damping I``, which is `EigenDamped`."""
 
-    Parameters
-    ----------
-    factors : Factors
-        A and G of each layer; cross factors are not used.
-    damping : float
-        The number under the root, lambda + eta or gamma^2; at least 0.
-    pi : function of (A, G)
-        How the damping is shared between the factors: `trace_pi` or `frobenius_pi`.
-    factor : type
-        How a factor is prepared for solves: `Cholesky`, or `Inverse` for one that is applied many times.
-
-    Notes
-    -----
-    This is not ``A kron G + damping I``, which is `EigenDamped`.
-    Source: Martens & Grosse 2015, sec. 4.2 and 6.3.
-    """
-
+    #: How A and G share the damping: `trace_pi`, `frobenius_pi` or your own.
     pi: Balance = trace_pi
+    #: How a factor is prepared for solves: `Cholesky`, or `Inverse` if it is applied many times.
     factor: type[Cholesky] | type[Inverse] = Cholesky
 
     @cached_property
@@ -54,7 +39,7 @@ class BlockDiagonal(OfFactors):
                      for (A, G), pi in zip(self.factors.layers, self.pis, strict=True))
 
     def kept(self) -> BlockDiagonal:
-        """Return the same matrix with inverses in place of Cholesky factors."""
+        """Return the same matrix with inverses instead of Cholesky factors."""
         return replace(self, factor=Inverse)
 
     def product(self, V: Direction) -> list[Array]:

@@ -1,20 +1,19 @@
-"""The paper's F-hat: its inverse is block-tridiagonal, and its own tridiagonal blocks are those of F~ (sec. 4.3).
+"""The paper's F̂: its inverse is block-tridiagonal, and its own tridiagonal blocks are those of F̃ (sec. 4.3).
 
-Read F~ as the covariance of D theta, and let the layers form a chain in which layer i is predicted from layer i + 1
-alone. With the damped diagonal factors A_i, G_i and the cross factors A_{i,i+1}, G_{i,i+1}, for i = 0..L-2::
+Read F̃ as the covariance of D theta, and let the layers form a Markov chain: given layer i + 1, layer i does not depend
+on later layers. With the damped diagonal factors A_i, G_i and the cross factors A_{i,i+1}, G_{i,i+1}, i = 0..L-2::
 
-    PsiA_i = A_{i,i+1} A_{i+1}^{-1}        PsiG_i = G_{i,i+1} G_{i+1}^{-1}        Psi_i = PsiA_i kron PsiG_i
-    Sigma_i = A_i kron G_i - (PsiA_i A_{i+1} PsiA_i^T) kron (PsiG_i G_{i+1} PsiG_i^T)        Sigma_{L-1} = A kron G
+    PsiA_i = A_{i,i+1} A_{i+1}^{-1}        PsiG_i = G_{i,i+1} G_{i+1}^{-1}        Psi_i = PsiA_i ⊗ PsiG_i
+    Sigma_i = A_i ⊗ G_i - (PsiA_i A_{i+1} PsiA_i^T) ⊗ (PsiG_i G_{i+1} PsiG_i^T)        Sigma_{L-1} = A ⊗ G
 
-Psi_i is the regression on the next layer and Sigma_i what it leaves. With Xi = I and -Psi_i on the block
-superdiagonal::
+Psi_i is the regression of layer i on layer i + 1, and Sigma_i is the covariance of what it does not explain. With
+Xi = I and -Psi_i on the block superdiagonal::
 
-    F-hat^{-1} = Xi^T blockdiag(Sigma^{-1}) Xi          F-hat = Xi^{-1} blockdiag(Sigma) Xi^{-T}
+    F̂^{-1} = Xi^T blockdiag(Sigma^{-1}) Xi          F̂ = Xi^{-1} blockdiag(Sigma) Xi^{-T}
 
-so a solve is three sweeps over the layers, the middle one by Appendix B; nothing of the size of F-hat is formed.
+So a solve is three sweeps over the layers, the middle one by Appendix B. No matrix of the size of F̂ is formed.
 
-Sigma is a difference, in which the digits of float32 are soon lost: Psi and Sigma are prepared in float64 and rounded
-at the end.
+Sigma is a difference, which loses the digits of float32: Psi and Sigma are computed in float64 and rounded at the end.
 """
 
 from __future__ import annotations
@@ -33,24 +32,13 @@ from .base import OfFactors
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockTridiagonal(OfFactors):
-    """The block-tridiagonal approximation of the inverse, with factored Tikhonov damping.
+    """F̂ with factored Tikhonov damping (sec. 4.3, app. B); needs the cross factors of neighbours (``reach=1`` or more).
 
-    Parameters
-    ----------
-    factors : Factors
-        A and G of each layer, and the cross factors of neighbours (``reach=1`` or more).
-    damping : float
-        The number under the root, lambda + eta or gamma^2; at least 0. It goes into the diagonal factors alone.
-    pi : function of (A, G)
-        How the damping is shared between the factors: `trace_pi` or `frobenius_pi`.
-
-    Notes
-    -----
-    Undamped, F-hat need not exist: behind a linear hidden layer, Sigma is singular.
-    Source: Martens & Grosse 2015, sec. 4.3 and app. B.
+    Only the diagonal factors are damped. Without damping F̂ need not exist: behind a linear hidden layer, Sigma is
+    singular.
     """
 
-    pi: Balance = trace_pi
+    pi: Balance = trace_pi  #: How A and G share the damping: `trace_pi`, `frobenius_pi` or your own.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +46,7 @@ class BlockTridiagonal(OfFactors):
             _ = self.factors.A[i, i + 1]               # refuses factors without their cross factors
 
     def product(self, V: Direction) -> list[Array]:
-        """Return ``Xi^{-1} blockdiag(Sigma) Xi^{-T} v``: up, across and down again."""
+        """Return ``Xi^{-1} blockdiag(Sigma) Xi^{-T} v`` in three sweeps: up, across, and down again."""
         U = list(self._direction(V))
         for i, (PsiA, PsiG) in enumerate(self._regressions):
             U[i + 1] = U[i + 1] + PsiG.T @ U[i] @ PsiA                      # w_{i+1} = v_{i+1} + Psi_i^T w_i
@@ -92,7 +80,7 @@ class BlockTridiagonal(OfFactors):
 
     @cached_property
     def _double(self) -> BlockTridiagonal:
-        """The same in float64; itself where it is."""
+        """The same matrix in float64; itself if it is float64 already."""
         return self if self.dtype == np.float64 else replace(self, factors=self.factors.astype(np.float64))
 
     def _factored(self, i: int) -> tuple[Cholesky, Cholesky]:

@@ -1,4 +1,4 @@
-"""The diagonal of the Fisher, without the rest of it.
+"""The diagonal of the Fisher, computed without the other entries.
 
     diag(F)_{W_i} = (1/N) sum_n sum_k (D_n^k)^2 = (1/N) sum_n [ sum_k (g_i^k)^2 ] (a_bar_i^2)^T
 """
@@ -18,17 +18,7 @@ from .base import OfPoint
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Diagonal(OfPoint):
-    """``diag(F) + damping I``.
-
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    damping : float
-        lambda + eta, at least 0.
-    expectation : function of a Point
-        `exact`, ``sampled(targets)`` or ``empirical(y)``.
-    """
+    """``diag(F) + damping I``."""
 
     def product(self, V: Direction) -> list[Array]:
         """Multiply entry by entry."""

@@ -1,7 +1,7 @@
-"""One Kronecker product a layer, damped exactly: A_i kron G_i + damping I, through eigenvectors.
+"""One Kronecker product per layer, damped exactly by means of eigenvectors: A_i ⊗ G_i + damping I.
 
     A = Q_A diag(a) Q_A^T,  G = Q_G diag(g) Q_G^T
-    A kron G + damping I = (Q_A kron Q_G) diag(a_i g_j + damping) (Q_A kron Q_G)^T
+    A ⊗ G + damping I = (Q_A ⊗ Q_G) diag(a_i g_j + damping) (Q_A ⊗ Q_G)^T
 """
 
 from __future__ import annotations
@@ -22,19 +22,9 @@ from .eigenbasis import InEigenbasis
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EigenDamped(OfFactors, InEigenbasis):
-    """``blockdiag(A_i kron G_i) + damping I``.
+    """``blockdiag(A_i ⊗ G_i) + damping I``: the exact Tikhonov damping that `BlockDiagonal` approximates (sec. 6.3).
 
-    Parameters
-    ----------
-    factors : Factors
-        A and G of each layer; cross factors are not used.
-    damping : float
-        lambda + eta, at least 0.
-
-    Notes
-    -----
-    The eigenproblems cost about ten times the Cholesky factors of `BlockDiagonal`.
-    Source: the exact Tikhonov damping that Martens & Grosse 2015, sec. 6.3, approximate.
+    The eigenproblems cost about ten times as much as the Cholesky factors there.
     """
 
     def product(self, V: Direction) -> list[Array]:
@@ -59,12 +49,6 @@ class EigenDamped(OfFactors, InEigenbasis):
 
 
 def bases_of(factors: Factors) -> tuple[tuple[Eigen, Eigen], ...]:
-    """Return the eigendecompositions of A and G of each layer.
-
-    Parameters
-    ----------
-    factors : Factors
-        Symmetric ones.
-    """
+    """Return the eigendecompositions of A and G of each layer; the factors must be symmetric."""
     return tuple((Eigen.factor(A, f"factor A of layer {i}"), Eigen.factor(G, f"factor G of layer {i}"))
                  for i, (A, G) in enumerate(factors.layers))

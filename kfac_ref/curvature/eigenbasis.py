@@ -1,6 +1,6 @@
 """Matrices that are diagonal, layer by layer, in a Kronecker product of two bases.
 
-    C_ii = (Q_A kron Q_G) diag(vec S_i) (Q_A kron Q_G)^T             U_i = Q_G [(Q_G^T V_i Q_A) / S_i] Q_A^T
+    C_ii = (Q_A ⊗ Q_G) diag(vec S_i) (Q_A ⊗ Q_G)^T             solve:  U_i = Q_G [(Q_G^T V_i Q_A) / S_i] Q_A^T
 """
 
 from __future__ import annotations
@@ -17,18 +17,10 @@ from .base import Curvature, block_diagonal
 
 
 class InEigenbasis(Curvature):
-    """What `EigenDamped` and `EKFAC` share, however their bases and scales are made.
+    """What `EigenDamped` and `EKFAC` share; they differ in how the bases and the scales are made."""
 
-    Attributes
-    ----------
-    bases : tuple of pairs of Eigen
-        The eigenvectors of A and G of each layer.
-    scales : tuple of (m, n) arrays
-        The damped eigenvalues S of each layer.
-    """
-
-    bases: tuple[tuple[Eigen, Eigen], ...]
-    scales: tuple[Array, ...]
+    bases: tuple[tuple[Eigen, Eigen], ...]  #: The eigenvectors of A and G of each layer.
+    scales: tuple[Array, ...]               #: The damped eigenvalues S of each layer, (m, n).
 
     def product(self, V: Direction) -> list[Array]:
         """Return ``Q_G [S_i * (Q_G^T V_i Q_A)] Q_A^T``."""
@@ -50,7 +42,7 @@ class InEigenbasis(Curvature):
 
     @cached_property
     def _regular(self) -> tuple[Array, ...]:
-        """The scales, or an error where one of them is 0 to rounding."""
+        """The scales; raises an error if one of them is 0 to rounding."""
         for i, ((A, G), S) in enumerate(zip(self.bases, self.scales, strict=True)):
             if S.min() <= max(S.shape) * np.finfo(S.dtype).eps * S.max():
                 name, worst = min((("A", A), ("G", G)), key=lambda e: e[1].values[0] / (e[1].values[-1] or 1))
@@ -70,15 +62,7 @@ class InEigenbasis(Curvature):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Eigenbasis(InEigenbasis):
-    """A matrix with given bases and eigenvalues, such as EK-FAC over a data set in parts.
-
-    Parameters
-    ----------
-    bases : tuple of pairs of Eigen
-        Of A and G of each layer.
-    scales : tuple of (m, n) arrays
-        The eigenvalues, damping included.
-    """
+    """A matrix with given bases and damped eigenvalues, such as EK-FAC over a data set in parts."""
 
     bases: tuple[tuple[Eigen, Eigen], ...]
     scales: tuple[Array, ...]

@@ -1,12 +1,12 @@
-"""EKFAC: K-FAC's eigenvectors with second moments that are measured in them (George et al. 2018).
+"""EK-FAC: the eigenvectors of K-FAC with second moments measured in their basis (George et al. 2018).
 
     A = U_A diag U_A^T,  G = U_G diag U_G^T
     S_i = (1/N) sum_n sum_k ( U_G^T D_n^k U_A )^2                     squared entry by entry, (m, n)
-    C_ii = (U_A kron U_G) diag(vec S_i) (U_A kron U_G)^T + damping I
+    C_ii = (U_A ⊗ U_G) diag(vec S_i) (U_A ⊗ U_G)^T + damping I
 
-vec S_i is the diagonal of the exact block in that basis, hence the best diagonal that the basis allows; K-FAC takes the
-products of eigenvalues in its place. Over a data set in parts it takes two passes: the factors, and then the second
-moments in their basis. Averaging the S of different bases is not the same.
+vec S_i is the diagonal of the exact block in this basis, and therefore the best diagonal that the basis allows. K-FAC
+uses products of eigenvalues instead. Over a data set in parts this takes two passes: the factors first, then the
+second moments in their basis. Averaging the S of different bases would be wrong.
 """
 
 from __future__ import annotations
@@ -32,58 +32,19 @@ from .eigenbasis import Eigenbasis, InEigenbasis
 
 def eigenbasis_moments(at: Point, bases: tuple[tuple[Eigen, Eigen], ...], expectation: Expectation = exact
                        ) -> tuple[Array, ...]:
-    """Return the second moments S of each layer in given bases.
-
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    bases : tuple of pairs of Eigen
-        Of A and G of each layer.
-    expectation : function of a Point
-        `exact`, ``sampled(targets)`` or ``empirical(y)``.
-
-    Returns
-    -------
-    tuple of (m, n) arrays
-        Means over the examples, undamped.
-    """
+    """Return the undamped second moments S of each layer in given bases of A and G, (m, n)."""
     return basis_moments(gradients(at, expectation), at.a_bar, bases)
 
 
 def basis_moments(g: Sequence[Array], a_bar: Sequence[Array], bases: Sequence[tuple[Eigen, Eigen]]
                   ) -> tuple[Array, ...]:
-    """Return the second moments S of given gradients in given bases, layer by layer.
-
-    Parameters
-    ----------
-    g : sequence of (K, N, m) arrays
-        The gradients of all columns.
-    a_bar : sequence of (N, n) arrays
-        The inputs of the layers.
-    bases : sequence of pairs of Eigen
-        Of A and G of each layer.
-    """
+    """Return S of each layer from the gradients of all columns, (K, N, m), and the inputs, (N, n)."""
     return tuple(rotated_squares(gi, a, G.Q, A.Q) / len(a) for gi, a, (A, G) in zip(g, a_bar, bases, strict=True))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EKFAC(OfPoint, InEigenbasis):
-    """The eigenbasis of the Kronecker factors with re-estimated second moments, damped exactly.
-
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    damping : float
-        lambda + eta, at least 0.
-    expectation : function of a Point
-        `exact`, ``sampled(targets)`` or ``empirical(y)``; of the factors and of the second moments.
-
-    Notes
-    -----
-    Source: George et al. 2018, "Fast approximate natural gradient descent in a Kronecker-factored eigenbasis".
-    """
+    """The eigenbasis of the Kronecker factors with second moments of the same expectation (George et al. 2018)."""
 
     @cached_property
     def bases(self) -> tuple[tuple[Eigen, Eigen], ...]:     # type: ignore[override]
@@ -100,28 +61,9 @@ class EKFAC(OfPoint, InEigenbasis):
 
 def ekfac_over(parts: Iterable[Part], damping: float = 0.0, expectation: Expectation = exact,
                map: Callable[..., Iterable[Any]] = map) -> Eigenbasis:
-    """Return EK-FAC over a data set in parts, in two passes.
+    """Return EK-FAC over a data set in parts: the same matrix as `EKFAC` at a point with all examples.
 
-    Parameters
-    ----------
-    parts : iterable of Part
-        From `Model.parts`; read twice.
-    damping : float
-        lambda + eta, at least 0.
-    expectation : function of a Point
-        As in `EKFAC`; it must return the same columns in both passes.
-    map : function
-        As in `mean_over`.
-
-    Returns
-    -------
-    Eigenbasis
-        The same matrix as `EKFAC` at a point that holds the whole data set.
-
-    Raises
-    ------
-    ValueError
-        For no parts, or a negative damping.
+    The parts (from `Model.parts`) are read twice; the expectation must return the same columns both times.
     """
     damping = checks.number("damping", damping, 0)
     parts = list(parts)

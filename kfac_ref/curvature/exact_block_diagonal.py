@@ -1,4 +1,4 @@
-"""The diagonal blocks of the exact Fisher, one a layer: F_ii + damping I (paper: sec. 4.2 before the factorization)."""
+"""The diagonal blocks of the exact Fisher, one per layer: F_ii + damping I (sec. 4.2 before the factorization)."""
 
 from __future__ import annotations
 
@@ -15,21 +15,7 @@ from .base import OfPoint, block_diagonal
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ExactBlockDiagonal(OfPoint):
-    """``blockdiag(F_ii) + damping I``: what is left of the Fisher when layers are taken one by one.
-
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    damping : float
-        lambda + eta, at least 0.
-    expectation : function of a Point
-        As in `Exact`.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 3 and 4.
-    """
+    """``blockdiag(F_ii) + damping I``: the Fisher without its blocks between different layers."""
 
     def product(self, V: Direction) -> list[Array]:
         """Return ``(F_ii + damping I) v_i``, layer by layer."""

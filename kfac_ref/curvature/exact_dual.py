@@ -1,10 +1,11 @@
-"""The exact damped Fisher, solved in the space of the examples: for few cases and many parameters.
+"""The exact damped Fisher, solved in the space of the examples: for few examples and many parameters.
 
 With U the P x NC matrix of columns ``J_n^T root_n`` (root root^T = F_R), F = U U^T / N, and (Woodbury)::
 
     (F + damping I)^{-1} v = (1/damping) ( v - U (damping N I + K)^{-1} U^T v ),          K = U^T U
 
-K is NC x NC and needs no U: the inner product of two columns is a sum over layers of products of small ones::
+K is NC x NC and is computed without U: the inner product of two columns is a sum over layers of products of two small
+inner products::
 
     K_{(n,k),(m,l)} = sum_i (a_bar_i,n . a_bar_i,m) (g_i,n^k . g_i,m^l)
 
@@ -35,19 +36,8 @@ from .exact import Exact
 class ExactDual(OfPoint):
     """``F + damping I``, with F the exact Fisher at a point, solved through the Gram matrix of the Jacobian's rows.
 
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    damping : float
-        lambda + eta, above 0 for `solve`.
-    expectation : function of a Point
-        As in `Exact`.
-
-    Notes
-    -----
-    Worth it where NC, examples times outputs, is below P: `solve` forms and factors an (NC, NC) matrix once, and no
-    array of NC x P. Source: the Woodbury identity; Ren & Goldfarb 2019.
+    `solve` needs damping above 0. It forms and factors an (NC, NC) matrix once, and no array of NC x P; it pays if NC,
+    examples times outputs, is below P. Source: the Woodbury identity; Ren & Goldfarb 2019.
     """
 
     def product(self, V: Direction) -> list[Array]:
@@ -83,21 +73,6 @@ class ExactDual(OfPoint):
 
 
 def smaller_exact(at: Point, damping: float = 0.0, expectation: Expectation = exact) -> Exact | ExactDual:
-    """Return ``F + damping I`` in the form that factors the smaller matrix.
-
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    damping : float
-        lambda + eta, at least 0; without damping only `Exact` can be solved.
-    expectation : function of a Point
-        As in `Exact`.
-
-    Returns
-    -------
-    Exact or ExactDual
-        (P, P) for P parameters, or (NC, NC) for N examples and C outputs.
-    """
+    """Return ``F + damping I`` in the form that factors the smaller matrix; `Exact` if there is no damping."""
     dual = damping > 0 and at.z.size < at.model.network.parameters
     return (ExactDual if dual else Exact)(at, damping, expectation)

@@ -1,39 +1,27 @@
-"""The paper's F~ with all its blocks, dense: every block of layers i and j is a Kronecker product (paper: sec. 3).
+"""The paper's F̃ with all its blocks, dense: the block of layers i and j is a Kronecker product (sec. 3).
 
-    C_ij = A_ij kron G_ij,  plus damping I on the diagonal
+    C_ij = A_ij ⊗ G_ij,  plus damping I on the diagonal
 
-It is a Khatri-Rao product of two positive semi-definite block matrices, hence positive semi-definite itself.
+F̃ is a Khatri-Rao product of two positive semi-definite block matrices, and therefore positive semi-definite itself.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from ..checks import Array, Direction
 from ..damping import add_to_diagonal
-from ..kronecker import Cholesky, product
-from ..params import flatten, unflatten
-from .base import OfFactors
+from ..kronecker import product
+from .base import OfFactors, SolvedDense
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Full(OfFactors):
-    """``F~ + damping I``, all layers with all.
+class Full(SolvedDense, OfFactors):
+    """``F̃ + damping I`` (sec. 3); needs the cross factors of all pairs of layers (``reach=math.inf``)."""
 
-    Parameters
-    ----------
-    factors : Factors
-        With the cross factors of all pairs of layers (``reach=math.inf``).
-    damping : float
-        lambda + eta, at least 0.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 3.
-    """
+    name = "the Kronecker-factored Fisher"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,7 +29,7 @@ class Full(OfFactors):
             _ = self.factors.A[0, j]                    # refuses factors without their cross factors
 
     def product(self, V: Direction) -> list[Array]:
-        """Return ``U_i = sum over j of G_ij V_j A_ij^T``, plus ``damping V_i``."""
+        """Return ``U_i = sum_j G_ij V_j A_ij^T + damping V_i``."""
         V = self._direction(V)
         U = [self.damping * v for v in V]
         for i, u in enumerate(U):
@@ -49,25 +37,9 @@ class Full(OfFactors):
                 u += product(self.factors.A[i, j], self.factors.G[i, j], v)
         return U
 
-    def solve(self, V: Direction) -> list[Array]:
-        """Return ``(F~ + damping I)^{-1} v``."""
-        return unflatten(self._cholesky.solve(flatten(self._direction(V))), self.shapes)
-
     def dense(self, max_bytes: int | None = None) -> Array:
-        """Return ``F~ + damping I``, (P, P)."""
+        """Return ``F̃ + damping I``, (P, P)."""
         self._dense_size(max_bytes)
         layers = range(len(self.factors))
         return add_to_diagonal(np.block([[np.kron(self.factors.A[i, j], self.factors.G[i, j]) for j in layers]
                                          for i in layers]), self.damping)
-
-    def inverse_dense(self, max_bytes: int | None = None) -> Array:
-        """Return ``(F~ + damping I)^{-1}``, (P, P)."""
-        return self._factor(self.dense(max_bytes)).inverse()
-
-    @cached_property
-    def _cholesky(self) -> Cholesky:
-        return self._factor(self.dense())
-
-    @staticmethod
-    def _factor(F: Array) -> Cholesky:
-        return Cholesky.factor(F, "the Kronecker-factored Fisher", "give a larger damping")

@@ -1,6 +1,6 @@
-"""FOOF: the half of K-FAC that knows the inputs alone, A_i + damping I, with the identity in place of G (Benzing 2022).
+"""FOOF: the half of K-FAC that depends only on the inputs, A_i + damping I, with I in place of G (Benzing 2022).
 
-    C_ii = (A_i + damping I) kron I            U_i = V_i (A_i + damping I)^{-1}
+    C_ii = (A_i + damping I) ⊗ I            solve:  U_i = V_i (A_i + damping I)^{-1}
 """
 
 from __future__ import annotations
@@ -18,19 +18,7 @@ from .base import OfFactors, block_diagonal
 
 @dataclass(frozen=True, eq=False, repr=False)
 class InputOnly(OfFactors):
-    """``blockdiag(A_i kron I) + damping I``: exactly damped K-FAC with G = I.
-
-    Parameters
-    ----------
-    factors : Factors
-        A of each layer is used, G is not.
-    damping : float
-        What is added to A, at least 0.
-
-    Notes
-    -----
-    Source: Benzing 2022, "Gradient descent on neurons and its link to approximate second-order optimization".
-    """
+    """``blockdiag(A_i ⊗ I) + damping I``: exactly damped K-FAC with G = I (Benzing 2022)."""
 
     def product(self, V: Direction) -> list[Array]:
         """Return ``V_i (A_i + damping I)``."""

@@ -1,4 +1,7 @@
-"""Optimizers: each has ``init(weights, seed)`` and ``step(state, x, y) -> (state, record)``; states never change."""
+"""Optimizers: each has ``init(weights, seed) -> state`` and ``step(state, x, y) -> (state, record)``.
+
+x is a batch, (N, d_0), and y its labels, (N,), or targets, (N, C). States are never changed; weights are copied.
+"""
 
 from .adam import Adam
 from .kfac import KFAC

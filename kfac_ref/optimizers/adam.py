@@ -1,4 +1,4 @@
-"""Adam (Kingma & Ba 2015): a diagonal, empirical and square-rooted cousin, and today's usual baseline.
+"""Adam (Kingma & Ba 2015), the usual baseline today: diagonal and empirical, with a square root.
 
     m = beta1 m + (1 - beta1) grad                 m_hat = m / (1 - beta1^t)
     v = beta2 v + (1 - beta2) grad^2               v_hat = v / (1 - beta2^t)
@@ -30,7 +30,7 @@ class State:
 
 @dataclass(frozen=True)
 class Record:
-    """What a step did: k, batch size, loss before it, learning rate, norms of gradient and step."""
+    """What a step did; the loss is that before the step."""
 
     k: int
     batch: int
@@ -43,28 +43,7 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Adam:
-    """Adaptive moment estimation.
-
-    Parameters
-    ----------
-    model : Model
-        Network, likelihood and weight decay (which enters through the gradient).
-    learning_rate : float
-        Above 0.
-    beta1, beta2 : float
-        Decay of the two moments, in [0, 1).
-    epsilon : float
-        Added to the root.
-
-    Raises
-    ------
-    ValueError
-        For settings out of range.
-
-    Notes
-    -----
-    Source: Kingma & Ba 2015, Algorithm 1.
-    """
+    """Adaptive moment estimation (Kingma & Ba 2015, Algorithm 1); weight decay enters through the gradient."""
 
     model: Model
     learning_rate: float = 1e-3
@@ -79,53 +58,13 @@ class Adam:
         checks.number("epsilon", self.epsilon, 0, above=True)
 
     def init(self, weights: Direction, seed: int = 0) -> State:
-        """Return the state before the first step.
-
-        Parameters
-        ----------
-        weights : list of (d_{i+1}, d_i + 1) arrays
-            Where to start; copied.
-        seed : int
-            Without effect, since nothing is sampled.
-
-        Returns
-        -------
-        State
-            With k = 0 and both moments zero.
-
-        Raises
-        ------
-        ValueError
-            For wrong shapes (naming the layer), NaN or infinity.
-        """
+        """Return the state before the first step; `seed` has no effect, since nothing is sampled."""
         weights = params.copy(checks.weights("weights", weights, self.model.network.shapes))
         zero = tuple(params.zeros_like(weights))
         return State(weights, 0, zero, zero)
 
     def step(self, state: State, x: Any, y: Any) -> tuple[State, Record]:
-        """Take one step.
-
-        Parameters
-        ----------
-        state : State
-            From `init` or the last step; not changed.
-        x : (N, d_0) array
-            The batch.
-        y : (N,) or (N, C) array
-            Its labels or targets.
-
-        Returns
-        -------
-        state : State
-            After the step.
-        record : Record
-            What it did.
-
-        Raises
-        ------
-        ValueError
-            For bad data.
-        """
+        """Take one step on a batch; return the new state and the record."""
         clock = Clock()
         t = state.k + 1
         with clock.stage("gradient"):

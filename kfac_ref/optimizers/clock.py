@@ -15,13 +15,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time inside the ``with`` block towards a stage.
-
-        Parameters
-        ----------
-        name : str
-            The stage; its seconds add up in ``seconds[name]``.
-        """
+        """Add the time inside the ``with`` block to ``seconds[name]``."""
         start = time.perf_counter()
         try:
             yield

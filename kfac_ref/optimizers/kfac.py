@@ -18,7 +18,7 @@ At step k, on a batch (x, y)::
         rho, lambda    every T1 steps, on this batch (the paper) or on the next one       sec. 6.5     judge
                        a step that raises h too much is undone                            -            is_bad, undone
 
-The arguments are named alike in all methods: `state` before the step; `at`, the batch; `grad`, grad h; `delta_0`, the
+In all methods, `state` is the state before the step, `at` the model on the batch, `grad` is grad h, and `delta_0` the
 last step or None.
 """
 
@@ -59,37 +59,18 @@ from .kfac_values import (
 
 @dataclass(frozen=True, eq=False)
 class KFAC(Settings):
-    """Kronecker-factored approximate curvature, with every part of Algorithm 2.
+    """K-FAC with every part of Algorithm 2 (Martens & Grosse 2015, sec. 9).
 
-    The parameters are those of `Settings`, which has a table of the paper's values and the defaults.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, Algorithm 2 (sec. 9).
+    `kfac_settings.Settings` describes the parameters, the paper's values, and why some defaults differ from them.
     """
 
     # The structure in use, with what it has factored; it can be made again from the state.
     _cache: dict[Refresh, Curvature] = field(default_factory=dict, init=False, repr=False)
 
     def init(self, weights: Direction, seed: int = 0) -> State:
-        """Return the state before the first step.
+        """Return the state before the first step, with ``gamma = sqrt(lambda_0 + eta)`` clipped to its range.
 
-        Parameters
-        ----------
-        weights : list of (d_{i+1}, d_i + 1) arrays
-            Where to start; copied.
-        seed : int
-            What all sampling of this run is drawn from.
-
-        Returns
-        -------
-        State
-            With ``gamma = sqrt(lambda_0 + eta)``, clipped to its range.
-
-        Raises
-        ------
-        ValueError
-            For wrong shapes (naming the layer), NaN or infinity, or a negative seed.
+        The weights are copied. All that is random in a run is drawn from `seed`.
         """
         checks.count("seed", seed, 0)
         weights = params.copy(checks.weights("weights", weights, self.model.network.shapes))
@@ -98,62 +79,17 @@ class KFAC(Settings):
         return State(weights, seed, 0, self.lambda_0, gamma, average, None, None)
 
     def step(self, state: State, x: Any, y: Any, draws: Draws | None = None) -> tuple[State, Record]:
-        """Take one step.
+        """Take one step on a batch x, (N, d_0), with labels or targets y; return the new state and the record.
 
-        Parameters
-        ----------
-        state : State
-            From `init` or the last step; not changed, and stepping it twice gives the same bits.
-        x : (N, d_0) array
-            The batch.
-        y : (N,) or (N, C) array
-            Its labels or targets.
-        draws : Draws, optional
-            What is random in the step (default: drawn from the seed and the number of the step).
-
-        Returns
-        -------
-        state : State
-            After the step.
-        record : Record
-            What was decided.
-
-        Raises
-        ------
-        ValueError
-            For bad data, a batch too small for tau1 or tau2, or a curvature that is singular at this damping.
+        The given state is not changed; stepping it twice gives the same bits. `draws` sets what is random in the step
+        (default: drawn from the seed and the number of the step). Raises ValueError for bad data, a batch too small for
+        tau1 or tau2, or a curvature that is singular at this damping.
         """
         detail = self.explain(state, x, y, draws)
         return detail.state, detail.record
 
     def explain(self, state: State, x: Any, y: Any, draws: Draws | None = None) -> Detail:
-        """Take one step and return every intermediate by name.
-
-        Parameters
-        ----------
-        state : State
-            From `init` or the last step; not changed.
-        x : (N, d_0) array
-            The batch.
-        y : (N,) or (N, C) array
-            Its labels or targets.
-        draws : Draws, optional
-            As in `step`.
-
-        Returns
-        -------
-        Detail
-            Its ``state`` and ``record`` are what `step` returns.
-
-        Raises
-        ------
-        ValueError
-            As in `step`.
-
-        Notes
-        -----
-        Source: Martens & Grosse 2015, Algorithm 2 (sec. 9).
-        """
+        """Take one step and return every intermediate by name; arguments and errors are those of `step`."""
         if not isinstance(state, State):
             raise ValueError(f"state must be a State, as init(weights) returns it, got {type(state).__name__}")
         if (state.average is not None) != self.approximation.averages:
@@ -184,7 +120,7 @@ class KFAC(Settings):
     # Algorithm 2 in three parts.
 
     def propose(self, state: State, x: Any, y: Any, draws: Draws | None, clock: Clock) -> Proposal:
-        """Return the gradient, and for each gamma the damped structure and its direction Delta."""
+        """Return the gradient and, per gamma, the damped structure and its direction Delta."""
         with clock.stage("gradient"):
             at, h, grad = self.gradient(state, x, y)
         draws = self.draw(state, at) if draws is None else draws
@@ -211,12 +147,12 @@ class KFAC(Settings):
             return Choice(candidates, chosen, self.combine(chosen, state.delta_0))
 
     def judge(self, state: State, before: Point, h: float) -> tuple[State, Judgement]:
-        """Judge the last step on some examples, at the weights before it: adapt lambda, or undo the step (sec. 6.5)."""
+        """Judge the last step on a batch, at the weights before it: adapt lambda, or undo the step (sec. 6.5)."""
         actual, sums = self.change(state.weights, before, h), state.sums
         if self.judged_on == NEXT:
             actual, sums = self.against_slope(state, before, actual)
         if abs(actual) + abs(state.predicted) <= 16 * np.finfo(before.z.dtype).eps * abs(h):
-            return replace(state, before=None), Judgement(actual, math.nan, ())   # at the optimum the ratio is rounding
+            return replace(state, before=None), Judgement(actual, math.nan, ())   # at the optimum rho is rounding error
         rho = reduction_ratio(actual, state.predicted) if self.judged_on == SAME else ratio_to_slope(*sums)
         if self.is_bad(actual, state.predicted, h):
             return self.undone(state, sums), Judgement(actual, rho, ("undone",))
@@ -232,13 +168,13 @@ class KFAC(Settings):
         return at, at.loss(), at.gradient()
 
     def point(self, weights: Direction, x: Any, y: Any) -> Point:
-        """Return the model at some weights on a batch, with its targets."""
+        """Return the model at given weights on a batch, with its targets."""
         return replace(self.model.at(weights, x), y=np.asarray(y))
 
     def draw(self, state: State, at: Point) -> Draws:
         """Return the tau1 and the tau2 part, without replacement, and targets sampled on the first (sec. 5 and 8)."""
         rng = np.random.default_rng((state.seed, state.k + 1))
-        # A row that is made from a point has no factors to estimate on a part.
+        # A row made from a point has no factors to estimate on a part: it uses the whole batch.
         rows1 = _part("tau1", self.tau1 if self.approximation.averages else 1.0, len(at), rng)
         rows2 = _part("tau2", self.tau2, len(at), rng)
         samples = isinstance(self.expectation, OneDraw)
@@ -251,7 +187,7 @@ class KFAC(Settings):
         return state.average.update(self.approximation.moments(at.take(draws.rows1), self._expectation(draws.targets)))
 
     def gammas(self, state: State) -> tuple[float, ...]:
-        """Return the gammas to try: three every T2 steps, otherwise the present one (sec. 6.6)."""
+        """Return the gammas to try: three every T2 steps, otherwise only the current one (sec. 6.6)."""
         if (state.k + 1) % self.T2:
             return (state.gamma,)
         return gamma_candidates(state.gamma, self.factor2, self.gamma_low, self.gamma_max)
@@ -267,7 +203,7 @@ class KFAC(Settings):
         return Refresh(gamma, state.weights, average.moments)
 
     def curvature(self, source: Refresh, at: Point | None = None) -> Curvature:
-        """Return the structure, damped with gamma, prepared for T3 solves (sec. 4 and 6)."""
+        """Return the structure, damped with gamma and prepared for the solves of T3 steps (sec. 4 and 6)."""
         if source in self._cache:
             return self._cache[source]
         row = self.approximation
@@ -294,7 +230,7 @@ class KFAC(Settings):
                          mu[0] if mu else 0.0, decrease)
 
     def best(self, candidates: Sequence[Candidate]) -> Candidate:
-        """Return the candidate with the lowest M(delta), the first of equals (sec. 6.6)."""
+        """Return the candidate with the lowest M(delta), the first if several are equal (sec. 6.6)."""
         return min(candidates, key=lambda c: c.decrease if math.isfinite(c.decrease) else math.inf)
 
     def combine(self, chosen: Candidate, delta_0: Direction | None) -> list[Array]:
@@ -303,7 +239,7 @@ class KFAC(Settings):
         return delta if delta_0 is None else params.add(delta, params.scale(chosen.mu, delta_0))
 
     def move(self, state: State, proposal: Proposal, choice: Choice) -> State:
-        """Return the state after ``theta += delta``; every T1 steps with the weights before, to be judged."""
+        """Return the state after ``theta += delta``; every T1 steps it keeps the old weights, to judge the step."""
         k, c = state.k + 1, choice.chosen
         moved = tuple(params.add(state.weights, choice.delta))
         return State(moved, state.seed, k, state.lambda_, c.gamma, proposal.average,
@@ -311,7 +247,7 @@ class KFAC(Settings):
                      None if k % self.T1 else state.weights, c.decrease, len(proposal.at), state.sums)
 
     def change(self, moved: Direction, before: Point, h: float) -> float:
-        """Return ``h(theta + delta) - h(theta)`` on the examples of a point; inf if not finite."""
+        """Return ``h(theta + delta) - h(theta)`` on the examples of `before`; inf if not finite."""
         if not all(np.isfinite(W).all() for W in moved):
             return math.inf
         with np.errstate(over="ignore", invalid="ignore"):

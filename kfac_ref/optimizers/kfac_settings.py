@@ -18,52 +18,8 @@ UNDONE = (19 / 20) ** 5
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """Kronecker-factored approximate curvature, with every part of Algorithm 2.
+    """The parameters of Algorithm 2 (sec. 9); raises ValueError if one is out of range.
 
-    Parameters
-    ----------
-    model : Model
-        Network, likelihood and weight decay (eta).
-    approximation : Approximation
-        A row of `approximations`, or your own. One that is made from a point sees only the current batch and is reused
-        until the next refresh.
-    expectation : function of a Point
-        `one_draw` (the paper's), `exact`, ``empirical()`` or your own.
-    lambda_0 : float
-        The first lambda.
-    T1, T2, T3 : int
-        Periods: of lambda, of gamma, of the inverses. T2 must be a multiple of T3.
-    omega1, omega2 : float, optional
-        Factors of lambda and gamma (default: ``(19/20)**T1`` and ``(19/20)**(T2/2)``).
-    tau1, tau2 : float
-        The parts of the batch for the factors and for the exact F.
-    ceiling : float
-        The largest epsilon of the running average.
-    gamma_min, gamma_max : float
-        The range of gamma; gamma_min None means sqrt(eta).
-    lambda_floor : float
-        Lambda does not fall below this.
-    judged_on : {"next batch", "same batch"}
-        Where rho is measured: on the batch of the next step, before that step is taken, or on the batch that the step
-        was fitted to, as in the paper.
-    smoothing : float
-        If the next batch judges, rho is a ratio of sums over all judged steps, with this weight per step of age.
-    examples : int, optional
-        The number N of training examples: if the next batch judges, a batch of m stands for m / N of them (default:
-        for none of them, as if no example came twice). `training.train` sets it.
-    undo : float or None
-        A judged step is undone if h grew by more than `undo` times the predicted decrease or than ``undo * h``, or is
-        not finite: the weights go back, lambda rises, momentum restarts. None disables this.
-    momentum : bool
-        Whether the last step takes part in the next (sec. 7); False gives ``delta = alpha Delta``.
-
-    Raises
-    ------
-    ValueError
-        For settings out of range.
-
-    Notes
-    -----
     ================  ==================  =================  ==========================================================
     argument          paper               default            why it differs
     ================  ==================  =================  ==========================================================
@@ -89,7 +45,7 @@ class Settings:
     **Why the next batch judges.** The paper measures rho on the batch that the step was fitted to. If a batch has few
     examples, M holds for them and for no others: rho stays near 1, lambda falls to its floor, and in directions that
     these examples do not determine, the steps and the momentum grow without bound. But the prediction of M is no
-    measure on other examples either, because part of it is the noise of the batch. Even steps of the best length keep
+    measure on other examples either, because part of it is the noise of the batch. Even steps of the best length give
     little of it there, so lambda would rise until nothing moves. What can be measured on other examples is curvature,
     which ends every step::
 
@@ -100,37 +56,44 @@ class Settings:
         rho = 2 (1 - curvature / |slope|)
 
     On the batch of the step, slope is ``2 (M(delta) - M(0))``, and this is the paper's rho. Here it is the slope of the
-    loss of all N examples, estimated from two batches of m: the m examples of the step stand for themselves, the next m
-    for all others, so the slope is m / N of the slope on the step's batch plus 1 - m / N of that on the next one. The
-    curvature is that on the next batch, and both are summed over the last steps. The rest is as in the paper: lambda
-    falls if rho > 3/4 and rises if rho < 1/4. A short step has no curvature, however noisy its slope, so lambda does
-    not rise without bound. With all examples in each batch and no smoothing, the rule is the paper's.
+    loss of all N examples, estimated from two batches of m: the m examples of the step represent themselves, the next
+    m represent all others, so the slope is m / N of the slope on the step's batch plus 1 - m / N of that on the next
+    one. The curvature is that on the next batch, and both are summed over the last steps. The rest is as in the paper:
+    lambda falls if rho > 3/4 and rises if rho < 1/4. A short step has no curvature, however noisy its slope, so lambda
+    does not rise without bound. With all examples in each batch and no smoothing, the rule is the paper's.
     ``KFAC(model, judged_on="same batch", T1=5)`` always uses the paper's rule, and saves two forward passes and one
     backward pass per step.
-
-    Source: Martens & Grosse 2015, Algorithm 2 (sec. 9).
     """
 
-    model: Model
+    model: Model                                    #: Network, likelihood and weight decay (eta).
+    #: A row of `approximations`, or your own. A row made from a point sees only the current batch, and its structure is
+    #: reused until the next refresh.
     approximation: Approximation = BLOCK_DIAGONAL
-    expectation: Expectation = one_draw
-    lambda_0: float = 1.0
-    T1: int = 1
-    T2: int = 20
-    T3: int = 20
-    omega1: float | None = None
-    omega2: float | None = None
-    tau1: float = 1 / 8
-    tau2: float = 1.0
-    ceiling: float = 0.95
-    gamma_min: float | None = None
-    gamma_max: float = 1.0
-    lambda_floor: float = 1e-4
+    expectation: Expectation = one_draw             #: `one_draw` (the paper's), `exact`, ``empirical()`` or your own.
+    lambda_0: float = 1.0                           #: The first lambda.
+    T1: int = 1                                     #: The period of lambda.
+    T2: int = 20                                    #: The period of gamma, a multiple of T3.
+    T3: int = 20                                    #: The period of the inverses.
+    omega1: float | None = None                     #: The factor of lambda (default: ``(19/20)**T1``).
+    omega2: float | None = None                     #: The factor of gamma (default: ``(19/20)**(T2/2)``).
+    tau1: float = 1 / 8                             #: The part of the batch for the factors.
+    tau2: float = 1.0                               #: The part of the batch for the exact F.
+    ceiling: float = 0.95                           #: The largest epsilon of the running average.
+    gamma_min: float | None = None                  #: The least gamma (default: sqrt(eta)).
+    gamma_max: float = 1.0                          #: The largest gamma; inf for no bound.
+    lambda_floor: float = 1e-4                      #: Lambda is not reduced below this.
+    #: Where rho is measured: on the batch of the next step, before that step is taken, or on the batch that the step
+    #: was fitted to, as in the paper.
     judged_on: str = NEXT
+    #: If the next batch judges, rho is a ratio of sums over all judged steps, with this weight per step of age.
     smoothing: float = 0.5
+    #: The number N of training examples: if the next batch judges, a batch of m counts as m / N of them (default: as 0
+    #: of them, as if no example came twice). `training.train` sets it.
     examples: int | None = None
+    #: A judged step is undone if h grew by more than `undo` times the predicted decrease or than ``undo * h``, or is
+    #: not finite: the weights go back, lambda rises, momentum restarts. None disables this.
     undo: float | None = 1.0
-    momentum: bool = True
+    momentum: bool = True                           #: Whether delta_0 takes part in delta (sec. 7).
 
     def __post_init__(self) -> None:
         if not isinstance(self.approximation, Approximation):
@@ -168,21 +131,19 @@ class Settings:
         if not isinstance(self.momentum, bool):
             raise ValueError(f"momentum must be True or False, got {self.momentum!r}: mu is chosen by the algorithm")
 
-    # Settings that follow from others by default.
-
     @property
     def factor1(self) -> float:
-        """The factor of lambda."""
+        """The factor of lambda: omega1 or its default."""
         return (19 / 20) ** self.T1 if self.omega1 is None else float(self.omega1)
 
     @property
     def factor2(self) -> float:
-        """The factor of gamma."""
+        """The factor of gamma: omega2 or its default."""
         return (19 / 20) ** (self.T2 / 2) if self.omega2 is None else float(self.omega2)
 
     @property
     def gamma_low(self) -> float:
-        """The lower end of the range of gamma."""
+        """The least gamma: gamma_min or its default."""
         return math.sqrt(self.model.weight_decay) if self.gamma_min is None else float(self.gamma_min)
 
     def clips(self, gamma: float) -> bool:

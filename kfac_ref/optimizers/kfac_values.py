@@ -1,4 +1,8 @@
-"""What one step of K-FAC leaves: its state, its record, and every intermediate by name."""
+"""What one step of K-FAC produces: its state, its record, and every intermediate by name.
+
+A direction is a list or tuple of arrays shaped like the weights. A row of the table of approximations either has
+moments or is made from a point.
+"""
 
 from __future__ import annotations
 
@@ -17,171 +21,80 @@ from ..quadratic_model import SmallModel
 class Refresh:
     """What the structure in use was made from: arrays and numbers, from which it can be made again to the same bits.
 
-    Attributes
-    ----------
-    gamma : float
-        The strength of its damping.
-    weights : tuple of arrays
-        The weights at that step.
-    moments : Moments or None
-        The running average at that step; None for a row that is made from a point.
-    x, y, targets : arrays or None
-        The batch of that step, and what was sampled on it; None for a row that has moments.
+    A row with moments keeps their running average; a row made from a point keeps the batch and what was sampled on it.
     """
 
-    gamma: float
-    weights: tuple[Array, ...]
-    moments: Moments | None
-    x: Array | None = None
+    gamma: float                #: The strength of the structure's damping.
+    weights: tuple[Array, ...]  #: The weights at that step.
+    moments: Moments | None     #: None for a row made from a point.
+    x: Array | None = None      #: The batch; x, y and targets are None for a row with moments.
     y: Any = None
     targets: Any = None
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """All that K-FAC remembers between two steps: arrays and numbers.
+    """All that K-FAC remembers between two steps: arrays and numbers."""
 
-    Attributes
-    ----------
-    weights : tuple of arrays
-        The current iterate.
-    seed, k : int
-        Step k (from 1) draws from ``numpy.random.default_rng((seed, k))``; k steps have been taken.
-    lambda_, gamma : float
-        The strengths of the damping.
-    average : RunningAverage or None
-        Of the moments; None for a row that has none.
-    delta_0 : tuple of arrays or None
-        The last step; None before the first and after one that was undone.
-    refresh : Refresh or None
-        What the structure in use was made from; None before the first step.
-    before : tuple of arrays or None
-        The weights before the last step, if it is still to be judged.
-    predicted : float
-        ``M(delta) - M(0)`` of the last step.
-    batch : int
-        The number of examples that the last step was fitted to.
-    sums : (float, float)
-        Of the curvatures and of the slopes along the judged steps, older ones with less weight.
-    """
-
-    weights: tuple[Array, ...]
-    seed: int
-    k: int
+    weights: tuple[Array, ...]               #: The current iterate.
+    seed: int                                #: Step k draws from ``numpy.random.default_rng((seed, k))``.
+    k: int                                   #: The number of steps taken.
     lambda_: float
     gamma: float
-    average: RunningAverage | None
-    delta_0: tuple[Array, ...] | None
-    refresh: Refresh | None
-    before: tuple[Array, ...] | None = None
-    predicted: float = 0.0
-    batch: int = 0
-    sums: tuple[float, float] = (0.0, 0.0)
+    average: RunningAverage | None           #: Of the moments; None for a row made from a point.
+    delta_0: tuple[Array, ...] | None        #: The last step; None before the first and after an undone one.
+    refresh: Refresh | None                  #: None before the first step.
+    before: tuple[Array, ...] | None = None  #: The weights before the last step, if it is still to be judged.
+    predicted: float = 0.0                   #: ``M(delta) - M(0)`` of the last step.
+    batch: int = 0                           #: The number of examples that the last step was fitted to.
+    sums: tuple[float, float] = (0.0, 0.0)   #: Of curvatures and of slopes along judged steps; older ones weigh less.
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """All that is random in a step.
+    """All that is random in a step."""
 
-    Attributes
-    ----------
-    rows1, rows2 : (n,) int arrays or slices
-        The tau1 part (factors) and the tau2 part (exact F) of the batch.
-    targets : array or None
-        Sampled on the tau1 part; None where the expectation is not `one_draw`.
-    """
-
-    rows1: Rows
-    rows2: Rows
-    targets: Any
+    rows1: Rows   #: The tau1 part of the batch, for the factors.
+    rows2: Rows   #: The tau2 part, for the exact F.
+    targets: Any  #: Sampled on the tau1 part; None if the expectation is not `one_draw`.
 
 
 @dataclass(frozen=True, eq=False)
 class Damped:
-    """A structure with one gamma, and its direction.
+    """A structure with one gamma, and its direction."""
 
-    Attributes
-    ----------
-    refresh : Refresh
-        What the structure was made from.
-    curvature : Curvature
-        The damped structure.
-    Delta : list of arrays
-        ``-C^{-1} grad``.
-    """
-
-    refresh: Refresh
-    curvature: Curvature
-    Delta: list[Array]
+    refresh: Refresh      #: What the structure was made from.
+    curvature: Curvature  #: The damped structure C.
+    Delta: list[Array]    #: ``-C^{-1} grad``.
 
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """What `KFAC.propose` returns.
+    """What `KFAC.propose` returns."""
 
-    Attributes
-    ----------
-    at : Point
-        The model at the weights before the step, on the batch.
-    h : float
-        The loss, weight decay included.
-    grad : list of arrays
-        grad h.
-    draws : Draws
-        The two parts of the batch, and the sampled targets.
-    average : RunningAverage or None
-        With this batch in it.
-    damped : tuple of Damped
-        One for each gamma.
-    refreshed : bool
-        Whether the structures are new.
-    """
-
-    at: Point
-    h: float
+    at: Point                       #: The model at the weights before the step, on the batch with its targets.
+    h: float                        #: The loss, weight decay included.
     grad: list[Array]
     draws: Draws
-    average: RunningAverage | None
-    damped: tuple[Damped, ...]
-    refreshed: bool
+    average: RunningAverage | None  #: With this batch included.
+    damped: tuple[Damped, ...]      #: One per gamma.
+    refreshed: bool                 #: Whether the structures are new.
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate(Damped):
-    """One gamma with its best step.
-
-    Attributes
-    ----------
-    gamma : float
-        The strength of the damping.
-    model : SmallModel
-        M on the span of Delta and delta_0: the 2 x 2 system of sec. 7.
-    alpha, mu : float
-        Its solution.
-    decrease : float
-        ``M(delta) - M(0)``, not positive.
-    """
+    """One gamma with its best step ``alpha Delta + mu delta_0``."""
 
     gamma: float
-    model: SmallModel
+    model: SmallModel  #: M on the span of Delta and delta_0: the 2 x 2 system of sec. 7.
     alpha: float
     mu: float
-    decrease: float
+    decrease: float    #: ``M(delta) - M(0)``, not positive.
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What `KFAC.choose` returns.
-
-    Attributes
-    ----------
-    candidates : tuple of Candidate
-        One for each gamma.
-    chosen : Candidate
-        The one with the lowest M.
-    delta : list of arrays
-        ``alpha Delta + mu delta_0``.
-    """
+    """What `KFAC.choose` returns: one candidate per gamma, the one with the lowest M, and its step delta."""
 
     candidates: tuple[Candidate, ...]
     chosen: Candidate
@@ -190,79 +103,46 @@ class Choice:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What `KFAC.judge` returns besides the state.
-
-    Attributes
-    ----------
-    actual, rho : float
-        As in `Record`.
-    safeguards : tuple of str
-        ``lambda floor``, ``undone``, or none of them.
-    """
+    """What `KFAC.judge` returns besides the state; `actual`, `rho` and `safeguards` are those of `Record`."""
 
     actual: float
     rho: float
     safeguards: tuple[str, ...]
 
 
-#: Of a step after which no step was judged.
+#: If no step was judged.
 UNJUDGED = Judgement(math.nan, math.nan, ())
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a step decided.
+    """What a step decided."""
 
-    Attributes
-    ----------
-    k, batch : int
-        The step, from 1, and its number of examples.
-    loss : float
-        h on the batch before the step, weight decay included.
-    lambda_, gamma : float
-        As used in this step (gamma: the chosen one).
-    gammas : tuple of (gamma, M(delta) - M(0))
-        All that were tried.
-    alpha, mu : float
-        The coefficients of Delta and delta_0.
-    predicted : float
-        ``M(delta) - M(0)``.
-    actual, rho : float
-        The change of h along the step that was judged, and the ratio that decided about lambda. If the same batch
-        judges: ``h(theta + delta) - h(theta)`` of this step, and its ratio to `predicted`. If the next batch judges:
-        slope plus curvature of the last step, and the ratio of their sums (see `KFAC`). NaN if no step was judged (only
-        every T1 steps), and rho also if the change is of rounding size, as at the optimum: lambda then stays.
-    gradient_norm, step_norm : float
-        Euclidean norms of grad h and of delta.
-    refreshed : bool
-        Whether the structure is new.
-    structure : str
-        The name of its class.
-    safeguards : tuple of str
-        Which of the rules that the paper does not have took effect: ``gamma clipped``, ``lambda floor``, ``undone``
-        (the step that was judged).
-    seconds : dict
-        Seconds by stage, as in the table of sec. 8: ``gradient`` (forward and backward), ``factors`` (sampled
-        backward pass, products, average), ``inverses`` (making and factoring the structure, with the first solve),
-        ``solve`` (with a kept one), ``exact F`` (R-passes), ``rho`` (judging), ``update``.
-    """
-
-    k: int
-    batch: int
-    loss: float
-    lambda_: float
-    gamma: float
-    gammas: tuple[tuple[float, float], ...]
-    alpha: float
-    mu: float
-    predicted: float
+    k: int                                   #: The number of the step, from 1.
+    batch: int                               #: The number of examples in its batch.
+    loss: float                              #: h on the batch before the step, weight decay included.
+    lambda_: float                           #: As used in this step.
+    gamma: float                             #: That of the chosen candidate.
+    gammas: tuple[tuple[float, float], ...]  #: Pairs of gamma and ``M(delta) - M(0)``, one per candidate.
+    alpha: float                             #: The coefficient of Delta.
+    mu: float                                #: The coefficient of delta_0.
+    predicted: float                         #: ``M(delta) - M(0)``.
+    #: The change of h along the judged step; NaN if none was judged (only every T1 steps one is). If the same batch
+    #: judges: ``h(theta + delta) - h(theta)`` of this step. If the next batch judges: slope plus curvature of the last
+    #: step (see `kfac_settings.Settings`).
     actual: float
+    #: The ratio that decided about lambda: of `actual` to `predicted`, or, if the next batch judges, of the sums in
+    #: `State`. NaN if no step was judged, or if the change is of rounding size, as at the optimum: lambda then stays.
     rho: float
-    gradient_norm: float
-    step_norm: float
-    refreshed: bool
-    structure: str
+    gradient_norm: float                     #: The Euclidean norm of grad h.
+    step_norm: float                         #: The Euclidean norm of delta.
+    refreshed: bool                          #: Whether the structure is new.
+    structure: str                           #: The name of its class.
+    #: Which rules took effect that are not in the paper: ``gamma clipped``, ``lambda floor``, ``undone`` (judged step).
     safeguards: tuple[str, ...]
+    #: Seconds per stage, as in the table of sec. 8: ``gradient`` (forward and backward), ``factors`` (sampled backward
+    #: pass, products, average), ``inverses`` (making and factoring the structure, with the first solve), ``solve``
+    #: (with an earlier one), ``exact F`` (R-passes), ``rho`` (judging), ``update``.
     seconds: dict[str, float]
 
 
@@ -272,25 +152,12 @@ class Detail:
 
     The attributes of `Proposal`, `Draws`, `Choice`, the chosen `Candidate`, `Judgement` and `Record` are attributes
     here too, such as ``detail.grad``, ``detail.Delta`` and ``detail.rho``.
-
-    Attributes
-    ----------
-    proposal : Proposal
-        Gradient, factors and directions.
-    choice : Choice
-        alpha, mu and the step.
-    judgement : Judgement
-        rho and the next lambda.
-    state : State
-        After the step.
-    record : Record
-        What was decided.
     """
 
     proposal: Proposal
     choice: Choice
     judgement: Judgement
-    state: State
+    state: State  #: The state after the step.
     record: Record
 
     def __getattr__(self, name: str) -> Any:
@@ -312,7 +179,7 @@ class Detail:
 
     @property
     def system(self) -> tuple[Array, Array]:
-        """The matrix and the right-hand side of the 2 x 2 system of (alpha, mu); 1 x 1 where there is no last step."""
+        """The matrix and the right-hand side of the 2 x 2 system of (alpha, mu); 1 x 1 if there is no last step."""
         return self.choice.chosen.model.B, -self.choice.chosen.model.slope
 
     @property

@@ -2,7 +2,7 @@
 
     C = F + gamma^2 I          F exact on the whole batch
 
-Everything else (rescaling, momentum, lambda, gamma) is as in `kfac`, so a run shows what the approximation costs. With
+Everything else (rescaling, momentum, lambda, gamma) is as in `kfac`, so a run shows the cost of the approximation. With
 gamma^2 = lambda + eta and no momentum, alpha is 1: Delta already minimizes M.
 """
 
@@ -17,24 +17,12 @@ from .kfac import KFAC
 
 @dataclass(frozen=True, eq=False)
 class NaturalGradient(KFAC):
-    """Algorithm 2 with the exact damped Fisher; parameters as in `KFAC`.
+    """Algorithm 2 with the exact damped Fisher, for small networks or small batches (sec. 2.2; Amari 1998).
 
-    Parameters
-    ----------
-    approximation : Approximation
-        `EXACT_SMALLER` factors the smaller matrix: `Exact`, (P, P), or `ExactDual`, (NC, NC) for N examples and C
-        outputs. The record says which.
-    expectation : function of a Point
-        `exact`.
-    T3 : int
-        1, since the matrix is that of one batch: kept longer, it is another batch's.
-
-    Notes
-    -----
-    For small networks or small batches. It uses the current batch, without a running average, so tau1 and ceiling have
-    no effect. Source: Martens & Grosse 2015, sec. 2.2; Amari 1998.
+    It uses the current batch without a running average, so `tau1` and `ceiling` have no effect. `EXACT_SMALLER` factors
+    the smaller matrix: `Exact`, (P, P), or `ExactDual`, (NC, NC) for N examples and C outputs; the record names it.
     """
 
     approximation: Approximation = EXACT_SMALLER
     expectation: Expectation = exact
-    T3: int = 1
+    T3: int = 1                                     #: The matrix is that of one batch, and each step has another.

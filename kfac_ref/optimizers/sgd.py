@@ -4,7 +4,7 @@
     theta = theta + v
     mu_t  = min(1 - 2^(-1 - log2(floor(t/period) + 1)), mu_max),        t = 0, 1, ...
 
-The schedule (Sutskever et al. 2013) starts at 1/2 and rises towards mu_max; the paper's period is 250.
+The schedule (Sutskever et al. 2013) rises from 1/2 towards mu_max; the paper's period is 250.
 """
 
 from __future__ import annotations
@@ -21,28 +21,9 @@ from .clock import Clock
 
 
 def nesterov_schedule(mu_max: float, period: int = 250) -> Callable[[int], float]:
-    """Return the momentum of step t = 0, 1, ...: it rises from 1/2 to mu_max.
+    """Return the momentum as a function of the step t = 0, 1, ...: it rises from 1/2 to mu_max, which is in [0, 1).
 
-    Parameters
-    ----------
-    mu_max : float
-        The ceiling, in [0, 1).
-    period : int
-        The number of steps at 1/2; the paper's is 250. Short runs want a shorter one.
-
-    Returns
-    -------
-    function of t
-        The momentum.
-
-    Raises
-    ------
-    ValueError
-        For a ceiling outside [0, 1), or a period below 1.
-
-    Notes
-    -----
-    Source: Sutskever et al. 2013, as used in Martens & Grosse 2015, sec. 13.
+    `period` is the number of steps at 1/2; short runs need a shorter one.
 
     Examples
     --------
@@ -65,7 +46,7 @@ class State:
 
 @dataclass(frozen=True)
 class Record:
-    """What a step did: k, batch size, loss (at the point ahead, where the gradient is taken), rate, momentum, norms."""
+    """What a step did; the loss is that at the point ahead, where the gradient is taken."""
 
     k: int
     batch: int
@@ -79,30 +60,11 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class SGD:
-    """Gradient descent with Nesterov's momentum.
-
-    Parameters
-    ----------
-    model : Model
-        Network, likelihood and weight decay.
-    learning_rate : float
-        Above 0.
-    momentum : float or function of t = 0, 1, ...
-        A constant in [0, 1), or a schedule such as `nesterov_schedule`.
-
-    Raises
-    ------
-    ValueError
-        For settings out of range.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 13; Sutskever et al. 2013.
-    """
+    """Gradient descent with Nesterov's momentum (sec. 13); weight decay enters through the gradient."""
 
     model: Model
     learning_rate: float
-    momentum: float | Callable[[int], float] = 0.9
+    momentum: float | Callable[[int], float] = 0.9  #: In [0, 1), or a schedule such as `nesterov_schedule`.
 
     def __post_init__(self) -> None:
         checks.number("learning_rate", self.learning_rate, 0, above=True)
@@ -110,52 +72,12 @@ class SGD:
             checks.number("momentum", self.momentum, 0, 1, below=True)
 
     def init(self, weights: Direction, seed: int = 0) -> State:
-        """Return the state before the first step.
-
-        Parameters
-        ----------
-        weights : list of (d_{i+1}, d_i + 1) arrays
-            Where to start; copied.
-        seed : int
-            Without effect, since nothing is sampled.
-
-        Returns
-        -------
-        State
-            With k = 0 and no velocity.
-
-        Raises
-        ------
-        ValueError
-            For wrong shapes (naming the layer), NaN or infinity.
-        """
+        """Return the state before the first step; `seed` has no effect, since nothing is sampled."""
         weights = params.copy(checks.weights("weights", weights, self.model.network.shapes))
         return State(weights, 0, tuple(params.zeros_like(weights)))
 
     def step(self, state: State, x: Any, y: Any) -> tuple[State, Record]:
-        """Take one step.
-
-        Parameters
-        ----------
-        state : State
-            From `init` or the last step; not changed.
-        x : (N, d_0) array
-            The batch.
-        y : (N,) or (N, C) array
-            Its labels or targets.
-
-        Returns
-        -------
-        state : State
-            After the step.
-        record : Record
-            What it did.
-
-        Raises
-        ------
-        ValueError
-            For bad data.
-        """
+        """Take one step on a batch; return the new state and the record."""
         clock = Clock()
         mu = self.momentum(state.k) if callable(self.momentum) else self.momentum
         with clock.stage("gradient"):

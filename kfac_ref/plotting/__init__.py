@@ -1,7 +1,8 @@
 """The pictures: functions that take arrays and return a Matplotlib `Figure`, all in one style.
 
-Colours are those of Okabe and Ito, which the colour-blind tell apart, and every line has a dash pattern or marker of
-its own as well. Matrices that are compared share one colour scale, and layer blocks are marked on it.
+In all of them `text` is the caption, labels contain the unit, and mappings are drawn in their order. Colours are those
+of Okabe and Ito, which colour-blind people can tell apart, and every line also has its own dash pattern or marker.
+Matrices that are compared share one colour scale, and layer blocks are marked on it.
 """
 
 from .bars import error_budget, grouped_bars

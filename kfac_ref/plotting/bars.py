@@ -12,26 +12,7 @@ from .style import COLOURS, caption, style
 
 def error_budget(names: Sequence[str], errors: Sequence[float], angles: Sequence[float],
                  decreases: Sequence[float], text: str) -> Figure:
-    """Draw what each step away from the exact matrix does, as bars from top to bottom.
-
-    Parameters
-    ----------
-    names : sequence of str
-        The steps.
-    errors : sequence of float
-        Relative Frobenius errors against the exact matrix.
-    angles : sequence of float
-        Degrees between the step and the natural gradient.
-    decreases : sequence of float
-        The decrease of the quadratic model over that of the natural gradient, 0..1.
-    text : str
-        The caption.
-
-    Returns
-    -------
-    Figure
-        Three panels that share the names.
-    """
+    """Draw the numbers of `analysis.error_budget` as bars, one row per matrix, in three panels."""
     with style():
         figure = Figure(figsize=(10, 0.45 * len(names) + 1.8), layout="constrained")
         panels = figure.subplots(1, 3, sharey=True)
@@ -51,24 +32,7 @@ def error_budget(names: Sequence[str], errors: Sequence[float], angles: Sequence
 
 def grouped_bars(values: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str], label: str,
                  text: str) -> Figure:
-    """Draw bars by name, a group of bars each, one panel a network.
-
-    Parameters
-    ----------
-    values : mapping from panel to mapping from group member to sequence
-        One number for each of `names`.
-    names : sequence of str
-        What stands on the vertical axis.
-    label : str
-        What the numbers are, with their unit.
-    text : str
-        The caption.
-
-    Returns
-    -------
-    Figure
-        Panels that share both axes.
-    """
+    """Draw numbers as bars, one panel per network: ``values[panel][member]`` has one number for each of `names`."""
     with style():
         figure = Figure(figsize=(11, 0.42 * len(names) + 2.0), layout="constrained")
         panels = np.atleast_1d(figure.subplots(1, len(values), sharey=True, sharex=True))

@@ -17,25 +17,11 @@ from .style import COLOURS, MARKERS, caption, style
 def error_as_covariance(matrices: Mapping[str, Array], rows: Mapping[str, int], columns: Mapping[str, int],
                         spectra: Mapping[str, tuple[Array, str]], bars: Mapping[str, tuple[float, float]],
                         text: str) -> Figure:
-    """Draw rearranged blocks on one signed colour scale, singular values, and the terms of the error as bars.
+    """Draw rearranged blocks (p, q) on one signed colour scale, singular values, and the terms of the error as bars.
 
-    Parameters
-    ----------
-    matrices : mapping from title to (p, q) array
-        Side by side; all on the colour scale of the largest entry among them.
-    rows, columns : mapping from name to int
-        Groups of rows and of columns in their order, with their sizes, adding up to p and to q.
-    spectra : mapping from name to ((r,) array, str)
-        Singular values in descending order, relative to the norm of the block, and what their legend adds.
-    bars : mapping from name to (float, float)
-        For each term of the error its norm and its share, both over the norm of the error; the shares add up to 1.
-    text : str
-        The caption.
-
-    Returns
-    -------
-    Figure
-        The matrices above, the spectra and the bars below.
+    `rows` and `columns` are the sizes of the groups, adding up to p and to q. `spectra` are singular values, descending
+    and relative to the norm of the block, each with a note for the legend. `bars` are the norm and the share of each
+    term, both relative to the norm of the error; the shares add up to 1.
     """
     with style():
         figure = Figure(figsize=(11, 8), layout="constrained", dpi=100)

@@ -1,4 +1,4 @@
-"""Pictures of lines: error along a run, something against something, cost against size."""
+"""Pictures of lines: error along a run, one quantity against another, cost against size."""
 
 from __future__ import annotations
 
@@ -16,70 +16,23 @@ from .style import COLOURS, DASHES, LOOKS, MARKERS, caption, plain_ticks, style
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """One method's error over a run, for several seeds.
+    """One method's error over a run, for S seeds."""
 
-    Attributes
-    ----------
-    iterations : (T,) array
-        Where the error was measured.
-    seconds : (S, T) array
-        Time until then, a row for each seed.
-    error : (S, T) array
-        The error, a row for each seed.
-    """
-
-    iterations: Array
-    seconds: Array
-    error: Array
+    iterations: Array  #: Where the error was measured, (T,).
+    seconds: Array     #: The time until then, (S, T).
+    error: Array       #: (S, T).
 
 
 def convergence(curves: Mapping[str, Curve], error_label: str, text: str) -> Figure:
     """Draw error against iterations and against seconds, on logarithmic scales.
 
-    Parameters
-    ----------
-    curves : mapping from name to Curve
-        In the order of the legend; the line is the median over seeds, the band their range.
-    error_label : str
-        What the error is, with its unit.
-    text : str
-        The caption.
-
-    Returns
-    -------
-    Figure
-        Two panels that share the error axis.
-
-    Raises
-    ------
-    ValueError
-        For more curves than there are colours and dashes that everybody can tell apart.
+    The line is the median over seeds, the band their range. Raises ValueError for more curves than `LOOKS`.
     """
     return convergence_rows({"": curves}, error_label, text)
 
 
 def convergence_rows(problems: Mapping[str, Mapping[str, Curve]], error_label: str, text: str) -> Figure:
-    """Draw error against iterations and against seconds for several problems, a row each.
-
-    Parameters
-    ----------
-    problems : mapping from title to mapping from name to Curve
-        As in `convergence`; a name has the same colour and dash in all rows.
-    error_label : str
-        What the error is, with its unit.
-    text : str
-        The caption.
-
-    Returns
-    -------
-    Figure
-        Two panels a row, that share the error axis; the legend stands above, where it covers no curve.
-
-    Raises
-    ------
-    ValueError
-        As in `convergence`.
-    """
+    """Draw `convergence` for several problems, one row per title; a name looks the same in all rows."""
     names = list(dict.fromkeys(name for curves in problems.values() for name in curves))
     if len(names) > len(LOOKS):
         raise ValueError(f"curves must be at most {len(LOOKS)}, got {len(names)}: there are no more colours and dashes "
@@ -110,26 +63,7 @@ def convergence_rows(problems: Mapping[str, Mapping[str, Curve]], error_label: s
 
 def lines(x: Array, values: Mapping[str, Sequence[float]], x_label: str, y_label: str, text: str,
           log_x: bool = True) -> Figure:
-    """Draw a few lines over one axis, the values on a logarithmic scale.
-
-    Parameters
-    ----------
-    x : (T,) array
-        Where the values stand.
-    values : mapping from name to (T,) sequence
-        In the order of the legend; at most as many as there are colours.
-    x_label, y_label : str
-        What the axes show, with units.
-    text : str
-        The caption.
-    log_x : bool
-        Whether x is logarithmic too.
-
-    Returns
-    -------
-    Figure
-        One panel, the legend beside it.
-    """
+    """Draw a few lines over one axis, with the values on a logarithmic scale; at most as many as there are colours."""
     with style():
         figure = Figure(figsize=(9, 4.6), layout="constrained")
         axes = figure.subplots()
@@ -143,25 +77,12 @@ def lines(x: Array, values: Mapping[str, Sequence[float]], x_label: str, y_label
 
 def decreases(strength: Array, panels: Mapping[str, Mapping[str, Mapping[str, Array]]], used: Mapping[str, float],
               text: str) -> Figure:
-    """Draw the decrease of h in one update against the strength of the damping, one panel a point of the training.
+    """Draw the decrease of h in one update against the strength of the damping, one panel per point of the training.
 
-    Parameters
-    ----------
-    strength : (T,) array
-        Of the damping; logarithmic.
-    panels : mapping from title to mapping from damping to mapping from kind of step to (T,) array
-        The decreases, negative where h rises and NaN where it is not finite. A damping has a colour, a kind of step
-        has a dash pattern; all panels have the same.
-    used : mapping from title to float
-        The strength that the optimizer itself used; marked by a vertical line.
-    text : str
-        The caption.
-
-    Returns
-    -------
-    Figure
-        Panels beside each other, each with a vertical axis of its own: linear where h falls, logarithmic where it
-        rises (there the numbers span many decades). The maximum of each line is marked.
+    Each vertical axis is linear where h falls, and logarithmic where it rises, since there the numbers span many
+    decades. The maximum of each line is marked.
+    ``panels[title][damping][kind of step]`` are decreases, (T,): negative where h rises, NaN where it is not finite. A
+    vertical line is drawn at ``used[title]``, the strength that the optimizer itself used.
     """
     with style():
         figure = Figure(figsize=(11, 5.6), layout="constrained")
@@ -176,32 +97,16 @@ def decreases(strength: Array, panels: Mapping[str, Mapping[str, Mapping[str, Ar
             axes.annotate(" gamma of\n the run", (used[title], 0.02), xycoords=("data", "axes fraction"), fontsize=9)
             axes.set(title=title, xscale="log", xlabel="strength of the damping: gamma, or sqrt(lambda + eta) if exact")
             _fall_and_rise(axes, np.array([y for steps in dampings.values() for y in steps.values()]))
-        figure.axes[0].set_ylabel("decrease of h in one update (nats a case);\nbelow 0, where h rises, logarithmic")
+        figure.axes[0].set_ylabel("decrease of h in one update (nats per example);\nlogarithmic where h rises")
         handles = [line for line in figure.axes[0].lines if "," in str(line.get_label())]
-        by_step = [handles[i::len(steps)] for i in range(len(steps))]               # a column each
+        by_step = [handles[i::len(steps)] for i in range(len(steps))]               # one column per kind of step
         figure.legend(handles=[h for column in by_step for h in column], loc="outside upper center", ncols=len(steps))
         caption(figure, text, 150)
         return figure
 
 
 def batch_sizes(curves: Mapping[str, Mapping[int, tuple[Array, Array]]], error_label: str, text: str) -> Figure:
-    """Draw error against iterations and against cases processed for several batch sizes, one row a method.
-
-    Parameters
-    ----------
-    curves : mapping from method to mapping from batch size to ((T,) iterations, (S, T) errors)
-        A row of errors a seed; the line is the median over seeds, the band their range. A batch size has the same
-        colour in all rows.
-    error_label : str
-        What the error is, with its unit.
-    text : str
-        The caption.
-
-    Returns
-    -------
-    Figure
-        Two columns, on logarithmic scales; all panels share the error axis, each column its horizontal one.
-    """
+    """Draw errors, (S, T), against iterations, (T,), and against examples processed, one row per method."""
     with style():
         figure = Figure(figsize=(10, 2.7 * len(curves) + 1.6), layout="constrained")
         grid = figure.subplots(len(curves), 2, sharey=True, sharex="col", squeeze=False)
@@ -213,7 +118,7 @@ def batch_sizes(curves: Mapping[str, Mapping[int, tuple[Array, Array]]], error_l
                     axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
                     axes.set(xscale="log", yscale="log", title=method)
                     axes.grid(True, which="minor", alpha=0.12)
-        for axes, label in zip(grid[-1], ("iterations", "training cases processed (iterations times m)"), strict=True):
+        for axes, label in zip(grid[-1], ("iterations", "examples processed (iterations times m)"), strict=True):
             axes.set_xlabel(label)
         plain_ticks(grid[0, 0])
         figure.supylabel(error_label, fontsize=10, multialignment="center")
@@ -223,20 +128,7 @@ def batch_sizes(curves: Mapping[str, Mapping[int, tuple[Array, Array]]], error_l
 
 
 def cost(rows: Mapping[str, Array], text: str) -> Figure:
-    """Draw seconds and memory against width, on logarithmic scales.
-
-    Parameters
-    ----------
-    rows : mapping from name to (T, 3) array
-        Width, seconds, MiB.
-    text : str
-        The caption.
-
-    Returns
-    -------
-    Figure
-        Two panels.
-    """
+    """Draw seconds and memory against width, on logarithmic scales; each array, (T, 3), has width, seconds and MiB."""
     with style():
         figure = Figure(figsize=(11, 5.2), layout="constrained")
         panels = figure.subplots(1, 2)
@@ -264,7 +156,7 @@ def _fall_and_rise(axes: Axes, values: Array) -> None:
         lambda y: np.where(y < 0, -depth * np.log10(1 + np.maximum(-y, 0) / top), y / top),
         lambda u: np.where(u < 0, top * (1 - 10 ** (np.maximum(-u, 0) / depth)), u * top)))
     axes.set_ylim(2 * bottom, 1.08 * top)
-    # Ticks at three powers of ten at most, and none so near to zero that its label would meet that of zero.
+    # Ticks at no more than three powers of ten, none so near to zero that its label would overlap that of zero.
     powers = [p for p in range(int(np.ceil(np.log10(top))), int(np.floor(np.log10(-bottom))) + 1)
               if depth * np.log10(1 + 10.0**p / top) > 0.1][::-1]
     powers = powers[::max(1, -(-len(powers) // 3))]

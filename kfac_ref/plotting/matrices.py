@@ -1,4 +1,9 @@
-"""Pictures of matrices, on colour scales that are shared where they are compared."""
+"""Pictures of matrices; those that are compared share a colour scale.
+
+In all of them `sizes` are the numbers of parameters per layer, adding up to P; the blocks of the layers are marked, and
+`layers` are their names (default: 0, 1, ...). Matrices with more than `cells` rows are drawn as means of ``|entry|``
+over square cells. Colour scales are logarithmic, over 4 decades by default; smaller entries are the darkest.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +24,7 @@ VIRIDIS = mpl.colormaps["viridis"].resampled(48)
 
 
 def fisher_rows(rows: Mapping[str, tuple[Array, Array]], sizes: Sequence[int], text: str, cells: int = 240) -> Figure:
-    """Draw ``|F|``, ``|F~|`` and ``|F - F~|``, one row for each pair, on one colour scale a row.
-
-    Parameters
-    ----------
-    rows : mapping from a stage's name to (F, F~)
-        Two (P, P) matrices each.
-    sizes : sequence of int
-        Parameters of each layer, adding up to P; their blocks are marked.
-    text : str
-        The caption.
-    cells : int
-        Matrices larger than this are drawn as means of ``|entry|`` over square cells.
-
-    Returns
-    -------
-    Figure
-        Three columns.
-    """
+    """Draw ``|F|``, ``|F̃|`` and ``|F - F̃|`` for each pair (F, F̃) of (P, P) matrices, with one colour scale per row."""
     with style():
         figure = Figure(figsize=(10.5, 3.05 * len(rows) + 1))
         # Beside colour bars the layout forgets half a line of the titles' height at the top.
@@ -45,7 +33,7 @@ def fisher_rows(rows: Mapping[str, tuple[Array, Array]], sizes: Sequence[int], t
         for axes_row, (name, (F, Ft)) in zip(grid, rows.items(), strict=True):
             shown = [pooled(np.abs(M), cells) for M in (F, Ft, F - Ft)]
             top = max(M.max() for M in shown)
-            bottom = top * 1e-4                             # four decades: what is smaller is drawn as the darkest
+            bottom = top * 1e-4                             # four decades
             for axes, M, title in zip(axes_row, shown, ("|F|, exact", "|F~|, Kronecker-factored", "|F - F~|"),
                                       strict=True):
                 image = _show(axes, M, (bottom, top), sizes)
@@ -61,28 +49,7 @@ def fisher_rows(rows: Mapping[str, tuple[Array, Array]], sizes: Sequence[int], t
 
 def matrix_rows(rows: Mapping[str, Mapping[str, Array]], sizes: Sequence[int], text: str,
                 layers: Sequence[str] | None = None, cells: int = 168, decades: float = 4) -> Figure:
-    """Draw ``|M|`` for each of several matrices in a row, on one colour scale a row.
-
-    Parameters
-    ----------
-    rows : mapping from a row's name to mapping from title to (P, P) array
-        As many matrices in each row; those of one row are compared with each other.
-    sizes : sequence of int
-        Parameters of each layer, adding up to P; their blocks are marked.
-    text : str
-        The caption.
-    layers : sequence of str, optional
-        What the layers are called; 0, 1, ... unless told.
-    cells : int
-        Matrices larger than this are drawn as means of ``|entry|`` over square cells.
-    decades : float
-        The range of the colours; what is smaller is drawn as the darkest.
-
-    Returns
-    -------
-    Figure
-        A row of panels for each of `rows`, with its colour bar.
-    """
+    """Draw ``|M|`` for several (P, P) matrices per row, with one colour scale per row."""
     columns = max(map(len, rows.values()))
     with style():
         panel = 3.2 if columns < 4 else 2.7                 # inches; a few panels can be larger
@@ -103,26 +70,10 @@ def matrix_rows(rows: Mapping[str, Mapping[str, Array]], sizes: Sequence[int], t
 
 def block_structure(rows: Mapping[str, tuple[Array, Array, Array]], sizes: Sequence[int], text: str,
                     layers: Sequence[str] | None = None, cells: int = 168) -> Figure:
-    """Draw a matrix, its inverse, and how large the blocks of the inverse are, as the paper's figure 3 does.
+    """Draw a matrix, its inverse, and how large the blocks of the inverse are, as in the paper's figure 3.
 
-    Parameters
-    ----------
-    rows : mapping from a row's name to (M, inverse, means)
-        Two (P, P) matrices, and the (L, L) mean absolute entries of the inverse's blocks.
-    sizes : sequence of int
-        Parameters of each layer, adding up to P; their blocks are marked.
-    text : str
-        The caption.
-    layers : sequence of str, optional
-        What the layers are called; 0, 1, ... unless told.
-    cells : int
-        Matrices larger than this are drawn as means of ``|entry|`` over square cells.
-
-    Returns
-    -------
-    Figure
-        Three columns; M has one colour scale in all rows, the inverse one a row, and the means, relative to the
-        largest of a row, one in all.
+    `rows` has, per name, two (P, P) matrices and the (L, L) mean absolute entries of the inverse's blocks. M has one
+    colour scale in all rows, the inverse one per row, and the means, relative to the largest of their row, one in all.
     """
     names = [str(i) for i in range(len(sizes))] if layers is None else list(layers)
     with style():
@@ -131,7 +82,7 @@ def block_structure(rows: Mapping[str, tuple[Array, Array, Array]], sizes: Seque
         grid = figure.subplots(len(rows), 3, squeeze=False)
         top = max(pooled(np.abs(M), cells).max() for M, _, _ in rows.values())
         relative = {name: means / means.max() for name, (_, _, means) in rows.items()}
-        least = min(r.min() for r in relative.values()) / 2         # the smallest is told from black
+        least = min(r.min() for r in relative.values()) / 2         # so that the smallest is not black
         for axes, (name, (M, inverse, _)) in zip(grid, rows.items(), strict=True):
             small = pooled(np.abs(inverse), cells)
             scales = ((top * 1e-4, top), (small.max() * 1e-4, small.max()))
@@ -159,20 +110,7 @@ def block_structure(rows: Mapping[str, tuple[Array, Array, Array]], sizes: Seque
 
 
 def pooled(M: Array, cells: int) -> Array:
-    """Return the means of a square matrix over square cells.
-
-    Parameters
-    ----------
-    M : (P, P) array
-        A matrix.
-    cells : int
-        No more than so many cells stand in a row.
-
-    Returns
-    -------
-    (c, c) array
-        c is at most `cells`; the cells of the last row and column may be smaller than the others.
-    """
+    """Return the means of a square matrix over square cells, at most `cells` in a row; the last ones may be smaller."""
     k = -(-len(M) // cells)
     starts = np.arange(0, len(M), k)
     counts = np.diff(np.append(starts, len(M)))
@@ -182,7 +120,7 @@ def pooled(M: Array, cells: int) -> Array:
 
 def _show(axes: Axes, cells: Array, scale: tuple[float, float], sizes: Sequence[int],
           layers: Sequence[str] | None = None) -> AxesImage:
-    """Draw the cells of |M| on a logarithmic scale (bottom, top), with the axes in parameters and the layers marked."""
+    """Draw the cells of ``|M|`` on a logarithmic scale (bottom, top), with axes in parameters and the layers marked."""
     P = sum(sizes)
     image = axes.imshow(np.maximum(cells, scale[0]), norm=LogNorm(*scale), cmap=VIRIDIS, extent=(0, P, P, 0))
     _mark_layers(axes, sizes, layers)

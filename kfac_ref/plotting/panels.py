@@ -16,49 +16,19 @@ from .style import COLOURS, DASHES, MARKERS, caption, style
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """Lines over one axis.
-
-    Attributes
-    ----------
-    title : str
-        Stands above the panel.
-    x_label, y_label : str
-        What the axes show, with units.
-    lines : mapping from name to (x, y)
-        (T,) arrays; or y (S, T), a row for each repeat, drawn as their median with a band from the least to the
-        largest. NaN leaves a gap.
-    x_scale, y_scale : str
-        Matplotlib's name of the scale: ``log``, ``linear``.
-    """
+    """Lines over one axis, drawn in the looks of their places."""
 
     title: str
     x_label: str
     y_label: str
+    #: Pairs (x, y) by name: x (T,), y (T,) or (S, T); NaN leaves a gap. S repeats are drawn as median and range.
     lines: Mapping[str, tuple[Array, Array]]
-    x_scale: str = "log"
+    x_scale: str = "log"                      #: ``log`` or ``linear``.
     y_scale: str = "log"
 
 
 def side_by_side(panels: Sequence[Panel], text: str) -> Figure:
-    """Draw panels side by side, each with its legend below.
-
-    Parameters
-    ----------
-    panels : sequence of Panel
-        Of at most as many lines each as there are colours.
-    text : str
-        The caption.
-
-    Returns
-    -------
-    Figure
-        One row.
-
-    Raises
-    ------
-    ValueError
-        For a panel of more lines than there are colours.
-    """
+    """Draw panels in one row, each with its legend below; raises ValueError for more lines than colours."""
     for panel in panels:
         if len(panel.lines) > len(COLOURS):
             raise ValueError(f"a panel must have at most {len(COLOURS)} lines, got {len(panel.lines)} in "
@@ -74,22 +44,7 @@ def side_by_side(panels: Sequence[Panel], text: str) -> Figure:
 
 
 def with_one_legend(panels: Sequence[Panel], below: Panel, text: str) -> Figure:
-    """Draw two panels of the same lines, under them a third one of others, and beside that the legend of the two.
-
-    Parameters
-    ----------
-    panels : sequence of two Panel
-        They share the vertical axis. A name that occurs in both has the same colour, dash and marker in both.
-    below : Panel
-        Has a legend of its own.
-    text : str
-        The caption.
-
-    Returns
-    -------
-    Figure
-        Two rows; the lower one is half as high.
-    """
+    """Draw two panels that share names and the vertical axis, and below them a third panel beside their legend."""
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
     with style():
         figure = Figure(figsize=(11, 7.6), layout="constrained", dpi=120)
@@ -99,7 +54,7 @@ def with_one_legend(panels: Sequence[Panel], below: Panel, text: str) -> Figure:
         right.sharey(left)
         right.autoscale(axis="y")
         for axes in (left, right):
-            if axes.get_yscale() == "log":                  # less than two decades: powers of ten are too few
+            if axes.get_yscale() == "log":                  # powers of ten are too few for less than two decades
                 axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
                 axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
                 axes.yaxis.set_minor_formatter(NullFormatter())
@@ -114,7 +69,7 @@ def with_one_legend(panels: Sequence[Panel], below: Panel, text: str) -> Figure:
 
 
 def _draw(axes: Axes, panel: Panel, names: Sequence[str] | None = None) -> None:
-    """Draw a panel's lines in the looks that belong to the places of their names."""
+    """Draw a panel's lines, each in the look that belongs to the place of its name in `names`."""
     names = list(panel.lines) if names is None else names
     for name, (x, y) in panel.lines.items():
         k = names.index(name)

@@ -1,4 +1,4 @@
-"""Pictures of a number under many settings, over repeats: a dot with its range, a row for each setting."""
+"""Pictures of a number under many settings, over repeats: one row per setting, a dot with its range."""
 
 from __future__ import annotations
 
@@ -17,41 +17,17 @@ from .style import COLOURS, caption, style
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A number under several settings, over repeats.
-
-    Attributes
-    ----------
-    title : str
-        Stands above the rows.
-    x_label : str
-        What the number is, with its unit; it is drawn on a logarithmic scale.
-    values : mapping from name to (S,) array
-        From top to bottom; the first is what the others are compared with. An infinite one (a run that broke off)
-        counts in the median, and an arrow stands for it.
-    """
+    """A number under several settings, over S repeats."""
 
     title: str
-    x_label: str
+    x_label: str                 #: The number is drawn on a logarithmic scale.
+    #: (S,) by name, from top to bottom; the others are compared with the first. Infinity (a run that
+    #: diverged) counts in the median, and is drawn as an arrow.
     values: Mapping[str, Array]
 
 
 def ranges(groups: Sequence[Rows], panels: Sequence[Panel], text: str) -> Figure:
-    """Draw rows of medians and ranges, and beside each group of them a panel of lines.
-
-    Parameters
-    ----------
-    groups : sequence of Rows
-        One above the other; the range of the first row is shaded over all of its group.
-    panels : sequence of Panel
-        As many as there are groups. A name that occurs in several has the same look in all; one legend is for all.
-    text : str
-        The caption.
-
-    Returns
-    -------
-    Figure
-        Two columns.
-    """
+    """Draw groups of rows, and beside each group its panel of lines; the range of a group's first row is shaded."""
     counts = [len(group.values) + 2 for group in groups]
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
     with style():

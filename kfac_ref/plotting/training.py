@@ -13,7 +13,7 @@ from .style import COLOURS, DASHES, caption, plain_ticks, style
 
 
 def _log_with_zero(axes: Axes) -> None:
-    """Make the y axis logarithmic, with a place for a zero where there is one: a classifier can make no errors."""
+    """Make the y axis logarithmic, with a place for zero if it occurs: a classifier can make no errors."""
     drawn = np.concatenate([np.ravel(line.get_ydata()) for line in axes.lines] or [np.zeros(0)]).astype(float)
     drawn = drawn[np.isfinite(drawn)]
     if not (drawn > 0).any():
@@ -26,23 +26,7 @@ def _log_with_zero(axes: Axes) -> None:
 
 
 def run(evaluations: Sequence[Any], steps: Sequence[Mapping[str, Any]], text: str) -> Figure:
-    """Draw one training run: its errors, what damps it, and what its steps cost.
-
-    Parameters
-    ----------
-    evaluations : sequence of Evaluation
-        Errors over whole sets.
-    steps : sequence of mapping
-        The optimizer's records, with ``k``, ``loss``, ``seconds`` by stage, and where it has them ``lambda_`` and
-        ``gamma``.
-    text : str
-        The caption.
-
-    Returns
-    -------
-    Figure
-        Three panels over the steps.
-    """
+    """Draw a run over its steps: errors, damping or learning rate, and time; `steps` are records as mappings."""
     with style():
         figure = Figure(figsize=(11, 4.4), layout="constrained")
         errors, strengths, times = figure.subplots(1, 3)
@@ -60,7 +44,7 @@ def run(evaluations: Sequence[Any], steps: Sequence[Mapping[str, Any]], text: st
                                label=name.rstrip("_").replace("_", " "))
         times.plot(k, [1e3 * sum(step["seconds"].values()) for step in steps], ".", color=COLOURS[1], markersize=3)
         for axes, title in ((errors, "error"), (strengths, "strength of damping, or learning rate"),
-                            (times, "milliseconds a step")):
+                            (times, "milliseconds per step")):
             axes.set(title=title, xlabel="steps", xscale="log" if shown[-1].k > 1 else "linear")
             _log_with_zero(axes)
             if axes is not strengths:
