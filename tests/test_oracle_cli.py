@@ -236,7 +236,7 @@ def test_a_file_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     (["check", NAME, "FILE", "--dialect", "BackPACK"], "; did you mean backpack?"),
     (["reference", NAME, "--only", "g_empirical"], "; did you mean G_empirical?"),
     (["reference", NAME, "--only", "xyzzy"], "'xyzzy' is not a quantity (kfac-ref quantities lists them)\n"),
-    (["check", "nowhere.json", "FILE"], "nowhere.json: there is neither such a file nor such a vector (kfac-ref "
+    (["check", "nowhere.json", "FILE"], "nowhere.json: there is no such file or vector (kfac-ref "
                                         "vectors lists them)\n"),
 ])
 def test_what_is_misspelt_is_told_its_nearest_name(argv: list[str], near: str, tmp_path: Path,

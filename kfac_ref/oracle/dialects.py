@@ -1,8 +1,8 @@
-"""Who computes what under the name K-FAC: one entry for each implementation that was run.
+"""What implementations compute under the name K-FAC: one entry for each implementation that was run.
 
-A scale says theirs over ours, for a loss that is a mean over examples (which loss stands in `loss`). A date says that
-the facts were measured on that day with tests/peers of this package, in float64; "measured elsewhere" that they were
-measured by hand and are not repeated by a test here. What was only read in source code is left out, or left empty.
+A scale is theirs over ours, for a loss that is a mean over examples (see `loss`). tests/peers measured the facts on the
+date given, in float64; "measured elsewhere" means by hand, without a test here. Facts that were only read in source
+code are left out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ INVERSE_ROOT_C = Scale("1/sqrt(C)", lambda N, C, M: C**-0.5)
 INVERSE_ROOT_C_1 = Scale("1/sqrt(C-1)", lambda N, C, M: (C - 1)**-0.5)
 INVERSE_ROOT_M = Scale("1/sqrt(M)", lambda N, C, M: M**-0.5)
 
-#: What torch's losses average over.
+#: The losses of torch, and what they average over.
 TORCH = {"categorical": "CrossEntropyLoss: -log p, mean over examples",
          "gaussian": "MSELoss: |z - y|^2, mean over examples and outputs",
          "bernoulli": "BCEWithLogitsLoss: -log p, mean over examples and outputs"}
@@ -176,13 +176,9 @@ DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (*_RUN, *_M
 
 
 def table() -> list[tuple[str, ...]]:
-    """Return who does what, as text: a line of headings, then one line for each dialect.
+    """Return the dialects as rows of text, the first of which has the headings.
 
-    Returns
-    -------
-    list of tuple of str
-        Name, version and date of the run; the scale of each quantity over ours; layout, bias, order; the rest in words.
-        "not measured" where nobody looked, "-" where there is no such thing.
+    A cell is "not measured" or, if there is no such thing, "-".
     """
     rows = [_row(dialect) for dialect in DIALECTS.values()]
     return [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
@@ -199,7 +195,7 @@ def _row(d: Dialect) -> dict[str, str]:
 
 
 def _by_likelihood(d: Dialect, quantity: str) -> str:
-    """Return one expression if it serves all likelihoods, else each with its likelihood."""
+    """Return one expression if all likelihoods share it, else one per likelihood."""
     found = {name: scale.text for name, scale in d.scale.get(quantity, {}).items()}
     if not found:
         return "-"
