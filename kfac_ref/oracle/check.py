@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -129,10 +128,12 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
     if samples is not None:
         check_counted("samples", samples)
     if dialect is not None:
-        theirs = _in_our_words(problem, theirs, dialect)
+        from .dialects import DIALECTS  # only if needed
+
+        theirs = check_known("dialect", dialect, DIALECTS).ours(theirs, problem)
     reference = _reference_of(problem)
     single = problem.dtype == "float32" or _is_single(theirs)
-    rows = [Row(name, "cannot be computed", math.inf, 0.0, why) for name, why in _lost(reference, theirs).items()]
+    rows = _lost(reference, theirs)
     lost = {row.quantity for row in rows}
     given = coerced(reference, {n: v for n, v in theirs.items() if n not in lost} if lost else theirs)
     judgement = None
@@ -222,12 +223,10 @@ def _numbers(theirs: Mapping[str, Any]) -> list[float] | None:
     todo: list[Any] = list(theirs.values())
     while todo:
         value = todo.pop()
-        if isinstance(value, Mapping):
-            todo += value.values()
-        elif isinstance(value, (list, tuple)):
-            todo += value
-        elif isinstance(value, float):
+        if isinstance(value, float):
             found.append(value)
+        elif isinstance(value, (Mapping, list, tuple)):
+            todo += value.values() if isinstance(value, Mapping) else value
         elif not isinstance(value, (int, str)) and value is not None:
             return None
     return found
@@ -239,21 +238,19 @@ def _significant(value: float) -> int:
 
 
 def _digits(error: float) -> float:
-    if not math.isfinite(error):
-        return 0.0
-    return min(max(0.0, -math.log10(error)), MOST_DIGITS) if error > 0 else MOST_DIGITS
+    return min(max(0.0, -math.log10(max(error, 1e-300))), MOST_DIGITS)
 
 
-def _lost(reference: Reference, theirs: Mapping[str, Any]) -> dict[str, str]:
-    """Return why given quantities cannot be computed here, for example a step with singular undamped factors."""
-    found = {}
+def _lost(reference: Reference, theirs: Mapping[str, Any]) -> list[Row]:
+    """Return rows for quantities that cannot be computed here, for example a step with singular undamped factors."""
+    rows = []
     for name in theirs if isinstance(theirs, Mapping) else ():
         if name in QUANTITIES and missing(QUANTITIES[name], reference.problem) is None:
             try:
                 reference[name]
             except ValueError as error:
-                found[name] = str(error)
-    return found
+                rows.append(Row(name, "cannot be computed", math.inf, 0.0, str(error)))
+    return rows
 
 
 def _judged(problem: Problem, reference: Reference, G: Any, samples: int | None) -> tuple[Judgement, Row]:
@@ -276,13 +273,6 @@ def _judged(problem: Problem, reference: Reference, G: Any, samples: int | None)
 
 def _samples(M: int) -> str:
     return f"{M:,} sample{'s' * (M != 1)}"
-
-
-def _in_our_words(problem: Problem, theirs: Mapping[str, Any], dialect: str) -> dict[str, Any]:
-    from .dialects import DIALECTS
-
-    found: dict[str, Any] = check_known("dialect", dialect, DIALECTS).ours(theirs, problem)
-    return found
 
 
 def _table(report: Report) -> list[str]:
@@ -356,11 +346,8 @@ def _explained(report: Report) -> list[str]:
 
 
 def _entry(e: Explanation) -> list[str]:
-    lines = []
-    for i, m in enumerate(e.mistakes):
-        lines += [f"  {'* ' if i == 0 else '+ '}{m.name}: {m.what}", f"    why it is wrong: {m.why}",
-                  f"    remedy: {m.remedy}"]
-    return lines
+    return [line for i, m in enumerate(e.mistakes) for line in (
+        f"  {'+' if i else '*'} {m.name}: {m.what}", f"    why it is wrong: {m.why}", f"    remedy: {m.remedy}")]
 
 
 def _judgement_words(j: Judgement) -> list[str]:
@@ -376,8 +363,3 @@ def _judgement_words(j: Judgement) -> list[str]:
     noticed = ", ".join(f"{name} in {100 * p:.0f}%" for name, p in j.power.items())
     lines.append(f"  fewer than 1 in 1000 correct values are rejected; mistakes would be detected: {noticed}")
     return lines
-
-
-def dumps(report: Report) -> str:
-    """Return a report as JSON text."""
-    return json.dumps(report.plain(), indent=1)

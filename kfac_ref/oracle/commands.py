@@ -15,7 +15,7 @@ from typing import Any
 
 from ..files import OverwriteError, write, write_all
 from . import published
-from .check import check, dumps, read_quantities
+from .check import check, read_quantities
 from .checks import ProblemError, check_keys, near
 from .files import load, plain
 from .graph import QUANTITIES, Reference, missing
@@ -118,7 +118,7 @@ def _check(arguments: argparse.Namespace) -> int:
         report = check(problem, theirs, arguments.dialect, arguments.rtol, arguments.samples)
     except ProblemError as error:
         raise ProblemError(f"{arguments.theirs}: {error}") from None
-    print(dumps(report) if arguments.json else report)
+    print(json.dumps(report.plain(), indent=1) if arguments.json else report)
     return 0 if report.ok else 1
 
 

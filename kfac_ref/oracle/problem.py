@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -238,12 +238,10 @@ class Problem:
             "conventions": CONVENTIONS, "network": {"sizes": list(self.sizes), "hidden": list(self.hidden)},
             "likelihood": self.likelihood, "dtype": self.dtype, "weight_decay": self.weight_decay,
             "damping": self.damping, "weights": list(self.weights), "x": self.x, "y": self.y}
-        for name in ("targets", "direction", "delta_0"):
-            if getattr(self, name) is not None:
-                content[name] = getattr(self, name)
-        for name in ("previous", "kl_clip", "trajectory"):
-            if getattr(self, name) is not None:
-                content[name] = _fields_of(getattr(self, name))
+        for name in ("targets", "direction", "delta_0", "previous", "kl_clip", "trajectory"):
+            if (value := getattr(self, name)) is not None:
+                content[name] = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) \
+                    else value
         if self.trajectory is not None:
             content["trajectory"]["batches"] = [
                 {"rows": b.rows.tolist(), "rows1": b.rows1.tolist(), "rows2": b.rows2.tolist(), "targets": b.targets}
@@ -357,12 +355,8 @@ def _problem(content: Any) -> Problem:
     for name in ("name", "description"):
         if not isinstance(given.get(name, ""), str):
             raise ProblemError(f"{name} must be text, got {json.dumps(given[name])[:40]}")
-    for name in ("x", "y", "targets"):
-        if content.get(name) is not None:
-            given[name] = read_array(name, content[name])
-    for name in ("weights", "direction", "delta_0"):
-        if content.get(name) is not None:
-            given[name] = check_arrays(name, content[name])
+    for names, read in ((("x", "y", "targets"), read_array), (("weights", "direction", "delta_0"), check_arrays)):
+        given |= {name: read(name, content[name]) for name in names if content.get(name) is not None}
     if content.get("previous") is not None:
         p = content["previous"]
         check_keys("previous", p, ("k", "A", "G"), ())
@@ -400,7 +394,3 @@ def _conventions(given: Any) -> None:
 
 def _set(problem: Problem, name: str, value: Any) -> None:
     object.__setattr__(problem, name, value)
-
-
-def _fields_of(value: Any) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in fields(value)}

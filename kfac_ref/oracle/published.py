@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checks import ProblemError, check_known
+from .checks import check_known
 from .files import load
 from .graph import Reference, coerced
 from .problem import Problem
@@ -46,14 +46,8 @@ def vector(name: str) -> Vector:
     True
     """
     check_known("name", name, names())
-    return of(load(FOLDER / f"{name}.json"), name)
-
-
-def of(content: Any, name: str = "vector") -> Vector:
-    """Make a vector from the content of its file; errors begin with `name`."""
+    content = load(FOLDER / f"{name}.json")
     problem = Problem.of(content, name)
-    if not isinstance(content.get("expected"), dict):
-        raise ProblemError(f"{name}: expected is missing")
     entries = content["expected"]
     expected = coerced(Reference(problem), {q: entry["value"] for q, entry in entries.items()})
     return Vector(problem, expected, {q: (entry["tolerance"], entry["kind"]) for q, entry in entries.items()},
