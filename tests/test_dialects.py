@@ -168,7 +168,7 @@ def test_lists_as_in_a_file_are_read() -> None:
 
 
 @pytest.mark.parametrize(("name", "quantities", "words"), [
-    ("curvlinops", {"hessian": 1.0}, "a dialect says nothing about 'hessian'"),
+    ("curvlinops", {"hessian": 1.0}, "a dialect does not define 'hessian'"),
     ("nngeometry", {"G_empirical": [np.eye(7), np.eye(5)]}, "has no measured G_empirical for the categorical"),
     ("asdl", {"step": [np.eye(7, 4), np.eye(5, 8)]}, "another approximation"),
     ("curvlinops", {"A": [np.eye(4)]}, "for each of the 2 layers, got 1"),

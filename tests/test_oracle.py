@@ -191,7 +191,7 @@ def changed(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     ("version", True, "version must be 1"), ("network", ..., "network is missing"),
     ("weights", ..., "weights is missing"),
     ("conventions", ..., "conventions is missing"), ("conventions.vec", "rows", 'conventions.vec must be "columns"'),
-    ("conventions.bias", ..., "conventions.bias is missing"), ("extra", 1, "'extra' is not known"),
+    ("conventions.bias", ..., "conventions.bias is missing"), ("extra", 1, "'extra' is unknown"),
     ("network.sizes", [2], "network.sizes must hold at least two"), ("network.sizes.0", 0, "network.sizes must be"),
     ("network.sizes.0", 10**30, "network.sizes must be at most"),
     ("network.hidden", ["sin"], "network.hidden[0] must be"),
@@ -203,7 +203,7 @@ def changed(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     ("weights.0.data.2", "a", 'weights[0].data[2] must be a number, got "a"'),
     ("weights.0.data.2", None, "weights[0] must be finite"),
     ("weights.0.data.2", 10**400, "beyond the range of float64"),
-    ("weights.0", ..., "weights must hold one array a layer: expected 2, got 1"),
+    ("weights.0", ..., "weights must hold one array per layer: expected 2, got 1"),
     ("x", [[1, 2], [3]], "x must be a rectangular array"), ("x", [1, [2]], "x must be a rectangular array"),
     ("x", [], "x must"), ("y", [0, 1], "y must have shape"), ("y.data.0", 77, "y must hold labels 0.."),
     ("y.data.0", 0.5, "y must hold integer labels"), ("targets.shape", [7, 11], "targets must have shape"),
@@ -240,9 +240,9 @@ def test_a_malformed_trajectory_is_refused_with_its_place(path: str, value: Any,
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    (b"", "is empty"), (b'{"a": NaN}', "NaN is no number of JSON"), (b'{"a": 1, "a": 2}', "'a' occurs twice"),
-    (b"[" * 10**5, "is no JSON"), (b"\xff\xfe", "is no JSON"), (b"3", "the file must be an object"),
-    (b"PK\x03\x04 torn", "is no npz file"), (b'{"format": 1', "is no JSON"),
+    (b"", "is empty"), (b'{"a": NaN}', "NaN is not a JSON number"), (b'{"a": 1, "a": 2}', "'a' occurs twice"),
+    (b"[" * 10**5, "is not JSON"), (b"\xff\xfe", "is not JSON"), (b"3", "the file must be an object"),
+    (b"PK\x03\x04 torn", "is not a readable npz file"), (b'{"format": 1', "is not JSON"),
 ])
 def test_what_is_no_problem_file_is_refused(text: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "p.json"
@@ -255,11 +255,11 @@ def test_what_is_no_problem_file_is_refused(text: bytes, message: str, tmp_path:
 
 def test_an_npz_with_pickles_or_a_bomb_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", problem=np.array({"a": 1}, dtype=object))
-    with pytest.raises(oracle.ProblemError, match="no npz file that can be read"):
+    with pytest.raises(oracle.ProblemError, match="not a readable npz file"):
         Problem.read(tmp_path / "a.npz")
     np.savez_compressed(tmp_path / "b.npz", x=np.zeros(2**25 + 1))
     assert (tmp_path / "b.npz").stat().st_size < 2**20
-    with pytest.raises(oracle.ProblemError, match="more than the 268,435,456 bytes"):
+    with pytest.raises(oracle.ProblemError, match="larger than the limit of 268,435,456 bytes"):
         Problem.read(tmp_path / "b.npz")
 
 
@@ -349,7 +349,7 @@ def test_what_is_not_in_the_catalogue_is_not_explained(name: str, quantity: str,
     assert not report.explanations
     row = next(row for row in report.rows if row.quantity == quantity)
     assert row.where
-    assert "not explained; the error sits in" in str(report)
+    assert "not explained; the error is in" in str(report)
     if kind in (1, 2, 3, 6, 9):
         assert "right in layer 0" in row.where
     if kind == 0:
@@ -389,7 +389,7 @@ def test_a_learning_rate_is_told_and_what_follows_from_it(c: float) -> None:
     scaled = tuple(c * V for V in r["step"])
     report = check(p, {"A": r["A"], "gradient": r["gradient"], "step": scaled})
     assert [e.names for e in report.explanations if len(e.names) == 1] == [(f"step times {c:.12g}",)]
-    assert f"the step is {abs(c):.6g} times what it must be" in str(report)
+    assert f"the step is {abs(c):.6g} times what it should be" in str(report)
     assert "(a learning rate?)" in str(report)
     # The gradient, and the step from it; a clip that sees the step; another mistake beside it.
     moved = r.taking(gradient=tuple(c * V for V in r["gradient"]))
@@ -426,7 +426,7 @@ def test_the_numbers_of_the_transposed_weights_are_told(sizes: tuple[int, ...]) 
                                     if one_more}):
         report = check(turned, given)
         assert report.turned
-        assert "these are the numbers of the transposed weights" in str(report)
+        assert "these values belong to the transposed weights" in str(report)
         assert not check(p, theirs).turned
     bent = {"gradient": tuple(1.1 * V**2 for V in r["gradient"])}
     assert not check(turned, bent).turned
@@ -437,7 +437,7 @@ def test_what_follows_from_wrong_factors_is_not_accused_again() -> None:
     r = reference("categorical-tanh")
     A = tuple(1.234 * X for X in r["A"])
     report = check(p, {"A": A, "G": r["G"], "step": r.taking(A=A)["step"]})
-    assert "step: right, given your values of what it is made from" in str(report)
+    assert "step: correct, given your values for its inputs" in str(report)
 
 
 def test_a_trajectory_is_followed_to_its_first_difference() -> None:
@@ -516,9 +516,9 @@ def test_wrong_values_that_are_large_are_not_kept() -> None:
 
 def test_a_quantity_of_another_name_is_refused_with_the_nearest_one() -> None:
     for wrong, right in (("Gs", "G"), ("setp", "step"), ("Fisher", "fisher")):
-        with pytest.raises(KeyError, match=rf"'{wrong}' is no quantity .*; did you mean {right}\?"):
+        with pytest.raises(KeyError, match=rf"'{wrong}' is not a quantity .*; did you mean {right}\?"):
             _ = reference("categorical-tanh")[wrong]
-    with pytest.raises(KeyError, match="'xyzzy' is no quantity"):
+    with pytest.raises(KeyError, match="'xyzzy' is not a quantity"):
         _ = reference("categorical-tanh")["xyzzy"]
 
 
@@ -547,7 +547,7 @@ def test_a_matrix_that_lost_its_symmetry_is_told_so() -> None:
 
 
 @pytest.mark.parametrize(("theirs", "message"), [
-    ({}, "must hold quantities by name"), ({"B": 1}, "'B' is no quantity"),
+    ({}, "must hold quantities by name"), ({"B": 1}, "'B' is not a quantity"),
     ({"G": 3}, "G must be a list with one array"),
     ({"G": [[1, 2], "x"]}, "G[1] must be an array"), ({"loss": "3"}, "loss must be a number"),
     ({"loss": [1, 2]}, "loss must be a number"), ({"A": [[[np.nan]]]}, "A[0] must be finite"),
@@ -561,13 +561,13 @@ def test_malformed_quantities_are_refused_by_name(theirs: dict[str, Any], messag
 
 def test_the_place_of_an_error_is_said() -> None:
     S = np.arange(1.0, 17).reshape(4, 4)
-    for change, text in (((slice(None), 3), "the last column alone (the bias)"),
+    for change, text in (((slice(None), 3), "only the last column (the bias)"),
                          ((slice(0, 1), slice(None)), "rows 0"), ((slice(None), slice(0, 1)), "columns 0"),
                          ((slice(None), slice(0, 3)), "all columns but the last")):
         T = S[:3].copy()
         T[change] += 1 if change != (slice(0, 1), slice(None)) else np.array([1, 1, 1, 1])
         assert text in place(S[:3], T, 1e-9)
-    assert place(S, S + np.eye(4), 1e-9) == "the diagonal alone"
+    assert place(S, S + np.eye(4), 1e-9) == "only the diagonal"
     assert place(S, S + 1 - np.eye(4), 1e-9) == "all but the diagonal"
     assert "expected (4, 4)" in place(S, S[:3], 1e-9)
     assert "its transpose" in place(S[:3], S[:3].T, 1e-9)

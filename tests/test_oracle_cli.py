@@ -47,7 +47,7 @@ def test_right_wrong_and_bad_numbers_end_with_0_1_and_2(tmp_path: Path, capsys: 
     assert "labels in place of the model's targets" in out
     status, out, err = run(capsys, "check", NAME, bad)
     assert (status, out) == (2, "")
-    assert err == f"kfac-ref: {bad}: 'H' is no quantity (kfac-ref quantities lists them)\n"
+    assert err == f"kfac-ref: {bad}: 'H' is not a quantity (kfac-ref quantities lists them)\n"
 
 
 def test_the_report_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +68,7 @@ def test_reference_writes_what_check_takes(tmp_path: Path, capsys: pytest.Captur
     status, text, _ = run(capsys, "reference", NAME, "--only", "A,G,step")
     assert status == 0
     assert list(json.loads(text)) == ["A", "G", "step"]
-    assert "'B' is no quantity" in run(capsys, "reference", NAME, "--only", "B")[2]
+    assert "'B' is not a quantity" in run(capsys, "reference", NAME, "--only", "B")[2]
     assert "has no trajectory" in run(capsys, "reference", NAME, "--only", "trajectory_M")[2]
 
 
@@ -97,7 +97,7 @@ def test_a_problem_is_made_from_arrays(kind: str, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(("content", "options", "message"), [
     ({"x": [], "y": []}, [], "weights is missing"),
     ({"weights": 3, "x": [[1]], "y": [0]}, [], "weights must be a list"),
-    ({"weights": [[[1, 2]]], "x": [[1]], "y": [0], "z": 1}, [], "'z' is not known"),
+    ({"weights": [[[1, 2]]], "x": [[1]], "y": [0], "z": 1}, [], "'z' is unknown"),
     ({"weights": [[[1, 2]]], "x": [[1]], "y": [0]}, ["--layout", "x"], "layout must be one of"),
     ({"weights": [[[1, 2]]], "x": [[1]], "y": [0]}, ["--bias", "separate"], "biases must be given if and only if"),
     ({"weights": [], "x": [[1]], "y": [0]}, [], "weights must hold at least one matrix"),
@@ -227,16 +227,16 @@ def test_a_file_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         pytest.skip("there is no /dev/zero here")
     monkeypatch.setattr("kfac_ref.oracle.files.MAX_BYTES", 10**7)
     status, _, err = run(capsys, "check", NAME, endless)
-    assert (status, err) == (2, "kfac-ref: /dev/zero: has more than the 10,000,000 bytes that are read\n")
+    assert (status, err) == (2, "kfac-ref: /dev/zero: is larger than the limit of 10,000,000 bytes\n")
 
 
 @pytest.mark.parametrize(("argv", "near"), [
-    (["check", NAME, "FILE"], "'G_smapled' is no quantity (kfac-ref quantities lists them); did you mean G_sampled?"),
+    (["check", NAME, "FILE"], "'G_smapled' is not a quantity (kfac-ref quantities lists them); did you mean G_sampled"),
     (["check", "categorical-than", "FILE"], "; did you mean categorical-tanh?"),
     (["check", NAME, "FILE", "--dialect", "BackPACK"], "; did you mean backpack?"),
     (["reference", NAME, "--only", "g_empirical"], "; did you mean G_empirical?"),
-    (["reference", NAME, "--only", "xyzzy"], "'xyzzy' is no quantity (kfac-ref quantities lists them)\n"),
-    (["check", "nowhere.json", "FILE"], "nowhere.json: there is neither such a file nor such a vector (kfac-ref "
+    (["reference", NAME, "--only", "xyzzy"], "'xyzzy' is not a quantity (kfac-ref quantities lists them)\n"),
+    (["check", "nowhere.json", "FILE"], "nowhere.json: there is no such file or vector (kfac-ref "
                                         "vectors lists them)\n"),
 ])
 def test_what_is_misspelt_is_told_its_nearest_name(argv: list[str], near: str, tmp_path: Path,

@@ -69,7 +69,7 @@ def test_a_mistake_reaches_what_is_made_from_the_changed_node_and_nothing_else()
 
 @pytest.mark.parametrize(("name", "meant"), [("Gs", "G"), ("gradients", "gradient"), ("stepp", "step")])
 def test_an_unknown_name_is_refused_with_the_one_that_may_be_meant(name: str, meant: str) -> None:
-    with pytest.raises(KeyError, match=f"no quantity.*did you mean {meant}\\?"):
+    with pytest.raises(KeyError, match=f"not a quantity.*did you mean {meant}\\?"):
         Reference(vector("categorical-tanh").problem)[name]
 
 

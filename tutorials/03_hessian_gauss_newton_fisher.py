@@ -207,7 +207,7 @@ for variance, times in ((1 / 2, 2), (1, 4)):
 # ### Confusion box: the squared loss without its half
 #
 # The oracle's problem is that of the halved loss, gradient and damping included; G of ||z - y||^2 in it is such a
-# mix. "Layer 1: the diagonal alone", since its G is the identity. A "pair" is two mistakes made at once.
+# mix. "Layer 1: only the diagonal", since its G is the identity. A "pair" is two mistakes made at once.
 
 # %%
 v = kr.oracle.vector("gaussian-tanh")

@@ -213,7 +213,7 @@ plotting.Picture(figure, "Right digits of seven quantities for each mistake; all
 few = oracle.check(problem, {"G": kfac("mean loss")["G"]})
 for given, found in (("G alone", few), ("all seven", reports["mean loss"])):
     print(f"explanations from {given}:", *(" and ".join(e.names) for e in found.explanations), sep="\n  ")
-print(f"give {few.tells_apart} too, it says")
+print(f"the report says: also give {few.tells_apart}")
 print(oracle.CATALOGUE["G of mean-loss gradients, averaged"])
 assert len(few.explanations) > len(reports["mean loss"].explanations)
 

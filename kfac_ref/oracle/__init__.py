@@ -1,7 +1,7 @@
 """The oracle: exact expected values for any implementation of K-FAC, and the name of the convention that differs.
 
-A `Problem` is everything that defines the numbers, `Reference` computes every quantity of it by name, `check` compares
-somebody's numbers with those and says what was done where they differ.
+A `Problem` defines the values, `Reference` computes every quantity by name, and `check` compares your values with those
+and diagnoses mismatches.
 
 Examples
 --------

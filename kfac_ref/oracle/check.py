@@ -1,9 +1,8 @@
-"""Comparing numbers with the right ones: a verdict for each quantity, and what was done where they differ."""
+"""Compare values with the reference: a verdict per quantity, and a diagnosis of mismatches."""
 
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,73 +19,45 @@ from .mistakes import CATALOGUE, VISIBLE
 from .problem import Problem
 from .sampling import Judgement, judge
 
-#: More digits than this no number in double precision has.
+#: A number in double precision has no more digits than this.
 MOST_DIGITS = 15.95
-#: So many explanations are written out; `Report.plain` has all.
+#: How many explanations are printed; `Report.plain` has all.
 SHOWN = 6
-#: Numbers written with so many digits are held to those; with fewer, to none.
+#: Numbers written with fewer than MOST digits are compared to those digits; fewer than FEWEST are taken as exact.
 FEWEST, MOST = 4, 12
 
 
 @dataclass(frozen=True)
 class Row:
-    """The verdict on one quantity.
-
-    Attributes
-    ----------
-    quantity : str
-        Its name.
-    verdict : str
-        ``right``, ``differs``, ``as sampled`` or ``not as sampled``.
-    error : float
-        The largest relative error of any of its arrays.
-    digits : float
-        ``-log10`` of it: the right digits.
-    where : str
-        The place of the error.
-    """
+    """The verdict on one quantity."""
 
     quantity: str
-    verdict: str
-    error: float
-    digits: float
-    where: str = ""
+    verdict: str    # right, differs, as sampled, not as sampled, cannot tell, or cannot be computed
+    error: float    # the largest relative error over its arrays
+    digits: float   # -log10(error): the number of right digits
+    where: str = ""     # the place of the error
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` returns; printed, it is the table and the explanations.
-
-    Attributes
-    ----------
-    rows : tuple of Row
-        One a quantity.
-    explanations : tuple of Explanation
-        Every one under which all quantities come out as they were given.
-    one_by_one : dict
-        Where there is none: for each quantity that differs, what explains it with those before it as they are.
-    scales : dict
-        For each quantity that differs by one factor, that factor.
-    tells_apart : str or None
-        A quantity that was not given and would tell explanations apart.
-    first_step : (int, str, float) or None
-        Where a trajectory first differs: the step, the quantity, its relative error.
-    judgement : Judgement or None
-        Of a G whose targets are not in the problem.
-    dialect : str or None
-        Whose conventions the numbers were in.
-    turned : bool
-        Whether the numbers are those of the transposed weights.
-    """
+    """The result of `check`; printed, it is the table and the diagnosis."""
 
     rows: tuple[Row, ...]
+    #: Every explanation that reproduces all given quantities.
     explanations: tuple[Explanation, ...] = ()
+    #: If there is none: the explanations of each differing quantity, given the values of its inputs.
     one_by_one: Mapping[str, Sequence[Explanation]] | None = None
+    #: The factor of each quantity that differs by a constant factor.
     scales: Mapping[str, Scale] | None = None
+    #: A quantity that was not given and would distinguish explanations.
     tells_apart: str | None = None
+    #: Where a trajectory first differs: step, quantity, relative error.
     first_step: tuple[int, str, float] | None = None
+    #: The test of a G whose targets are not in the problem.
     judgement: Judgement | None = None
+    #: The implementation whose conventions the values are in.
     dialect: str | None = None
+    #: Whether the values are those of the transposed weights.
     turned: bool = False
 
     @property
@@ -95,72 +66,53 @@ class Report:
         return all(row.verdict in ("right", "as sampled") for row in self.rows)
 
     def __str__(self) -> str:
-        """Return the table, then what explains it."""
+        """Return the table and the diagnosis."""
         return "\n".join([*_table(self), *_words(self)])
 
     def plain(self) -> dict[str, Any]:
-        """Return the same for machines.
-
-        Returns
-        -------
-        dict
-            Of what JSON knows.
-        """
-        def entries(explanations: Sequence[Explanation]) -> list[Any]:
-            """Return the texts of explanations.
-
-            Parameters
-            ----------
-            explanations : sequence of Explanation
-                Any.
-            """
-            return [[{"mistake": m.name, "what": m.what, "why": m.why, "remedy": m.remedy} for m in e.mistakes]
-                    for e in explanations]
+        """Return the report as JSON types."""
+        j = self.judgement
         return {
             "ok": self.ok,
             "rows": [{"quantity": r.quantity, "verdict": r.verdict, "digits": round(r.digits, 2),
-                      "error": r.error if math.isfinite(r.error) else None, "where": r.where} for r in self.rows],
-            "explanations": entries(self.explanations),
-            "one_by_one": {name: entries(e) for name, e in (self.one_by_one or {}).items()},
+                      "error": _finite(r.error), "where": r.where} for r in self.rows],
+            "explanations": _texts(self.explanations),
+            "one_by_one": {name: _texts(e) for name, e in (self.one_by_one or {}).items()},
             "scales": {name: {"factor": s.value, "as": s.text} for name, s in (self.scales or {}).items()},
             "tells_apart": self.tells_apart, "dialect": self.dialect, "transposed_weights": self.turned,
             "first_step": self.first_step and {"step": self.first_step[0], "quantity": self.first_step[1],
-                                               "error": self.first_step[2] if math.isfinite(self.first_step[2])
-                                               else None},
-            "samples": self.judgement and self.judgement.samples,
-            "power": self.judgement and self.judgement.power,
-            "sampled_as": entries([Explanation((m,)) for m in self.judgement.explanations]) if self.judgement else [],
+                                               "error": _finite(self.first_step[2])},
+            "samples": j and j.samples, "power": j and j.power,
+            "sampled_as": _texts([Explanation((m,)) for m in j.explanations]) if j else [],
         }
 
 
-@np.errstate(over="ignore", invalid="ignore", divide="ignore")      # wrong numbers may be of any size
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _texts(explanations: Sequence[Explanation]) -> list[Any]:
+    return [[{"mistake": m.name, "what": m.what, "why": m.why, "remedy": m.remedy} for m in e.mistakes]
+            for e in explanations]
+
+
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")      # wrong values may have any size
 def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = None, rtol: float | None = None,
           samples: int | None = None) -> Report:
-    """Compare numbers with those that a problem defines, and explain what differs.
+    """Compare values with those that a problem defines, and diagnose mismatches.
+
+    Raises a ProblemError that names the place if a quantity is unknown, malformed, or not defined by the problem.
 
     Parameters
     ----------
-    problem : Problem
-        What defines the right values.
     theirs : mapping
-        Any of the quantities (`QUANTITIES`) by name: a number, an array, or a list with one array a layer.
+        Any of `QUANTITIES` by name: a number, an array, or a list with one array per layer.
     dialect : str, optional
-        The implementation in whose conventions the numbers are: one of `dialects.DIALECTS`.
+        The implementation whose conventions the values are in: one of `dialects.DIALECTS`.
     rtol : float, optional
-        The largest relative error that counts as rounding; unless told it follows from the precision and, for a solve,
-        from the condition of its system.
+        The largest relative error that counts as rounding (default: from the precision and the conditioning).
     samples : int, optional
-        The number of targets for each example behind a ``G_sampled`` whose targets are not in the problem.
-
-    Returns
-    -------
-    Report
-        ``report.ok`` says whether all is right; ``str(report)`` is the table and the diagnosis.
-
-    Raises
-    ------
-    ProblemError
-        Naming the place, for quantities that are unknown, malformed, or that the problem does not define.
+        The number of targets per example behind a ``G_sampled`` whose targets are not in the problem.
 
     Examples
     --------
@@ -176,13 +128,14 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
     if samples is not None:
         check_counted("samples", samples)
     if dialect is not None:
-        theirs = _in_our_words(problem, theirs, dialect)
+        from .dialects import DIALECTS  # only if needed
+
+        theirs = check_known("dialect", dialect, DIALECTS).ours(theirs, problem)
     reference = _reference_of(problem)
     single = problem.dtype == "float32" or _is_single(theirs)
-    rows = [Row(name, "cannot be computed", math.inf, 0.0, why) for name, why in _lost(reference, theirs).items()]
+    rows = _lost(reference, theirs)
     lost = {row.quantity for row in rows}
-    given = coerced(reference, {name: value for name, value in theirs.items() if name not in lost}) if lost else \
-        coerced(reference, theirs)
+    given = coerced(reference, {n: v for n, v in theirs.items() if n not in lost} if lost else theirs)
     judgement = None
     if problem.targets is None and "G_sampled" in given:
         judgement, row = _judged(problem, reference, given.pop("G_sampled"), samples)
@@ -197,7 +150,7 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
     if not differing:
         return Report(tuple(rows), judgement=judgement, dialect=dialect)
     explanations = diagnosis.explanations()
-    if "G_sampled" in differing and not explanations:       # perhaps of draws of their own
+    if "G_sampled" in differing and not explanations:       # perhaps other draws
         judgement, _ = _judged(problem, reference, given["G_sampled"], samples)
     turned = _of_turned_weights(problem, diagnosis)
     counts = {"N": len(problem.x), "C": problem.sizes[-1]} | (
@@ -211,7 +164,7 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
 
 
 def _of_turned_weights(problem: Problem, diagnosis: Diagnosis) -> bool:
-    """Return whether the numbers are those of a network with square weights read the wrong way round."""
+    """Return whether the values are those of a network whose square weights were transposed."""
     for columns in (slice(0, -1), slice(None)):
         if all(len(W) == W[:, columns].shape[1] for W in problem.weights):
             weights = [W.copy() for W in problem.weights]
@@ -225,17 +178,9 @@ def _of_turned_weights(problem: Problem, diagnosis: Diagnosis) -> bool:
 
 
 def read_quantities(path: Any) -> dict[str, Any]:
-    """Read quantities from a JSON file (nested lists, or arrays with shape and data) or an npz.
+    """Read quantities by name from a JSON or npz file, or the expected values of a test vector.
 
-    Parameters
-    ----------
-    path : Path or str
-        The file: an object with the quantities by name, or a test vector, of which the expected values are taken.
-
-    Raises
-    ------
-    ProblemError
-        Naming the file, for anything else.
+    Raises a ProblemError that names the file for anything else.
     """
     content = load(path)
     if not isinstance(content, Mapping):
@@ -250,15 +195,15 @@ def read_quantities(path: Any) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=8)
 def _reference_of(problem: Problem) -> Reference:
-    """Return the reference of a problem, with all that earlier checks of the same one have computed."""
+    """Return the reference of a problem, shared by all checks of that problem."""
     return Reference(problem)
 
 
 def _is_single(theirs: Mapping[str, Any]) -> bool:
-    """Return whether anything came in single precision: what is made from that has no more digits."""
+    """Return whether any value is in single precision."""
     numbers = _numbers(theirs)
     if numbers is not None and len(numbers) and max(map(_significant, numbers)) > 10:
-        with np.errstate(over="ignore"):                    # single precision, printed as doubles
+        with np.errstate(over="ignore"):                    # single precision printed as double
             return bool((np.array(numbers, dtype=np.float32) == np.array(numbers)).all())
     kinds = {str(getattr(a, "dtype", "")) for value in theirs.values()
              for a in (value if isinstance(value, (list, tuple)) else [value])}
@@ -266,50 +211,46 @@ def _is_single(theirs: Mapping[str, Any]) -> bool:
 
 
 def _rounded(theirs: Mapping[str, Any]) -> float | None:
-    """Return the error that numbers carry which were written with few digits, None where they were not."""
+    """Return the rounding error of numbers written with few digits, None if they have all their digits."""
     numbers = _numbers(theirs)
     digits = max(map(_significant, numbers), default=0) if numbers is not None else 0
     return max(10.0**(1 - digits), 1e-10) if FEWEST <= digits < MOST else None
 
 
 def _numbers(theirs: Mapping[str, Any]) -> list[float] | None:
-    """Return all numbers that came as text does, in lists; None where there are arrays, which have all their digits."""
+    """Return all floats in nested lists, None if there are arrays (which have all their digits)."""
     found: list[float] = []
     todo: list[Any] = list(theirs.values())
     while todo:
         value = todo.pop()
-        if isinstance(value, Mapping):
-            todo += value.values()
-        elif isinstance(value, (list, tuple)):
-            todo += value
-        elif isinstance(value, float):
+        if isinstance(value, float):
             found.append(value)
+        elif isinstance(value, (Mapping, list, tuple)):
+            todo += value.values() if isinstance(value, Mapping) else value
         elif not isinstance(value, (int, str)) and value is not None:
             return None
     return found
 
 
 def _significant(value: float) -> int:
-    """Return the number of digits that a number is written with."""
+    """Return the number of digits of a number."""
     return len(repr(value).lower().split("e")[0].replace(".", "").replace("-", "").strip("0"))
 
 
 def _digits(error: float) -> float:
-    if not math.isfinite(error):
-        return 0.0
-    return min(max(0.0, -math.log10(error)), MOST_DIGITS) if error > 0 else MOST_DIGITS
+    return min(max(0.0, -math.log10(max(error, 1e-300))), MOST_DIGITS)
 
 
-def _lost(reference: Reference, theirs: Mapping[str, Any]) -> dict[str, str]:
-    """Return why given quantities have no right value here, such as a step whose factors are singular undamped."""
-    found = {}
+def _lost(reference: Reference, theirs: Mapping[str, Any]) -> list[Row]:
+    """Return rows for quantities that cannot be computed here, for example a step with singular undamped factors."""
+    rows = []
     for name in theirs if isinstance(theirs, Mapping) else ():
         if name in QUANTITIES and missing(QUANTITIES[name], reference.problem) is None:
             try:
                 reference[name]
             except ValueError as error:
-                found[name] = str(error)
-    return found
+                rows.append(Row(name, "cannot be computed", math.inf, 0.0, str(error)))
+    return rows
 
 
 def _judged(problem: Problem, reference: Reference, G: Any, samples: int | None) -> tuple[Judgement, Row]:
@@ -322,29 +263,22 @@ def _judged(problem: Problem, reference: Reference, G: Any, samples: int | None)
             raise ProblemError(f"G_sampled[{i}] must be symmetric")
     judgement = judge(problem, G, samples)
     off = max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-300)) for a, b in zip(G, right, strict=True))
-    # Whatever is far from the exact G looks like one sample: that is no evidence of anything.
+    # Any G far from the exact one looks like one sample, so that says nothing.
     verdict = "as sampled" if judgement.right else "not as sampled"
     if judgement.right and judgement.samples == 1 and samples is None:
         verdict = "cannot tell"
     return judgement, Row("G_sampled", verdict, off, _digits(off),
-                          f"as of {_samples(judgement.samples)}" if judgement.right else "")
+                          f"consistent with {_samples(judgement.samples)}" if judgement.right else "")
 
 
 def _samples(M: int) -> str:
     return f"{M:,} sample{'s' * (M != 1)}"
 
 
-def _in_our_words(problem: Problem, theirs: Mapping[str, Any], dialect: str) -> dict[str, Any]:
-    from .dialects import DIALECTS
-
-    found: dict[str, Any] = check_known("dialect", dialect, DIALECTS).ours(theirs, problem)
-    return found
-
-
 def _table(report: Report) -> list[str]:
     rows = [("quantity", "verdict", "largest relative error", "right digits", "where")]
     for r in report.rows:
-        rows.append((r.quantity, r.verdict, f"{r.error:.1e}" if math.isfinite(r.error) else "another shape",
+        rows.append((r.quantity, r.verdict, f"{r.error:.1e}" if math.isfinite(r.error) else "wrong shape",
                      f"{r.digits:.1f}", r.where or "-"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]).rstrip()
@@ -373,36 +307,35 @@ def _simplest(explanations: Sequence[Explanation]) -> list[Explanation]:
 def _explained(report: Report) -> list[str]:
     lines = []
     if report.turned:
-        lines += ["these are the numbers of the transposed weights: was the problem made with the right --layout, and "
-                  "are the weights the right way round?"]
+        lines.append("these values belong to the transposed weights: check --layout and the orientation of the weights")
     if report.explanations:
         simple = _simplest(report.explanations)
         lines.append("explained by:" if len(simple) == 1 else
-                     f"{len(simple)} explanations fit equally well, and these numbers cannot tell them apart:")
+                     f"{len(simple)} explanations fit equally well; these values cannot tell them apart:")
         for e in simple[:SHOWN]:
             lines += _entry(e)
         if len(simple) > SHOWN:
             lines.append(f"  ... and {len(simple) - SHOWN} more (--json lists all)")
         more = len(report.explanations) - len(simple)
         if more:
-            lines.append(f"({more} pair{'s' * (more > 1)} of mistakes would come to the same numbers)")
+            lines.append(f"({more} pair{'s' * (more > 1)} of mistakes would also give these values)")
         if report.tells_apart:
-            lines.append(f"give {report.tells_apart} too: it would tell some of them apart")
+            lines.append(f"also give {report.tells_apart}: it would tell some of them apart")
     elif not report.turned:
-        lines.append("no one or two mistakes of the catalogue explain all of these numbers at once; one by one:")
+        lines.append("no single mistake or pair explains all values; checking each quantity separately:")
         for name, found in (report.one_by_one or {}).items():
             if found and not found[0].mistakes:
-                lines.append(f"  {name}: right, given your values of what it is made from")
+                lines.append(f"  {name}: correct, given your values for its inputs")
             elif found:
-                lines.append(f"  {name}, with the given quantities before it taken as they are:")
+                lines.append(f"  {name}, given your values for its inputs:")
                 for e in _simplest(found)[:SHOWN]:
                     lines += ["  " + line for line in _entry(e)]
             else:
                 where = next(row.where for row in report.rows if row.quantity == name)
-                lines.append(f"  {name}: not explained; the error sits in {where}")
+                lines.append(f"  {name}: not explained; the error is in {where}")
     for name, s in (report.scales or {}).items():
-        as_powers = f" = {s.text}" if s.text else ", which is no product of small powers of N, C, 2 and M"
-        if s.text == f"{s.value:g}":                        # a power of 2 alone says nothing new
+        as_powers = f" = {s.text}" if s.text else ", which is not a product of small powers of N, C, 2 and M"
+        if s.text == f"{s.value:g}":                        # only a power of 2: nothing new
             as_powers = ""
         elif s.text and name in SCALABLE:
             as_powers += ", or a constant such as a learning rate"
@@ -413,35 +346,20 @@ def _explained(report: Report) -> list[str]:
 
 
 def _entry(e: Explanation) -> list[str]:
-    lines = []
-    for i, m in enumerate(e.mistakes):
-        lines += [f"  {'* ' if i == 0 else '+ '}{m.name}: {m.what}", f"    why it is wrong: {m.why}",
-                  f"    remedy: {m.remedy}"]
-    return lines
+    return [line for i, m in enumerate(e.mistakes) for line in (
+        f"  {'+' if i else '*'} {m.name}: {m.what}", f"    why it is wrong: {m.why}", f"    remedy: {m.remedy}")]
 
 
 def _judgement_words(j: Judgement) -> list[str]:
     source = "as stated" if j.stated else "inferred from the spread"
-    lines = [f"G_sampled, by simulation: {'such as' if j.right else 'NOT such as'} "
-             f"{_samples(j.samples)} for each example give ({source}; statistic {j.statistic:.2f}, largest of the "
-             f"simulated {j.limit:.2f})"]
+    lines = [f"G_sampled, by simulation: {'' if j.right else 'not '}consistent with {_samples(j.samples)} per example "
+             f"({source}; statistic {j.statistic:.2f}, largest simulated {j.limit:.2f})"]
     if not j.stated and j.samples == 1:
-        lines.append("  anything far from the exact G looks like one sample: say how many there were (--samples M)")
+        lines.append("  any G far from the exact one looks like one sample: give the number of samples (--samples M)")
     for m in j.explanations:
         lines += _entry(Explanation((m,)))
     if not j.right and not j.explanations:
-        lines.append("  no scale of the catalogue and no wrong distribution explains it")
+        lines.append("  no scale or wrong distribution of the catalogue explains it")
     noticed = ", ".join(f"{name} in {100 * p:.0f}%" for name, p in j.power.items())
-    lines.append(f"  a right value is accused in less than 1 of 1000 cases; of mistakes would be noticed: {noticed}")
+    lines.append(f"  fewer than 1 in 1000 correct values are rejected; mistakes would be detected: {noticed}")
     return lines
-
-
-def dumps(report: Report) -> str:
-    """Return a report as JSON.
-
-    Parameters
-    ----------
-    report : Report
-        From `check`.
-    """
-    return json.dumps(report.plain(), indent=1)

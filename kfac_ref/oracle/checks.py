@@ -1,7 +1,4 @@
-"""What the content of files must be: the words of every refusal, which begin with the place.
-
-`place` is what an error calls the value, which comes from a file or a caller.
-"""
+"""Validate the content of files and arrays. Each error message begins with `place`, the name of the value."""
 
 from __future__ import annotations
 
@@ -16,16 +13,16 @@ from .. import checks
 from ..checks import Array
 from ..likelihoods import Bernoulli, Categorical, Likelihood
 
-#: Files and arrays beyond these sizes are refused before anything is allocated.
+#: Larger files and arrays are rejected before anything is allocated.
 MAX_BYTES = 2**28
 
 
 class ProblemError(ValueError):
-    """What is raised for a file or an array that is malformed; the message begins with the place."""
+    """A file or array is malformed; the message begins with the place."""
 
 
 def read_array(place: str, value: Any) -> np.ndarray[Any, Any]:
-    """Return an array from ``{"shape", "data"}``, nested lists, or an array; null stands for NaN."""
+    """Return an array from ``{"shape", "data"}``, nested lists, or an array; null is NaN."""
     if isinstance(value, Mapping):
         check_keys(place, value, ("shape", "data"), ())
         shape = [check_counted(f"{place}.shape", n, 0) for n in check_listed(f"{place}.shape", value["shape"])]
@@ -47,10 +44,10 @@ def read_array(place: str, value: Any) -> np.ndarray[Any, Any]:
             shape.append(len(row))
             row = row[0] if row else None
         return _numbers(place, _flat(place, value, shape)).reshape(shape)
-    if hasattr(value, "__array__"):                         # another library's array
+    if hasattr(value, "__array__"):                         # an array of another library
         try:
             return read_array(place, np.asarray(value))
-        except (TypeError, RuntimeError) as error:          # of another device, or type
+        except (TypeError, RuntimeError) as error:          # on another device, or of another type
             raise ProblemError(f"{place} cannot be turned into an array: {str(error)[:200]}") from None
     raise ProblemError(f"{place} must be an array, got {type(value).__name__}")
 
@@ -78,8 +75,8 @@ def _numbers(place: str, data: list[Any]) -> np.ndarray[Any, Any]:
 
 
 def near(name: Any, names: Iterable[str]) -> str:
-    """Return "; did you mean ...?" where one of the names looks like the given one, else nothing."""
-    import difflib  # an error alone needs it
+    """Return "; did you mean ...?" if one of the names is similar to the given one, else ""."""
+    import difflib  # needed only for an error
 
     names = list(names)
     for form in (str, str.lower):
@@ -90,7 +87,7 @@ def near(name: Any, names: Iterable[str]) -> str:
 
 
 def check_keys(place: str, value: Any, required: Sequence[str], optional: Sequence[str]) -> None:
-    """Refuse what is no object, lacks a required name, or has an unknown one."""
+    """Raise if a value is not an object, lacks a required name, or has an unknown one."""
     if not isinstance(value, Mapping):
         raise ProblemError(f"{place} must be an object with {', '.join(required)}, got {type(value).__name__}")
     for name in required:
@@ -98,12 +95,12 @@ def check_keys(place: str, value: Any, required: Sequence[str], optional: Sequen
             raise ProblemError(f"{place}: {name} is missing")
     for name in value:
         if name not in required and name not in optional:
-            raise ProblemError(f"{place}: {name!r:.60} is not known (there are {', '.join((*required, *optional))})"
+            raise ProblemError(f"{place}: {name!r:.60} is unknown (known: {', '.join((*required, *optional))})"
                                f"{near(name, (*required, *optional))}")
 
 
 def check_listed(place: str, value: Any) -> list[Any]:
-    """Return a list of the entries, or refuse what is no list."""
+    """Return a list of the entries of a sequence or array."""
     if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, np.ndarray)):
         raise ProblemError(f"{place} must be a list, got {type(value).__name__}")
     return list(value)
@@ -115,14 +112,14 @@ def check_arrays(place: str, value: Any) -> tuple[Any, ...]:
 
 
 def check_known(place: str, value: Any, entries: Any) -> Any:
-    """Return the entry of that name, or say which there are."""
+    """Return the entry with this name; the error lists the known names."""
     if not isinstance(value, str) or value not in entries:
         raise ProblemError(f"{place} must be one of {', '.join(entries)}; got {value!r:.60}{near(value, entries)}")
     return entries[value] if isinstance(entries, Mapping) else value
 
 
 def checked(place: str, check: Any, value: Any, *bounds: float) -> Any:
-    """Return what a function of `checks` makes of a number, its error with the place."""
+    """Return the result of a function of `kfac_ref.checks` for a number."""
     if isinstance(value, (bool, str)):
         raise ProblemError(f"{place} must be a number, got {value!r:.60}")
     try:
@@ -132,7 +129,7 @@ def checked(place: str, check: Any, value: Any, *bounds: float) -> Any:
 
 
 def check_counted(place: str, value: Any, low: int = 1) -> int:
-    """Return an integer of at least `low` that something of this size can be made for."""
+    """Return an integer from `low` to MAX_BYTES."""
     count: int = checked(place, lambda n, v: checks.count(n, v, low), value)
     if count > MAX_BYTES:
         raise ProblemError(f"{place} must be at most {MAX_BYTES:,}, got {count:.3g}" if count < 1e300 else
@@ -141,16 +138,16 @@ def check_counted(place: str, value: Any, low: int = 1) -> int:
 
 
 def check_real(place: str, value: Any, shape: tuple[int | None, ...]) -> Array:
-    """Return a finite array of float64 and of this shape, in which None is any length but 0."""
-    found: Array = check_array(place, lambda: checks.real_array(place, read_array(place, value), shape, np.float64))
+    """Return a finite float64 array of this shape, in which None is any length except 0."""
+    found: Array = check_array(lambda: checks.real_array(place, read_array(place, value), shape, np.float64))
     return found
 
 
 def check_direction(place: str, value: Any, shapes: Sequence[tuple[int, int]]) -> tuple[Array, ...]:
-    """Return one array a layer, of these shapes."""
+    """Return one array per layer, of these shapes."""
     arrays = check_listed(place, value)
     if len(arrays) != len(shapes):
-        raise ProblemError(f"{place} must hold one array a layer: expected {len(shapes)}, got {len(arrays)}")
+        raise ProblemError(f"{place} must hold one array per layer: expected {len(shapes)}, got {len(arrays)}")
     return tuple(check_real(f"{place}[{i}]", a, shape) for i, (a, shape) in enumerate(zip(arrays, shapes, strict=True)))
 
 
@@ -161,10 +158,10 @@ def check_targets(place: str, value: Any, likelihood: Likelihood, lead: tuple[in
         if y.ndim != len(lead) or any(d not in (None, n) for d, n in zip(lead, y.shape, strict=True)):
             raise ProblemError(f"{place} must have shape {_text(lead)}, got {y.shape}")
         shape = y.shape[len(lead) - 1:]
-        return check_array(place, lambda: checks.labels(place, y, C, shape))
+        return check_array(lambda: checks.labels(place, y, C, shape))
     y = check_real(place, y, (*lead, C))
     interval = (0, 1) if isinstance(likelihood, Bernoulli) else None
-    return check_array(place, lambda: checks.targets(place, y, y.shape, np.float64, interval))
+    return check_array(lambda: checks.targets(place, y, y.shape, np.float64, interval))
 
 
 def _text(shape: tuple[int | None, ...]) -> str:
@@ -181,8 +178,8 @@ def check_rows(place: str, value: Any, count: int) -> Any:
     return rows.astype(np.intp)
 
 
-def check_array(place: str, check: Any) -> Any:
-    """Return what a function makes, its error with the place."""
+def check_array(check: Any) -> Any:
+    """Return the result of a function; its ValueError becomes a ProblemError."""
     try:
         return check()
     except ValueError as error:

@@ -1,6 +1,6 @@
 """The oracle on the command line: ``check``, ``reference``, ``quantities``, ``mistakes``, ``problem new``, ...
 
-They end with 0 where all is right (or done), 1 where something differs or cannot be written, 2 for bad input.
+Exit status: 0 if everything is right (or done), 1 if something differs or cannot be written, 2 for bad input.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from ..files import OverwriteError, write, write_all
 from . import published
-from .check import check, dumps, read_quantities
+from .check import check, read_quantities
 from .checks import ProblemError, check_keys, near
 from .files import load, plain
 from .graph import QUANTITIES, Reference, missing
@@ -24,47 +24,41 @@ from .problem import Problem
 
 
 def add(commands: Any) -> None:
-    """Add the commands to a parser's.
-
-    Parameters
-    ----------
-    commands : argparse subparsers
-        Of the whole program.
-    """
+    """Add the commands to the subparsers of the program."""
     parser = commands.add_parser(
-        "check", help="compare your K-FAC's numbers with the right ones, and say what was done where they differ",
+        "check", help="compare your values with the reference and diagnose mismatches",
         description="Compare quantities with those that a problem defines. Exit status: 0 all right, 1 something "
         "differs, 2 bad input.", formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='PROBLEM is a problem file or the name of a published vector (kfac-ref vectors). THEIRS is a JSON\n'
         'object with any of the quantities (kfac-ref quantities): {"A": [[[..], ..], ..], "G": [..], "step": [..]}; a\n'
-        'quantity of each layer is a list with one matrix a layer.')
+        'per-layer quantity is a list with one matrix per layer.')
     parser.add_argument("problem", metavar="PROBLEM", help="problem.json or .npz, or a published vector's name")
-    parser.add_argument("theirs", metavar="THEIRS", help="your numbers, JSON or npz")
+    parser.add_argument("theirs", metavar="THEIRS", help="your values, JSON or npz")
     parser.add_argument("--dialect", metavar="NAME", help="compare in the conventions of an implementation "
                                                           "(kfac-ref dialects)")
     parser.add_argument("--rtol", type=float, metavar="R", help="the largest relative error that counts as rounding")
-    parser.add_argument("--samples", type=int, metavar="M", help="targets for each example behind a G_sampled whose "
-                                                                 "targets are not in the problem (default: inferred)")
-    parser.add_argument("--json", action="store_true", help="print the report for machines")
+    parser.add_argument("--samples", type=int, metavar="M", help="targets per example behind a G_sampled whose targets "
+                                                                 "are not in the problem (default: inferred)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=_guarded(_check))
 
-    parser = commands.add_parser("reference", help="write the right values of a problem's quantities")
+    parser = commands.add_parser("reference", help="compute the right values of a problem's quantities")
     parser.add_argument("problem", metavar="PROBLEM", help="problem.json or .npz, or a published vector's name")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: standard output)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="output file (default: standard output)")
     _add_force(parser)
-    parser.add_argument("--only", metavar="NAMES", help="some of the quantities, such as A,G,step (default: all)")
+    parser.add_argument("--only", metavar="NAMES", help="which quantities, such as A,G,step (default: all)")
     parser.set_defaults(run=_guarded(_reference))
 
     parser = commands.add_parser("quantities", help="list every quantity with its shape, equation and source")
     parser.set_defaults(run=_guarded(_quantities))
-    parser = commands.add_parser("mistakes", help="list the catalogue of mistakes that the diagnosis knows")
+    parser = commands.add_parser("mistakes", help="list the mistakes that the diagnosis knows")
     parser.set_defaults(run=_guarded(_mistakes))
     parser = commands.add_parser("vectors", help="list the published test vectors, or copy them")
-    parser.add_argument("--copy", type=Path, metavar="DIR", help="copy the files there")
+    parser.add_argument("--copy", type=Path, metavar="DIR", help="copy the files to this folder")
     _add_force(parser)
     parser.set_defaults(run=_guarded(_vectors))
     parser = commands.add_parser("dialects", help="list what known implementations compute under the name K-FAC")
-    parser.add_argument("--json", action="store_true", help="print the table for machines")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
     parser.set_defaults(run=_guarded(_dialects))
 
     problem = commands.add_parser("problem", help="make a problem file from arrays").add_subparsers(
@@ -80,25 +74,25 @@ def add(commands: Any) -> None:
     new.add_argument("--hidden", default="", metavar="NAMES", help="nonlinearities of the hidden layers: tanh,tanh")
     new.add_argument("--likelihood", default="categorical", metavar="NAME", help="gaussian, categorical or bernoulli")
     new.add_argument("--layout", default="out,in", metavar="L", help="out,in (PyTorch) or in,out (JAX, TensorFlow)")
-    new.add_argument("--bias", metavar="B", help="joint-last, joint-first or separate (default: separate where there "
-                                                 "are biases, else joint-last)")
+    new.add_argument("--bias", metavar="B", help="joint-last, joint-first or separate (default: separate if there are "
+                                                 "biases, else joint-last)")
     new.add_argument("--damping", type=float, default=0.0, metavar="D", help="lambda + eta, under the root")
     new.add_argument("--weight-decay", type=float, default=0.0, metavar="ETA", help="eta")
     new.set_defaults(run=_guarded(_new))
 
 
 def _add_force(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--force", action="store_true", help="replace files that are there (default: refuse, unless "
-                                                             "they hold the same bytes already)")
+    parser.add_argument("--force", action="store_true", help="replace existing files (default: refuse, except if they "
+                                                             "hold the same bytes already)")
 
 
 def _guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """Turn bad input into one line and exit status 2."""
+    """Report bad input in one line, with exit status 2."""
     def guarded(arguments: argparse.Namespace) -> int:
         try:
             return run(arguments)
         except (ProblemError, OverwriteError, OSError) as error:
-            if isinstance(error, OSError) and error.filename is None:       # no input is bad
+            if isinstance(error, OSError) and error.filename is None:       # not bad input
                 raise
             print(f"kfac-ref: {error}", file=sys.stderr)
             return 2
@@ -109,7 +103,7 @@ def _problem(name: str) -> Problem:
     if name in published.names():
         return published.vector(name).problem
     if not Path(name).exists():
-        raise ProblemError(f"{name}: there is neither such a file nor such a vector (kfac-ref vectors lists them)"
+        raise ProblemError(f"{name}: there is no such file or vector (kfac-ref vectors lists them)"
                            f"{near(name, published.names())}")
     return Problem.read(name)
 
@@ -124,18 +118,18 @@ def _check(arguments: argparse.Namespace) -> int:
         report = check(problem, theirs, arguments.dialect, arguments.rtol, arguments.samples)
     except ProblemError as error:
         raise ProblemError(f"{arguments.theirs}: {error}") from None
-    print(dumps(report) if arguments.json else report)
+    print(json.dumps(report.plain(), indent=1) if arguments.json else report)
     return 0 if report.ok else 1
 
 
 def _reference(arguments: argparse.Namespace) -> int:
     problem = _problem(arguments.problem)
     reference = Reference(problem)
-    asked = [name.strip() for name in arguments.only.split(",")] if arguments.only else reference.names()
+    names = [name.strip() for name in arguments.only.split(",")] if arguments.only else reference.names()
     found, left_out = {}, []
-    for name in asked:
+    for name in names:
         if name not in QUANTITIES:
-            raise ProblemError(f"--only: {name!r} is no quantity (kfac-ref quantities lists them)"
+            raise ProblemError(f"--only: {name!r} is not a quantity (kfac-ref quantities lists them)"
                                f"{near(name, QUANTITIES)}")
         lacks = missing(QUANTITIES[name], problem)
         if lacks:
@@ -160,7 +154,7 @@ def _reference(arguments: argparse.Namespace) -> int:
 def _quantities(arguments: argparse.Namespace) -> int:
     rows = [(q.name, q.symbol, q.shape, q.equation, q.source) for q in QUANTITIES.values()]
     _print([("name", "symbol", "shape", "equation", "source"), *rows])
-    print("\nN examples, C outputs, L layers, m x n the weights of a layer, bias last, P of them all")
+    print("\nN examples, C outputs, L layers, m x n weights per layer (bias last), P weights in total, T steps")
     return 0
 
 
@@ -212,7 +206,7 @@ def _new(arguments: argparse.Namespace) -> int:
     check_keys(arguments.arrays, content, ("weights", "x", "y"), ("biases", "targets"))
     for name in ("weights", "biases"):
         if name in content and not isinstance(content[name], list):
-            raise ProblemError(f"{arguments.arrays}: {name} must be a list with one array a layer")
+            raise ProblemError(f"{arguments.arrays}: {name} must be a list with one array per layer")
     biases = content.get("biases")
     problem = Problem.from_arrays(
         content["weights"], content["x"], content["y"], biases=biases, layout=arguments.layout, bias=arguments.bias,

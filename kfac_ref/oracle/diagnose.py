@@ -1,8 +1,7 @@
-"""From numbers that differ to what was done: the search through the catalogue of mistakes.
+"""Find the mistakes that explain differing values: the search through the catalogue.
 
-An explanation is a set of mistakes (one, or two at once) under which every quantity that was given comes out as it was
-given, to rounding. All that fit are reported: what cannot be told apart by the given numbers is not guessed, and the
-quantity that would tell is named.
+An explanation is one mistake, or two at once, that reproduces every given quantity to rounding. All that fit are
+reported: where the given values cannot distinguish them, the report names a quantity that would.
 """
 
 from __future__ import annotations
@@ -20,36 +19,29 @@ from .. import params
 from ..checks import Array
 from ..damping import add_to_diagonal
 from . import mistakes as catalogue
-from .graph import NODES, QUANTITIES, Reference
+from .graph import QUANTITIES, Reference
 from .mistakes import CATALOGUE, STEPS, Mistake, error, times
 from .trajectory import SCALARS, steps
 
-#: Relative errors up to this are rounding, in float64 and float32; a solve loses its condition number besides.
+#: Relative errors up to this are rounding; a solve may lose its condition number in addition.
 ROUNDING = {"float64": 1e-10, "float32": 1e-5}
 _EPS = {"float64": 1e-14, "float32": 1e-6}
-#: No error beyond this is rounding: in float64 it is that of a solve with a condition of 1e10.
+#: No larger error is rounding: in float64 this is a solve with condition number 1e10.
 WORST = {"float64": 1e-4, "float32": 1e-2}
 _FAILS = (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError)
 
-#: What takes dense matrices of all weights is not computed for every explanation of a larger network than this.
+#: Quantities that need a dense matrix of all weights are not computed per explanation for networks with more weights.
 _DENSE_UP_TO = 500
 _DENSE = ("fisher", "fisher_sampled", "fisher_empirical", "hessian", "kfac_block", "natural_gradient")
 
 _COARSE = {"trajectory_lambda", "trajectory_gamma"}
 
-#: From the name of a quantity to its numbers.
 Quantities = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Mistakes that together turn the right values into the given ones.
-
-    Attributes
-    ----------
-    mistakes : tuple of Mistake
-        One or two.
-    """
+    """One mistake, or two that together turn the right values into the given ones."""
 
     mistakes: tuple[Mistake, ...]
 
@@ -64,14 +56,12 @@ class Diagnosis:
 
     Parameters
     ----------
-    reference : Reference
-        The right values.
     theirs : mapping
-        The given ones, of the right form.
+        The given values, in the form of `graph.coerced`.
     dtype : str
-        The precision that they were computed in.
+        The precision in which they were computed.
     rtol : float, optional
-        The largest relative error that counts as rounding, in place of what the precision allows.
+        The largest relative error that counts as rounding (default: from `dtype` and the conditioning).
     """
 
     def __init__(self, reference: Reference, theirs: Quantities, dtype: str = "float64",
@@ -87,14 +77,9 @@ class Diagnosis:
         self._first_step: dict[Any, Any] = {}
 
     def tolerance(self, name: str, reference: Reference | None = None) -> float:
-        """Return the relative error of a quantity that is rounding.
+        """Return the largest relative error of a quantity that counts as rounding.
 
-        Parameters
-        ----------
-        name : str
-            A quantity.
-        reference : Reference, optional
-            With the mistakes that are tried: a system may be worse conditioned with them.
+        `reference` may hold mistakes, with which a system may be worse conditioned.
         """
         if self.rtol is not None:
             return self.rtol
@@ -109,15 +94,15 @@ class Diagnosis:
         return [name for name in self.names if not self.errors[name] <= self._limits[name]]
 
     def explanations(self) -> list[Explanation]:
-        """Return every explanation: single mistakes first, then pairs in which both have a part.
+        """Return every explanation: single mistakes, then pairs in which both have an effect.
 
-        A constant factor of a step or gradient, such as a learning rate, is a mistake too; it is measured, so it is
-        named only where no mistake of the catalogue does, and with one of those only where no two of them do.
+        A constant factor of a step or gradient, such as a learning rate, also counts as a mistake. Since it is fitted,
+        it is used only if no catalogue entry fits, and beside an entry only if no pair of entries fits.
         """
         singles = [Explanation((m,)) for m in CATALOGUE.values() if self.fits((m,))]
         singles = singles or [Explanation((m,)) for m in self._constants(()) if self.fits((m,))]
         alone = {e.mistakes[0].name for e in singles}
-        # lambda and gamma take few values each: by them alone, pairs of mistakes would be guessed.
+        # lambda and gamma take few values: they are not enough to identify a pair.
         others = [m for m in CATALOGUE.values() if m.name not in alone] if not _COARSE.issuperset(self.names) else []
         pairs = [Explanation(pair) for pair in itertools.combinations(others, 2)
                  if self._may_fit(pair) and self._both_act(pair) and self.fits(pair)]
@@ -127,7 +112,7 @@ class Diagnosis:
                 if self._both_act((m, constant)) and self.fits((m, constant))]
 
     def _constants(self, mistakes: tuple[Mistake, ...]) -> list[Mistake]:
-        """Return the constant factors of gradient and step that the given ones have, those with mistakes apart."""
+        """Return the constant factors between the given gradient and step and those with these mistakes."""
         found = []
         for name, changed in SCALABLE.items():
             if name in self.theirs and self.errors[name] > self._limits[name]:
@@ -142,7 +127,7 @@ class Diagnosis:
         return list({m.name: m for m in found}.values())
 
     def _may_fit(self, pair: tuple[Mistake, ...]) -> bool:
-        """Return whether a pair can explain the differing quantity in which fewest mistakes have a part."""
+        """Return whether a pair can explain the differing quantity that the fewest mistakes affect."""
         if self._rarest is None:
             return True
         acting = self._acting(self._rarest, pair)
@@ -150,12 +135,12 @@ class Diagnosis:
             tuple(m for m in pair if m.name in acting), self._rarest))
 
     def _acting(self, name: str, mistakes: tuple[Mistake, ...]) -> tuple[str, ...]:
-        """Return the names of those of the mistakes that have a part in a quantity: `Reference.part_of`, by table."""
+        """Return the names of the mistakes that affect a quantity: `Reference.part_of`, from a table."""
         if any(m.name not in CATALOGUE for m in mistakes):
             return self.reference.having(*mistakes).part_of(name)
         alone, brings = self.reference.kept(("alone", name), _alone), self.reference.kept(("brings",), _brings)
         found = {m.name for m in mistakes if m.name in alone}
-        if 0 < len(found) < len(mistakes):                      # what one reads may bring in the other
+        if 0 < len(found) < len(mistakes):                      # one may read what the other changes
             found |= {m.name for m in mistakes for other in mistakes if other.name in found
                       and m.name in brings[other.name]}
         return tuple(m.name for m in mistakes if m.name in found)
@@ -169,19 +154,13 @@ class Diagnosis:
         return False
 
     def fits(self, mistakes: tuple[Mistake, ...]) -> bool:
-        """Return whether all quantities with these mistakes are the given ones, to rounding.
-
-        Parameters
-        ----------
-        mistakes : tuple of Mistake
-            In the catalogue's order; none for the right values.
-        """
+        """Return whether these mistakes (in the catalogue's order) reproduce all given quantities, to rounding."""
         plain = [name for name in self._order if not name.startswith("trajectory_")]
         return all(self._is(mistakes, name) for name in plain) and (
             len(plain) == len(self.names) or self._follows(mistakes))
 
     def _is(self, mistakes: tuple[Mistake, ...], name: str) -> bool:
-        """Return whether a quantity with these mistakes is the given one, to rounding."""
+        """Return whether these mistakes reproduce one given quantity, to rounding."""
         key = name, self._acting(name, mistakes)
         if key not in self._same:
             r = self.reference.having(*mistakes)
@@ -189,7 +168,7 @@ class Diagnosis:
                 off = _error(r, name, r.shown(name), self.theirs[name])
             except _FAILS:
                 off = math.inf
-            # The condition is dear, and matters for what is near alone.
+            # The condition number is expensive, and matters only for values that are close.
             self._same[key] = off <= self._limits[name] or (
                 self.rtol is None and off <= WORST[self.dtype] and off <= self.tolerance(name, r))
         return self._same[key]
@@ -199,25 +178,14 @@ class Diagnosis:
         given = [X for name in self.names if name.startswith("trajectory_")
                  for X in (self.theirs[name] if name == "trajectory_weights" else [self.theirs[name]])]
         if t is None or any(np.shape(X)[:1] != (len(t.batches),) for X in given):
-            return False                                    # of another number of steps, whatever was done in them
+            return False                                    # another number of steps
         try:
             return all(off <= self.tolerance("trajectory_weights") for _, _, off in self.along(mistakes))
         except _FAILS:
             return False
 
     def along(self, mistakes: tuple[Mistake, ...] = ()) -> Iterator[tuple[int, str, float]]:
-        """Compare a trajectory step by step.
-
-        Parameters
-        ----------
-        mistakes : tuple of Mistake
-            With which it is taken.
-
-        Yields
-        ------
-        (int, str, float)
-            The step from 1, the quantity, and its relative error.
-        """
+        """Yield the step (from 1), quantity and relative error of each number of a trajectory with these mistakes."""
         turned = [m for m in mistakes if "trajectory_weights" in m.shows]
         for k, step in enumerate(steps(self.reference.problem, mistakes, self._first_step)):
             for name in SCALARS:
@@ -233,48 +201,34 @@ class Diagnosis:
                     np.ndim(W) and k < len(W) for W in theirs) else math.inf
 
     def first_difference(self) -> tuple[int, str, float] | None:
-        """Return the first step, the first quantity of it, and the error, where a trajectory leaves the right one."""
+        """Return the step, quantity and relative error where a trajectory first differs from the right one."""
         limit = self.tolerance("trajectory_weights")
         return next((found for found in self.along() if not found[2] <= limit), None)
 
-    # Where no explanation holds for all quantities at once.
-
     def one_by_one(self) -> dict[str, list[Explanation]]:
-        """Explain each differing quantity given those before it as they are; an empty one says that it follows.
+        """Explain each differing quantity given the values of its inputs.
 
-        Returns
-        -------
-        dict
-            For each differing quantity, the explanations; none where there is none.
+        Used if no explanation fits all quantities at once. An explanation without mistakes says that the quantity is
+        correct given its inputs; an empty list, that nothing explains it.
         """
         found: dict[str, list[Explanation]] = {}
         for name in self.differing():
-            before = {other: self.theirs[other] for other in self.names if other in _ancestors(name)
+            inputs = self.reference.below(name) - {name}
+            before = {other: self.theirs[other] for other in self.names if other in inputs
                       and QUANTITIES[other].kind != "trajectory"}
             r = self.reference.taking(**before)
             part = Diagnosis(self.reference, {name: self.theirs[name]}, self.dtype, self.rtol)
             part.reference = r
             if before and part.fits(()):
                 found[name] = [Explanation(())]
-            elif self.names == [name]:                      # nothing explained all of it
+            elif self.names == [name]:                      # already tried
                 found[name] = []
             else:
                 found[name] = part.explanations()
         return found
 
     def tells_apart(self, explanations: Sequence[Explanation]) -> str | None:
-        """Return a quantity that was not given, of which the explanations predict the most different values.
-
-        Parameters
-        ----------
-        explanations : sequence of Explanation
-            At least two.
-
-        Returns
-        -------
-        str or None
-            None where no quantity of this problem tells any two apart.
-        """
+        """Return a quantity that was not given and best distinguishes the explanations, None if none does."""
         best, most = None, 1
         large = self.reference.problem.model.network.parameters > _DENSE_UP_TO
         for name in self.reference.names():
@@ -303,34 +257,25 @@ def _off(step: Mapping[str, Any], name: str, theirs: Any, k: int) -> float:
 
 
 def _error_of_mu(right: float, theirs: float, other: float) -> float:
-    """Return the relative error of mu, which is nothing but rounding where it is this much smaller than the other."""
+    """Return the relative error of mu; relative to 1e-6 `other` where mu is smaller, since it is then only rounding."""
     return error(np.array([right, 1e-6 * other]), np.array([theirs, 1e-6 * other]))
 
 
 def _error(r: Reference, name: str, value: Any, theirs: Any) -> float:
-    """Return the relative error of a quantity."""
     if name == "mu" and r.problem.delta_0 is not None:
-        # In units of delta_0, that is how far alpha Delta goes.
+        # The length of alpha Delta in units of delta_0.
         Delta, last = params.norm(r["Delta"]), params.norm(r.problem.delta_0)
         return _error_of_mu(value, theirs, abs(r["alpha"]) * Delta / last if last > 0 else 0.0)
     return error(value, theirs)
 
 
 def condition(r: Reference, name: str) -> float:
-    """Return the condition number that a solve loses its accuracy to, 1 for a sum.
-
-    Parameters
-    ----------
-    r : Reference
-        Of the problem.
-    name : str
-        A quantity.
-    """
+    """Return the condition number of the system behind a quantity, 1 for a sum."""
     kind = QUANTITIES[name].kind
     if kind == "sum":
         return 1.0
     if kind == "trajectory":
-        return 1e4                                      # what some steps amplify rounding to, on well-posed problems
+        return 1e4                                      # several steps amplify rounding, on well-posed problems
     if name == "natural_gradient":
         return _condition(add_to_diagonal(r["fisher"], r["damping"]))
     if name == "step_exact_damping":
@@ -350,78 +295,52 @@ def _condition(S: Array) -> float:
 
 
 def _alone(reference: Reference, name: str) -> set[str]:
-    """Return the names of the mistakes that have a part in a quantity."""
+    """Return the names of the mistakes that affect a quantity."""
     return {m.name for m in CATALOGUE.values() if reference.having(m).part_of(name)}
 
 
 def _brings(reference: Reference) -> dict[str, set[str]]:
-    """Return for each mistake the names of those that change what it reads."""
+    """Return the names of the mistakes that change what each mistake reads."""
     return {a.name: {b.name for b in CATALOGUE.values() if any(
         not reference.below(read).isdisjoint(b.changes) for read in a.reads)} for a in CATALOGUE.values()}
 
 
-def _ancestors(name: str) -> set[str]:
-    seen: set[str] = set()
-    todo = list(NODES[name].needs)
-    while todo:
-        node = todo.pop()
-        if node not in seen:
-            seen.add(node)
-            todo += NODES[node].needs
-    return seen
+# Constant factors that are not in the catalogue.
 
-
-# A factor that no entry of the catalogue has.
-
-#: What somebody may have multiplied by a constant, and where that happened.
+#: The quantities that a constant factor may be in, and the nodes that it multiplies.
 SCALABLE = {"gradient": ("gradient",), **dict.fromkeys((*STEPS, "step_sampled", "step_empirical"), STEPS)}
-#: In fewer entries a constant factor is no evidence of anything.
+#: A constant factor between fewer entries than this is no evidence.
 _FEWEST = 4
 
 
 def _constant(changed: Sequence[str], c: float) -> Mistake:
-    """Return the mistake of a factor that no count gives."""
+    """Return a mistake that multiplies nodes by c."""
     what = "gradient" if changed == ("gradient",) else "step"
-    turned = " and of the other sign" if c < 0 else ""
+    sign = ", with the opposite sign" if c < 0 else ""
     return Mistake(
-        f"{what} times {c:.12g}", f"the {what} is {abs(c):.6g} times what it must be{turned} (a learning rate?)",
-        "Delta is what alpha, or a learning rate, multiplies afterwards" if what == "step" else
-        "grad h is the gradient of the mean loss with its weight decay, not of a multiple",
+        f"{what} times {c:.12g}", f"the {what} is {abs(c):.6g} times what it should be{sign} (a learning rate?)",
+        "Delta is the step before alpha or a learning rate multiplies it" if what == "step" else
+        "grad h is the gradient of the mean loss plus weight decay, without a factor",
         f"give the {what} before it is multiplied", {name: lambda r, right: times(c, right()) for name in changed})
 
 
 def _rounded(c: float, tolerance: float) -> float:
-    """Return the number of fewest digits that a measured one is, to rounding."""
+    """Return the number with the fewest digits that equals c to within the tolerance."""
     return next((v for digits in range(1, 13) if abs((v := float(f"{c:.{digits}g}")) - c) <= tolerance * abs(c)), c)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One number by which a quantity is off, and what it may be made of.
-
-    Attributes
-    ----------
-    value : float
-        Theirs over ours.
-    text : str
-        As a product of powers of N, C, 2 and M, empty where it is none of small exponents.
-    """
+    """A constant factor, theirs over ours, and its text."""
 
     value: float
-    text: str
+    text: str   # a product of powers of N, C, 2 and M, or "" if there is none with small exponents
 
 
 def scale(right: Any, theirs: Any, counts: Mapping[str, int], tolerance: float) -> Scale | None:
-    """Return the one factor between two values of a quantity, None where there is none.
+    """Return the constant factor between two values of a quantity, None if there is none.
 
-    Parameters
-    ----------
-    right, theirs : number, array or tuple of arrays
-        Of the same form.
-    counts : mapping
-        N, C and M, where there are such.
-    tolerance : float
-        Of the relative error that is left.
+    `counts` has the values of N, C and, if there are targets, M.
     """
     if not math.isfinite(error(right, theirs)):
         return None
@@ -453,18 +372,13 @@ def _as_powers(c: float, counts: Mapping[str, int], tolerance: float) -> str:
     return best[1] if best else ""
 
 
-# Where an error sits.
+# The place of an error.
 
 
 def place(right: Any, theirs: Any, tolerance: float) -> str:
-    """Say where two values of a quantity differ: layers, rows, columns, bias, diagonal.
+    """Describe where two values of a quantity differ: layers, rows, columns, bias, diagonal.
 
-    Parameters
-    ----------
-    right, theirs : number, array or tuple of arrays
-        Ours and theirs.
-    tolerance : float
-        Relative to the largest entry of an array.
+    `tolerance` is relative to the largest entry of an array.
     """
     if not isinstance(right, tuple):
         return _place(np.asarray(right, dtype=float), np.asarray(theirs, dtype=float), tolerance)
@@ -494,7 +408,7 @@ def _place(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], tolerance: float) -
         if np.abs(b - b.T).max() > 100 * tolerance * max(float(np.abs(b).max()), 1e-300):
             half = "zero above the diagonal" if not np.triu(b, 1).any() else \
                 "zero below the diagonal" if not np.tril(b, -1).any() else "not symmetric"
-            return f"{half}, in {int(wrong.sum())} of {wrong.size} entries wrong"
+            return f"{half}, {int(wrong.sum())} of {wrong.size} entries wrong"
     if wrong.all():
         return "all entries"
     if a.ndim == 1:
@@ -502,15 +416,15 @@ def _place(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], tolerance: float) -
     if a.ndim == 2:
         square = a.shape[0] == a.shape[1]
         if square and not wrong[~np.eye(len(a), dtype=bool)].any():
-            return "the diagonal alone"
+            return "only the diagonal"
         if square and not wrong[np.eye(len(a), dtype=bool)].any():
             return "all but the diagonal" if wrong.sum() == a.size - len(a) else "entries off the diagonal"
         columns, rows = np.flatnonzero(wrong.any(axis=0)), np.flatnonzero(wrong.any(axis=1))
         last = a.shape[1] - 1
         if square and not wrong[:-1, :-1].any():
-            return "the last row and column alone (the bias, if this is A)"
+            return "only the last row and column (the bias, if this is A)"
         if columns.tolist() == [last]:
-            return "the last column alone (the bias)"
+            return "only the last column (the bias)"
         if last not in columns and len(columns) == last and len(rows) == a.shape[0]:
             return "all columns but the last (the bias is right)"
         if len(columns) <= a.shape[1] // 2:

@@ -1,15 +1,15 @@
-"""What an implementation means by A, G, gradient and step, and how to read its numbers as ours and back.
+"""The conventions of an implementation for A, G, gradient and step, and the conversion to ours and back.
 
     theirs = scale * rearrange(ours)            the scale depends on N, C, M and the likelihood, not on the data
 
-Ours are the package's conventions: means over examples, the bias in the last column, vec stacks columns, unit variance.
-The loss of the other side enters by its scale too: where MSELoss averages |z - y|^2 over the outputs, its gradient is
-2/C of ours, and so is a Fisher that is built from it.
+Ours are the conventions of the package: means over examples, the bias in the last column, vec stacks columns, unit
+variance. Their loss enters through the scale: if MSELoss averages |z - y|^2 over the outputs, its gradient and a Fisher
+built from it are 2/C of ours.
 
-What is rearranged: A (whose row of the bias may be first, or missing), what is shaped like the weights (a pair of W and
-b, or one array; outputs or inputs first), and the dense block of a layer (the order of its rows).
+Rearranged are A (whose bias row may be first or missing), arrays shaped like the weights (a pair of W and b, or one
+array; outputs or inputs first), and the dense block of a layer (the order of its rows).
 
-Damping belongs to the dialect as well: with A and G scaled by s_A and s_G, the same step needs s_A s_G times the
+The damping belongs to the dialect too: if A and G are scaled by s_A and s_G, the same step needs s_A s_G times the
 damping. (A + pi sqrt(damping) I is then s_A times ours, since pi is scaled by the root of s_A / s_G.)
 """
 
@@ -26,7 +26,7 @@ from ..checks import Array
 from .checks import ProblemError, near, read_array
 from .problem import Problem
 
-#: What a quantity is made of: A, G, the weights (by shape), a dense block; else a number for a layer or for all.
+#: The form of a quantity: like A, like G, like the weights, a dense block, or one number per layer or in total.
 KINDS = {
     "A": "input", "A_damped": "input", "A_average": "input",
     "G": "output", "G_sampled": "output", "G_empirical": "output", "G_damped": "output", "G_average": "output",
@@ -34,10 +34,10 @@ KINDS = {
     "step_empirical": "weights", "step_exact_damping": "weights",
     "kfac_block": "dense", "pi": "number", "loss": "number",
 }
-#: What is another number, and not the same in another form, where the bias is a block of its own.
+#: Quantities that have no equivalent if the bias is a separate block.
 JOINT_ONLY = ("A_damped", "G_damped", "step", "step_sampled", "step_empirical", "step_exact_damping", "kfac_block",
               "pi")
-#: Where the entries of [W b], given their indices in an array (out, in + 1), stand in a vector of a layer's parameters.
+#: The order of a layer's parameters in a vector: maps the indices of [W b], an array (out, in + 1), to that order.
 VEC: dict[str, Callable[[Any], Any]] = {
     "columns of [W b]": lambda i: i.T.ravel(),
     "rows of [W b]": lambda i: i.ravel(),
@@ -47,15 +47,7 @@ VEC: dict[str, Callable[[Any], Any]] = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How many times larger theirs is than ours.
-
-    Parameters
-    ----------
-    text : str
-        For people: "1/N".
-    value : callable
-        The same as a function of N, C and M.
-    """
+    """Theirs over ours: as text (such as "1/N"), and as a function of N, C and M."""
 
     text: str
     value: Callable[[int, int, int], float]
@@ -66,98 +58,54 @@ ONE = Scale("1", lambda N, C, M: 1.0)
 
 def scales(categorical: Scale | None = None, gaussian: Scale | None = None,
            bernoulli: Scale | None = None) -> dict[str, Scale]:
-    """Return the scale of one quantity by likelihood; what is left out was not run.
-
-    Parameters
-    ----------
-    categorical, gaussian, bernoulli : Scale, optional
-        Theirs over ours.
-
-    Returns
-    -------
-    dict
-        Likelihood to scale.
-    """
+    """Return the scale of one quantity per likelihood; omitted ones were not measured."""
     given = {"categorical": categorical, "gaussian": gaussian, "bernoulli": bernoulli}
     return {name: scale for name, scale in given.items() if scale is not None}
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """The conventions of one implementation.
-
-    Parameters
-    ----------
-    name : str
-        By which it is asked for.
-    version : str
-        The version that was run.
-    ran : str
-        The date on which the facts below were measured with the tests of this package; "" where that was elsewhere.
-    where : str
-        Where A and G stand in a running program.
-    fisher : str
-        Over which targets G is an expectation.
-    loss : mapping
-        The loss that each likelihood stands for on their side.
-    scale : mapping
-        Quantity ("A", "G", "G_sampled", "G_empirical", "gradient") to likelihood to `Scale`. "A_sampled" too where the
-        A beside a G of samples is another one.
-    layout : {"out,in", "in,out"}
-        Of a weight matrix.
-    bias : {"joint-last", "joint-first", "separate"}
-        Whether A has a row for the bias, and where; "separate": A has none, and the bias is a block of its own, G.
-    pairs : bool
-        Whether what is shaped like the weights comes as pairs (W, b); else as one array with the bias as in A.
-    vec : str
-        The order of a layer's parameters in a dense block: a key of `VEC`, or "" where it was not measured.
-    average : str
-        The running average; "" where it was not measured, as in the texts below.
-    damping : str
-        How it is damped, pi included.
-    deviations : tuple of str
-        What a user of it should know.
-    """
+    """The conventions of one implementation."""
 
     name: str
+    #: The version that was run.
     version: str
+    #: The date on which the tests of this package measured the facts below; "" if they were measured elsewhere.
     ran: str
+    #: How to read A and G in a running program.
     where: str
+    #: The targets over which G is an expectation.
     fisher: str
+    #: Their loss for each likelihood.
     loss: Mapping[str, str]
+    #: Quantity ("A", "G", "G_sampled", "G_empirical", "gradient") to likelihood to `Scale`; also "A_sampled" if the A
+    #: that belongs to a G of samples differs.
     scale: Mapping[str, Mapping[str, Scale]]
+    #: The layout of a weight matrix: "out,in" or "in,out".
     layout: str = "out,in"
+    #: The bias row of A: "joint-last", "joint-first", or "separate" (A has none; the block of the bias is G).
     bias: str = "joint-last"
+    #: Whether arrays shaped like the weights are pairs (W, b); else one array with the bias as in A.
     pairs: bool = True
+    #: The order of a layer's parameters in a dense block, a key of `VEC`; "" if not measured, as in the texts below.
     vec: str = ""
     average: str = ""
     damping: str = ""
+    #: What its users should know.
     deviations: tuple[str, ...] = ()
 
     def factor(self, quantity: str, problem: Problem, sampled: bool = False) -> float:
-        """Return theirs over ours for one quantity.
+        """Return theirs over ours for one quantity; a ProblemError if it was not measured.
 
         Parameters
         ----------
         quantity : str
-            A key of `KINDS`, or "damping": by how much it must be multiplied for the same step.
-        problem : Problem
-            Whose N, C, M and likelihood count.
+            A key of `KINDS`, or "damping": the factor that gives the same step.
         sampled : bool
-            Whether an A is the one beside a G of samples; only where the dialect tells them apart.
-
-        Returns
-        -------
-        float
-            1 where both agree.
-
-        Raises
-        ------
-        ProblemError
-            Where it was not measured.
+            Whether an A belongs to a G of samples; matters only if the dialect distinguishes them.
         """
         if quantity not in (*KINDS, "damping"):
-            raise ProblemError(f"a dialect says nothing about {quantity!r}; it knows {', '.join(KINDS)}"
+            raise ProblemError(f"a dialect does not define {quantity!r}; it defines {', '.join(KINDS)}"
                                f"{near(quantity, KINDS)}")
         stem, _, suffix = quantity.partition("_")
         A = "A_sampled" if (sampled or suffix == "sampled") and "A_sampled" in self.scale else "A"
@@ -184,26 +132,17 @@ class Dialect:
         return found.value(len(problem.x), problem.sizes[-1], M)
 
     def ours(self, quantities: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
-        """Return their numbers in our conventions.
+        """Return their values in our conventions.
+
+        Raises a ProblemError for values that the dialect does not define, and for steps and blocks if W and b are
+        separate blocks. A missing bias row of A (the mean input and 1) is taken from the problem.
 
         Parameters
         ----------
         quantities : mapping
-            Keys of `KINDS` to a number, an array, or a list with one array a layer; what is shaped like the weights may
-            be a pair (W, b) a layer. A step is what is added to the weights: minus the preconditioned gradient. Beside
-            a ``G_sampled`` without a ``G``, A is taken to be the one of the samples.
-        problem : Problem
-            What the numbers are of.
-
-        Returns
-        -------
-        dict
-            The same keys. Where their A has no row for the bias, that row (the mean input and 1) is the problem's.
-
-        Raises
-        ------
-        ProblemError
-            For what the dialect does not know, what has another form, and steps and blocks of two blocks a layer.
+            Keys of `KINDS` to a number, an array, or a list with one array per layer; arrays shaped like the weights
+            may be pairs (W, b). A step is what is added to the weights: minus the preconditioned gradient. If there is
+            a ``G_sampled`` but no ``G``, A belongs to the samples.
         """
         a_bar = problem.at().a_bar
         result: dict[str, Any] = {}
@@ -215,25 +154,7 @@ class Dialect:
         return result
 
     def theirs(self, quantities: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
-        """Return our numbers in their conventions: the inverse of `ours`.
-
-        Parameters
-        ----------
-        quantities : mapping
-            As we have them.
-        problem : Problem
-            What the numbers are of.
-
-        Returns
-        -------
-        dict
-            The same keys; pairs (W, b) where the dialect has pairs.
-
-        Raises
-        ------
-        ProblemError
-            As `ours`.
-        """
+        """Return our values in their conventions: the inverse of `ours`."""
         result: dict[str, Any] = {}
         for name, factor in self._factors(quantities, problem).items():
             value, kind = quantities[name], KINDS[name]
@@ -243,13 +164,13 @@ class Dialect:
         return result
 
     def _factors(self, quantities: Mapping[str, Any], problem: Problem) -> dict[str, float]:
-        """Return theirs over ours for each quantity, or refuse what cannot be translated."""
+        """Return theirs over ours for each quantity, or raise if one cannot be converted."""
         found = {}
         for name, value in quantities.items():
             found[name] = self.factor(name, problem, sampled="G_sampled" in quantities and "G" not in quantities)
             if self.bias == "separate" and name in JOINT_ONLY:
-                raise ProblemError(f"{name}: in the dialect {self.name!r} W and b of a layer are two blocks, so this "
-                                   f"is another approximation, not another form of ours; leave it out")
+                raise ProblemError(f"{name}: the dialect {self.name!r} has separate blocks for W and b of a layer, "
+                                   f"which is another approximation; leave this quantity out")
             if KINDS[name] == "dense" and not self.vec:
                 raise ProblemError(f"{name}: the dense order of the dialect {self.name!r} was not measured")
             if KINDS[name] == "number":
@@ -312,12 +233,12 @@ class Dialect:
         return V.T if turned else V
 
     def _places(self, shape: tuple[int, int]) -> Any:
-        """Return which of our parameters stands at each of their places; ours are the stacked columns of [W b]."""
+        """Return the index of our parameter (stacked columns of [W b]) at each of their places."""
         return VEC[self.vec](np.arange(shape[0] * shape[1]).reshape(shape[::-1]).T)
 
 
 def _read(place: str, value: Any) -> Any:
-    """Return an array, or the two of a pair (W, b)."""
+    """Return an array, or a pair (W, b)."""
     if isinstance(value, (tuple, list)) and len(value) == 2 and not np.isscalar(value[0]):
         W, b = (read_array(f"{place}[{k}]", part) for k, part in enumerate(value))
         if (W.ndim, b.ndim) == (2, 1):

@@ -1,8 +1,8 @@
-"""Who computes what under the name K-FAC: one entry for each implementation that was run.
+"""What implementations compute under the name K-FAC: one entry for each implementation that was run.
 
-A scale says theirs over ours, for a loss that is a mean over examples (which loss stands in `loss`). A date says that
-the facts were measured on that day with tests/peers of this package, in float64; "measured elsewhere" that they were
-measured by hand and are not repeated by a test here. What was only read in source code is left out, or left empty.
+A scale is theirs over ours, for a loss that is a mean over examples (see `loss`). tests/peers measured the facts on the
+date given, in float64; "measured elsewhere" means by hand, without a test here. Facts that were only read in source
+code are left out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ INVERSE_ROOT_C = Scale("1/sqrt(C)", lambda N, C, M: C**-0.5)
 INVERSE_ROOT_C_1 = Scale("1/sqrt(C-1)", lambda N, C, M: (C - 1)**-0.5)
 INVERSE_ROOT_M = Scale("1/sqrt(M)", lambda N, C, M: M**-0.5)
 
-#: What torch's losses average over.
+#: The losses of torch, and what they average over.
 TORCH = {"categorical": "CrossEntropyLoss: -log p, mean over examples",
          "gaussian": "MSELoss: |z - y|^2, mean over examples and outputs",
          "bernoulli": "BCEWithLogitsLoss: -log p, mean over examples and outputs"}
@@ -51,14 +51,14 @@ _CURVLINOPS = Dialect(
             "A (x) G + damping I; else damping on each factor",
     deviations=(
         "with separate_weight_and_bias=False, which is not the default",
-        "the empirical G of MSELoss is twice the scale of the exact one: the labels stand in gradients of |z - y|^2, "
-        "for draws of a Gaussian of variance 1/2; 'empirical' needs the likelihood named",
-        "the default check_deterministic=True has computed the factors already: compute_kronecker_factors() adds them "
-        "once more, so that A and G are doubled",
-        "reduction='sum' multiplies each G and the gradient by N (by N C where the mean is over outputs too), A not",
+        "the empirical G of MSELoss has twice the scale of the exact one: the labels enter gradients of |z - y|^2, as "
+        "samples of a Gaussian of variance 1/2; 'empirical' needs the name of the likelihood",
+        "the default check_deterministic=True already computes the factors: compute_kronecker_factors() adds them "
+        "again, so A and G are doubled",
+        "reduction='sum' multiplies G and the gradient by N (by N C if the mean is also over outputs), but not A",
         "the dictionary of gradient covariances is in the order of the backward pass: index it by name",
         "BCEWithLogitsLoss: type-2 raises NotImplementedError unless all targets are 0 or 1",
-        "samples of a saturated softmax: the gradient p - 1 has no digit left where p rounds to 1"))
+        "samples of a saturated softmax: the gradient p - 1 loses all digits if p rounds to 1"))
 
 _RUN = (
     _CURVLINOPS,
@@ -66,8 +66,8 @@ _RUN = (
         _CURVLINOPS, name="curvlinops-separate", bias="separate",
         damping=f"use_heuristic_damping=True: {PI}, from A without the bias, and the same damped G for the bias; "
                 "use_exact_damping=True: A (x) G + damping I, and G + damping I for the bias",
-        deviations=("the default: W and b are two blocks, A (x) G and G, so the step is another one than that of the "
-                    "joint block", *_CURVLINOPS.deviations[1:])),
+        deviations=("the default: W and b are two blocks, A (x) G and G, so the step differs from that of the joint "
+                    "block", *_CURVLINOPS.deviations[1:])),
     Dialect(
         name="backpack", version="1.7.1", ran=RAN, loss={k: TORCH[k] for k in ("categorical", "gaussian")},
         fisher="KFLR: exact; KFAC: samples of the model, one by default; KFRA: its recursion",
@@ -77,11 +77,11 @@ _RUN = (
                "gradient": scales(categorical=ONE, gaussian=TWO_OVER_C)},
         bias="separate", average="none", damping="left to the user, like the step",
         deviations=("BCEWithLogitsLoss with more than one output raises NotImplementedError",
-                    "reduction='sum' multiplies G by N (N C for MSELoss), A not", "no empirical G")),
+                    "reduction='sum' multiplies G by N (N C for MSELoss), but not A", "no empirical G")),
     Dialect(
         name="nngeometry", version="0.4", ran=RAN,
-        loss={"categorical": "FIM(variant='classif_logits'): -log p; the gradient is the user's (CrossEntropyLoss)",
-              "gaussian": "FIM(variant='regression'): 1/2 |z - y|^2; the gradient is the user's (MSELoss)"},
+        loss={"categorical": "FIM(variant='classif_logits'): -log p; the user computes the gradient (CrossEntropyLoss)",
+              "gaussian": "FIM(variant='regression'): 1/2 |z - y|^2; the user computes the gradient (MSELoss)"},
         fisher="FIM: exact; FIM_MonteCarlo: samples of the model (classification only)",
         where="(A, G) = FIM(...).data[layer id], whose ids are the names of the modules",
         scale={"A": scales(categorical=ROOT_C_1, gaussian=ROOT_C),
@@ -90,28 +90,28 @@ _RUN = (
                "gradient": scales(categorical=ONE, gaussian=TWO_OVER_C)},
         bias="joint-last", vec="rows of W, then b", average="none", damping=f"regul: {PI}",
         deviations=("A is larger and G smaller by the root of the number of outputs sent backward (C; C - 1 for a "
-                    "softmax; M samples): their product is right, each alone is not",
+                    "softmax; M samples): only their product is right",
                     "float64 needs torch.set_default_dtype(torch.float64), or FIM of a classifier raises RuntimeError",
-                    "a saturated softmax: G has no digit left where 1 - the cumulated probabilities rounds to 0",
+                    "a saturated softmax: G loses all digits if 1 - the cumulative probabilities rounds to 0",
                     "to_torch(split_weight_bias=False) has the rows of [W b] instead")),
     Dialect(
         name="asdl", version="0.1a5", ran=RAN,
         loss={"categorical": "CrossEntropyLoss, whose reduction is overridden: sum over examples / data_size",
               "gaussian": "MSELoss, whose reduction is overridden: sum over examples and outputs / data_size"},
         fisher="fisher_mc (default), fisher_exact, fisher_emp",
-        where="module.fisher.kron.A, module.fisher.kron.B (G); where inverses are asked for: A_inv, B_inv instead",
+        where="module.fisher.kron.A, module.fisher.kron.B (G); with inverses: A_inv, B_inv instead",
         scale={"A": scales(categorical=ONE, gaussian=ONE), "G": scales(categorical=ONE, gaussian=ONE),
                "G_sampled": scales(categorical=INVERSE_M, gaussian=INVERSE_M),
                "G_empirical": scales(categorical=ONE, gaussian=FOUR),
                "gradient": scales(categorical=ONE, gaussian=TWO)},
         bias="separate",
-        average="ema_decay multiplies the new term, 1 - ema_decay the old one, and the start is 0, not corrected",
+        average="ema_decay multiplies the new term, 1 - ema_decay the old one; starts at 0, without correction",
         damping=f"{PI}, from A without the bias, each at least 1e-7; the same damped G for the bias",
-        deviations=("with M > 1 samples G is 1/M of what it should be: the loss is divided by M before it is squared",
-                    "MSELoss: the exact and the sampled G are of 1/2 |z - y|^2, the empirical one and the gradient of "
+        deviations=("with M > 1 samples G is M times too small: the loss is divided by M before squaring",
+                    "MSELoss: the exact and sampled G belong to 1/2 |z - y|^2, the empirical G and the gradient to "
                     "|z - y|^2",
                     "with a running average KfacGradientMaker raises RuntimeError on a torch without CUDA (nvtx)",
-                    "W and b are two blocks, so the step is another one than that of the joint block")),
+                    "W and b are two blocks, so the step differs from that of the joint block")),
     Dialect(
         name="kfac-jax", version="0.0.8", ran=RAN,
         loss={"categorical": "register_softmax_cross_entropy_loss: -log p, mean over examples",
@@ -128,12 +128,12 @@ _RUN = (
                "gradient": scales(categorical=ONE, gaussian=TWO, bernoulli=ONE)},
         layout="in,out", bias="joint-last", vec="columns of [W b]",
         average="sum of decay^k X / sum of decay^k: without bias; factors[i].weight is the denominator",
-        damping=f"product of {PI}; the factors one by one are A_damped / pi and pi G_damped; exact_power=True: "
+        damping=f"product of {PI}; the single factors are A_damped / pi and pi G_damped; exact_power=True: "
                 "A (x) G + damping I",
-        deviations=("the empirical G is 1/N too small",
+        deviations=("the empirical G is N times too small",
                     "register_squared_error_loss(weight=0.5) and register_normal_predictive_distribution(variance=1.0) "
                     "have our scales: 1, and 1/N for the empirical G",
-                    "a factor of size 1 is not damped, the other one has the whole damping",
+                    "a factor of size 1 is not damped; the other one gets the whole damping",
                     "a dense block has the parameters in the order of the pytree: b before w in a dictionary",
                     "works with jax 0.9.0, not with 0.10")),
 )
@@ -145,8 +145,8 @@ _MEASURED_ELSEWHERE = (
         loss={k: TORCH[k] for k in ("categorical", "gaussian")},
         scale={"A": scales(categorical=ONE, gaussian=TWO_OVER_C), "G": scales(categorical=ONE, gaussian=ONE),
                "G_empirical": scales(categorical=ONE, gaussian=ONE)},
-        deviations=("the reduction of the loss is put into A, not into G",
-                    "the empirical Fisher of MSELoss is half of that of curvlinops: gradients of 1/2 |z - y|^2")),
+        deviations=("the reduction of the loss is in A, not in G",
+                    "the empirical Fisher of MSELoss is half that of curvlinops: it uses gradients of 1/2 |z - y|^2")),
     Dialect(
         name="singd", version=ELSEWHERE, ran="", where="", fisher="the labels, as measured",
         loss={"categorical": TORCH["categorical"]}, scale={"A": _CE, "G_empirical": _CE}),
@@ -154,7 +154,7 @@ _MEASURED_ELSEWHERE = (
         name="kfac-pytorch (gpauloski)", version=ELSEWHERE, ran="", fisher="the labels, as measured",
         where="preconditioner.state_dict()['layers'][name]['A'], ['G']", loss={"categorical": TORCH["categorical"]},
         scale={"A": _CE, "G_empirical": scales(categorical=INVERSE_N_SQUARED)},
-        deviations=("under a mean loss G is 1/N^2 too small; under a sum it is right",)),
+        deviations=("with a mean loss G is N^2 times too small; with a sum it is right",)),
     Dialect(
         name="KFAC-Pytorch (alecwangcq)", version=ELSEWHERE, ran="", where="", fisher="the labels, as measured",
         loss={"categorical": TORCH["categorical"]}, scale={"A": _CE, "G_empirical": _CE},
@@ -163,26 +163,22 @@ _MEASURED_ELSEWHERE = (
         name="kfac (n-gao)", version=ELSEWHERE, ran="", fisher="the labels, as measured",
         where="kfac.blocks[i].activation_covariance, .sensitivity_covariance (kfac.covariances: before normalization)",
         loss={"categorical": TORCH["categorical"]}, scale={"A": _CE, "G_empirical": _CE},
-        deviations=("wrong under a sum: gradients are multiplied by N whatever the reduction",
+        deviations=("wrong with a summed loss: gradients are multiplied by N for any reduction",
                     "momentum_type='adam' preconditions the raw gradient")),
     Dialect(
         name="K-FAC (Thrandis)", version=ELSEWHERE, ran="", fisher="the labels, as measured",
         where="opt.state[weight]['xxt'], ['ggt']", loss={"categorical": TORCH["categorical"]},
         scale={"A": _CE, "G_empirical": _CE},
-        deviations=("measured under a mean loss only",)),
+        deviations=("measured only with a mean loss",)),
 )
 
 DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (*_RUN, *_MEASURED_ELSEWHERE)}
 
 
 def table() -> list[tuple[str, ...]]:
-    """Return who does what, as text: a line of headings, then one line for each dialect.
+    """Return the dialects as rows of text, the first of which has the headings.
 
-    Returns
-    -------
-    list of tuple of str
-        Name, version and date of the run; the scale of each quantity over ours; layout, bias, order; the rest in words.
-        "not measured" where nobody looked, "-" where there is no such thing.
+    A cell is "not measured" or, if there is no such thing, "-".
     """
     rows = [_row(dialect) for dialect in DIALECTS.values()]
     return [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
@@ -199,7 +195,7 @@ def _row(d: Dialect) -> dict[str, str]:
 
 
 def _by_likelihood(d: Dialect, quantity: str) -> str:
-    """Return one expression if it serves all likelihoods, else each with its likelihood."""
+    """Return one expression if all likelihoods share it, else one per likelihood."""
     found = {name: scale.text for name, scale in d.scale.get(quantity, {}).items()}
     if not found:
         return "-"

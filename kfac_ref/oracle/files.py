@@ -1,7 +1,7 @@
-"""The files of the oracle: plain content from JSON or npz and back; `checks` refuses what is wrong in it.
+"""The files of the oracle: plain content from JSON or npz and back.
 
-An array is ``{"shape": [7, 3], "data": [flat, row-major]}``; nested lists are taken too. An npz holds the same content
-with its arrays apart, and is read without pickles, its sizes first.
+An array is ``{"shape": [7, 3], "data": [flat, row-major]}``; nested lists are read too. An npz holds the same content
+with its arrays stored separately; it is read without pickles, and its sizes are checked first.
 """
 
 from __future__ import annotations
@@ -20,13 +20,7 @@ from .checks import MAX_BYTES, ProblemError, check_known, read_array
 
 
 def plain(value: Any) -> Any:
-    """Return the same content in what JSON knows, arrays as shape and data.
-
-    Parameters
-    ----------
-    value : Any
-        Numbers, strings, arrays, and lists and mappings of them; NaN becomes null.
-    """
+    """Return content as JSON types: arrays as shape and data, NaN and infinity as null."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray) and value.ndim:
@@ -39,13 +33,7 @@ def plain(value: Any) -> Any:
 
 
 def dumps(content: Mapping[str, Any]) -> str:
-    """Return the JSON of a problem or a vector, one field a line.
-
-    Parameters
-    ----------
-    content : dict
-        Plain data.
-    """
+    """Return the JSON text of a problem or vector, one field per line."""
     lines = []
     for name, value in content.items():
         if isinstance(value, dict) and name in ("expected", "trajectory"):
@@ -57,26 +45,18 @@ def dumps(content: Mapping[str, Any]) -> str:
 
 
 def load(path: Path | str) -> Any:
-    """Return the content of a JSON or npz file as plain data; arrays of an npz stay arrays.
+    """Return the content of a JSON or npz file; arrays of an npz stay arrays.
 
-    Parameters
-    ----------
-    path : Path or str
-        The file.
-
-    Raises
-    ------
-    ProblemError
-        Where it is not there, too large, or no such file; what is malformed inside is for the caller to see.
+    Raises a ProblemError if the file cannot be read, is too large, or is neither.
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:                       # a pipe or device does not say how long it is
+        with path.open("rb") as file:                       # the size of a pipe or device is unknown
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ProblemError(f"{path}: cannot be read ({error.strerror or error})") from None
     if len(data) > MAX_BYTES:
-        raise ProblemError(f"{path}: has more than the {MAX_BYTES:,} bytes that are read")
+        raise ProblemError(f"{path}: is larger than the limit of {MAX_BYTES:,} bytes")
     if not data.strip():
         raise ProblemError(f"{path}: is empty")
     try:
@@ -86,28 +66,16 @@ def load(path: Path | str) -> Any:
 
 
 def parse(text: bytes | str) -> Any:
-    """Return the content of a JSON text in which no name occurs twice and every number is finite.
-
-    Parameters
-    ----------
-    text : bytes or str
-        UTF-8.
-
-    Raises
-    ------
-    ProblemError
-        For anything else.
-    """
+    """Return the content of a UTF-8 JSON text with unique names and finite numbers; else raise a ProblemError."""
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
     except ProblemError:
         raise
-    except (ValueError, RecursionError) as error:           # a bad encoding or syntax, an endless nesting or integer
-        raise ProblemError(f"is no JSON: {str(error)[:200]}") from None
+    except (ValueError, RecursionError) as error:           # encoding, syntax, or nesting too deep
+        raise ProblemError(f"is not JSON: {str(error)[:200]}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object, or refuse a name that occurs twice in it."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -116,19 +84,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(name: str) -> Any:
-    """Refuse NaN and infinity, which JSON does not have."""
-    raise ProblemError(f"{name} is no number of JSON; write null for what was not measured")
+    raise ProblemError(f"{name} is not a JSON number; write null for a missing value")
 
 
 def _of_npz(data: bytes) -> Any:
-    """Read an npz without pickles, its sizes first."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             total = 0
             for info in archive.infolist():
                 total += info.file_size
                 if total > MAX_BYTES:
-                    raise ProblemError(f"its arrays take more than the {MAX_BYTES:,} bytes that are read")
+                    raise ProblemError(f"its arrays are larger than the limit of {MAX_BYTES:,} bytes")
                 with archive.open(info) as member:
                     version = np.lib.format.read_magic(member)
                     head = np.lib.format.read_array_header_1_0(member) if version == (1, 0) else \
@@ -139,17 +105,17 @@ def _of_npz(data: bytes) -> Any:
             arrays = {name: file[name] for name in file.files}
     except ProblemError:
         raise
-    except Exception as error:              # zipfile, zlib and numpy raise many kinds for damaged files
-        raise ProblemError(f"is no npz file that can be read: {type(error).__name__}: {str(error)[:200]}") from None
+    except Exception as error:              # zipfile, zlib and numpy raise many types
+        raise ProblemError(f"is not a readable npz file: {type(error).__name__}: {str(error)[:200]}") from None
     if "problem" not in arrays:
         return _listed_arrays(arrays)
     if arrays["problem"].dtype.kind != "U" or arrays["problem"].ndim:
-        raise ProblemError("problem must be the JSON text of the rest, in which arrays are named")
+        raise ProblemError("problem must be JSON text that names the arrays")
     return put_arrays(parse(str(arrays.pop("problem"))), arrays)
 
 
 def _listed_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Gather ``A_0, A_1, ...`` into lists; numbers and other arrays stay as they are."""
+    """Gather ``A_0, A_1, ...`` into lists."""
     found: dict[str, Any] = {}
     for name in sorted(arrays, key=lambda n: (len(n), n)):
         stem, _, number = name.rpartition("_")
@@ -163,15 +129,7 @@ def _listed_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def take_arrays(value: Any, arrays: dict[str, Any]) -> Any:
-    """Return content with a name in place of each array, which goes into `arrays`.
-
-    Parameters
-    ----------
-    value : Any
-        From a file or a caller.
-    arrays : dict
-        By name.
-    """
+    """Return content with a name in place of each array, and put the arrays into `arrays`."""
     if isinstance(value, dict) and set(value) == {"shape", "data"}:
         name = f"a{len(arrays)}"
         arrays[name] = read_array(name, value)
@@ -182,15 +140,7 @@ def take_arrays(value: Any, arrays: dict[str, Any]) -> Any:
 
 
 def put_arrays(value: Any, arrays: Mapping[str, Any]) -> Any:
-    """Return content with its arrays in place of their names.
-
-    Parameters
-    ----------
-    value : Any
-        From a file or a caller.
-    arrays : dict
-        By name.
-    """
+    """Return content with arrays in place of their names: the inverse of `take_arrays`."""
     if isinstance(value, dict) and set(value) == {"array"}:
         return check_known("array", value["array"], arrays)
     if isinstance(value, dict):

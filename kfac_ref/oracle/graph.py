@@ -1,9 +1,9 @@
-"""The graph of the quantities: what each is made from, and how mistakes travel through it.
+"""The graph of the quantities, and how mistakes propagate through it.
 
-The quantities (`quantities`) form a graph: the arguments of each function are named after those that it is made from.
-A mistake (`mistakes`) is a change of one or a few of them; what is made from those then comes out wrong in the way that
-it would in a program with that mistake. Values are kept together with the mistakes that had a part in them, so that a
-catalogue of mistakes, in pairs too, shares all that they leave alone.
+The arguments of each function (in `quantities`) are named after the nodes that it is computed from. A mistake (in
+`mistakes`) changes one or a few nodes; whatever is computed from those is then wrong in the way that a program with
+that mistake is. Values are cached together with the mistakes that affect them, so mistakes and pairs of them share all
+other values.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Node:
-    """A function whose arguments are named after the nodes that it is made from, or ``problem`` or ``reference``.
+    """A function whose arguments are named after the nodes that it is computed from, or ``problem`` or ``reference``.
 
-    `reads` names the nodes that it reads of its argument ``reference``.
+    `reads` names the nodes that it reads from its argument ``reference``.
     """
 
     def __init__(self, function: Callable[..., Any], reads: tuple[str, ...] = ()) -> None:
@@ -37,17 +37,17 @@ class Node:
         self.needs = *(name for name in self.arguments if name not in ("problem", "reference")), *reads
 
     def compute(self, reference: Reference) -> Any:
-        """Return the value."""
+        """Return the value of the node."""
         return self.function(*(reference if name == "reference" else reference.problem if name == "problem" else
                                reference[name] for name in self.arguments))
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A node that users see, in words: N examples, C outputs, m x n the weights of a layer, bias in the last column.
+    """A node that users see.
 
-    `kind` says how much of the arithmetic's accuracy is left: "sum", "solve" (which loses the condition of its system)
-    or "trajectory". `fields` names the optional fields of a problem that it needs.
+    `kind` describes the accuracy: "sum", "solve" (loses the condition number of its system) or "trajectory". `fields`
+    names the optional fields of a problem that it needs.
     """
 
     name: str
@@ -59,10 +59,10 @@ class Quantity:
     fields: tuple[str, ...] = ()
 
 
-#: Wrong values of more bytes are not kept: there is one for each of many mistakes, and for pairs of them.
+#: Larger wrong values (in bytes) are not cached: there is one per mistake and per pair.
 LARGE = 2**20
 NODES: dict[str, Node] = {}
-#: All that can be compared, by name; `kfac-ref quantities` prints them.
+#: Everything that can be compared, by name; `kfac-ref quantities` prints them.
 QUANTITIES: dict[str, Quantity] = {}
 
 
@@ -71,14 +71,12 @@ class Reference:
 
     Parameters
     ----------
-    problem : Problem
-        What defines them.
     mistakes : sequence of Mistake
-        None for the right values.
+        Applied in this order; none for the right values.
     given : mapping, optional
-        Values of nodes that are taken in place of those computed.
+        Values of nodes that replace the computed ones.
     kept : dict, optional
-        Values that are shared with another reference of the same problem.
+        A cache that is shared with another reference of the same problem.
     """
 
     def __init__(self, problem: Problem, mistakes: Sequence[Mistake] = (), given: Mapping[str, Any] | None = None,
@@ -87,42 +85,20 @@ class Reference:
         self._kept: dict[Any, Any] = {} if kept is None else kept
 
     def having(self, *mistakes: Mistake) -> Reference:
-        """Return the same with mistakes; what they leave alone is shared.
-
-        Parameters
-        ----------
-        *mistakes : Mistake
-            In the order in which they are applied.
-        """
+        """Return a reference with these mistakes that shares all values they do not affect."""
         return Reference(self.problem, mistakes, self.given, self._kept)
 
     def taking(self, **given: Any) -> Reference:
-        """Return the same with the values of some nodes replaced.
-
-        Parameters
-        ----------
-        **given : Any
-            By name.
-        """
+        """Return a reference with the values of some nodes replaced."""
         return Reference(self.problem, self.mistakes, {**self.given, **given})
 
     def __getitem__(self, name: str) -> Any:
-        """Return a quantity by name; an error that computing it raised is raised again.
+        """Return a quantity by name.
 
-        Parameters
-        ----------
-        name : str
-            One of `names()`.
-
-        Raises
-        ------
-        KeyError
-            For an unknown name, with the one that may have been meant.
-        ValueError
-            Where the problem lacks what it needs, or a matrix is singular.
+        Raises KeyError for an unknown name, and ValueError if the problem lacks what it needs or a matrix is singular.
         """
         if name not in NODES:
-            raise KeyError(f"{name!r:.60} is no quantity (kfac-ref quantities lists them){near(name, QUANTITIES)}")
+            raise KeyError(f"{name!r:.60} is not a quantity (kfac-ref quantities lists them){near(name, QUANTITIES)}")
         key = name, self._part_of(name)
         if key in self._kept:
             value = self._kept[key]
@@ -135,13 +111,7 @@ class Reference:
         return value
 
     def shown(self, name: str) -> Any:
-        """Return a quantity as a program with these mistakes would show it.
-
-        Parameters
-        ----------
-        name : str
-            As for the index.
-        """
+        """Return a quantity as a program with these mistakes would show it."""
         value = self[name]
         for mistake in self.mistakes:
             if name in mistake.shows:
@@ -149,21 +119,13 @@ class Reference:
         return value
 
     def kept(self, key: tuple[str, ...], make: Callable[..., Any]) -> Any:
-        """Return what was made once for this problem, whatever the mistakes.
-
-        Parameters
-        ----------
-        key : tuple of str
-            What it is called, and the further arguments of `make`.
-        make : function
-            Of the reference without mistakes, and the arguments.
-        """
+        """Return the cached ``make(reference without mistakes, *key[1:])``."""
         if key not in self._kept:
             self._kept[key] = make(self.having(), *key[1:])
         return self._kept[key]
 
     def names(self) -> list[str]:
-        """Return the names of the quantities that the problem has all it takes for."""
+        """Return the names of the quantities that the problem defines."""
         return [name for name, q in QUANTITIES.items() if missing(q, self.problem) is None]
 
     def _value(self, name: str) -> Any:
@@ -176,16 +138,10 @@ class Reference:
             with np.errstate(all="ignore"):                 # a wrong value may be infinite
                 return make()
         except (ValueError, np.linalg.LinAlgError, ArithmeticError, IndexError) as error:
-            return ValueError(f"{name}: {error}")       # with a mistake in it: then it is no explanation of anything
+            return ValueError(f"{name}: {error}")
 
     def part_of(self, name: str) -> tuple[str, ...]:
-        """Return the names of the mistakes that have a part in a quantity as it is shown.
-
-        Parameters
-        ----------
-        name : str
-            A quantity.
-        """
+        """Return the names of the mistakes that affect a quantity as it is shown."""
         showing = [m for m in self.mistakes if name in m.shows]
         found = set(self._part_of(name))
         for mistake in showing:
@@ -193,28 +149,22 @@ class Reference:
         return tuple(m.name for m in self.mistakes if m.name in found)
 
     def _part_of(self, name: str) -> tuple[str, ...]:
-        """Return the names of the mistakes that have a part in a node, in their order."""
+        """Return the names of the mistakes that affect a node, in their order."""
         if not self.mistakes:
             return ()
         reached, found = [self.below(name)], [False] * len(self.mistakes)
         grown = True
-        while grown:                                        # what a mistake reads may bring in another
+        while grown:                                        # a mistake may read what another changes
             grown = False
             for i, mistake in enumerate(self.mistakes):
                 if not found[i] and any(not nodes.isdisjoint(mistake.changes) for nodes in reached):
                     found[i] = grown = True
-                    # A given node is not made from anything, but a change of it may ask for what it is made from.
+                    # A given node has no inputs, but a change of it may read them.
                     reached += [self.below(read) for read in mistake.reads]
         return tuple(m.name for m, is_part in zip(self.mistakes, found, strict=True) if is_part)
 
     def below(self, name: str) -> frozenset[str]:
-        """Return a node and all that it is made from.
-
-        Parameters
-        ----------
-        name : str
-            Of the node.
-        """
+        """Return the names of a node and of all nodes that it is computed from."""
         key = "below", name
         if key not in self._kept:
             needs = () if name in self.given else NODES[name].needs
@@ -228,7 +178,7 @@ def _bytes(value: Any) -> int:
 
 
 def missing(quantity: Quantity, problem: Problem) -> str | None:
-    """Return what a problem lacks for a quantity, None if it lacks nothing."""
+    """Return what a problem lacks for a quantity, or None."""
     for name in quantity.fields:
         if name == "two layers":
             if len(problem.sizes) < 3:
@@ -248,7 +198,7 @@ def node(name: str, *reads: str) -> Callable[[Function], Function]:
 
 def quantity(symbol: str, shape: str, source: str, kind: str = "sum", *, fields: tuple[str, ...] = (),
              reads: tuple[str, ...] = ()) -> Callable[[Function], Function]:
-    """Return a decorator that adds a function to the graph and to what users see; its docstring is the equation."""
+    """Return a decorator that adds a quantity to the graph; its docstring is the equation."""
     def _add(function: Function) -> Function:
         name = function.__name__
         QUANTITIES[name] = Quantity(name, function.__doc__ or "", symbol, shape, source, kind, fields)
@@ -259,24 +209,24 @@ def quantity(symbol: str, shape: str, source: str, kind: str = "sum", *, fields:
 def coerced(reference: Reference, theirs: Mapping[str, Any]) -> dict[str, Any]:
     """Return given quantities in the form of ours: a number, an array, or a tuple with one array per layer.
 
-    Given are numbers, nested lists, arrays, or arrays with shape and data, by name. A ProblemError names the quantity
-    that is unknown, malformed, not finite, or not defined by the problem.
+    A ProblemError names a quantity that is unknown, malformed, not finite, or not defined by the problem.
     """
     if not isinstance(theirs, Mapping) or not theirs:
         raise ProblemError("theirs must hold quantities by name, such as {\"A\": [...], \"G\": [...]}")
     found: dict[str, Any] = {}
     for name, value in theirs.items():
         if name not in QUANTITIES:
-            raise ProblemError(f"{name!r:.60} is no quantity (kfac-ref quantities lists them){near(name, QUANTITIES)}")
+            raise ProblemError(f"{name!r:.60} is not a quantity (kfac-ref quantities lists them)"
+                               f"{near(name, QUANTITIES)}")
         lacks = missing(QUANTITIES[name], reference.problem)
         if lacks and not (name == "G_sampled" and lacks == "targets"):
-            raise ProblemError(f"{name}: the problem does not define it, since it has no {lacks}")
+            raise ProblemError(f"{name}: the problem does not define it: it has no {lacks}")
         right = reference["G" if lacks else name]
         if isinstance(right, tuple):
             if isinstance(value, np.ndarray) and value.ndim == np.ndim(right[0]) and len(right) == 1:
                 value = [value]
             if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
-                raise ProblemError(f"{name} must be a list with one array a layer, got {type(value).__name__}")
+                raise ProblemError(f"{name} must be a list with one array per layer, got {type(value).__name__}")
             found[name] = tuple(_array(f"{name}[{i}]", item) for i, item in enumerate(value))
         elif isinstance(right, np.ndarray):
             found[name] = _array(name, value, name == "trajectory_rho")

@@ -1,20 +1,18 @@
-"""A problem: everything that defines the numbers of K-FAC, and the files that hold it.
+"""A problem: everything that defines the values of K-FAC, and its files.
 
-Nothing is drawn when a problem is read: sampled targets are stored as arrays, so that any language gets the same
-numbers. A file is JSON, in which an array is ``{"shape": [7, 3], "data": [flat, row-major]}``, or npz with the same
-content. `problem.schema.json` beside this module is the published schema of the JSON form. What is checked here goes
-beyond it: shapes that must fit each other, labels in range, finite numbers.
+Nothing is random: sampled targets are stored as arrays, so that every language gets the same values. A file is JSON, in
+which an array is ``{"shape": [7, 3], "data": [flat, row-major]}``, or an npz with the same content.
+`problem.schema.json` is the published schema of the JSON form; the checks here go beyond it (shapes that must fit each
+other, labels in range, finite numbers).
 
-The conventions are those of the whole package, and every file repeats them (`CONVENTIONS`): examples are rows, the bias
-is the last column, vec stacks columns, losses and gradients are means over examples, the squared loss is
-1/2 ||z - y||^2, and each quantity says which expectation it is of.
+The conventions are those of the whole package, and every file repeats them (`CONVENTIONS`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +56,7 @@ STRUCTURES = ("block-diagonal", "block-tridiagonal")
 
 @dataclass(frozen=True, eq=False)
 class Previous:
-    """A running average before the batch: its factors, and the number k of batches in it."""
+    """A running average before the batch: its factors and its number k of batches."""
 
     k: int
     A: tuple[Array, ...]
@@ -67,7 +65,7 @@ class Previous:
 
 @dataclass(frozen=True)
 class KLClip:
-    """What the KL clip of a step takes: its bound kappa and the learning rate."""
+    """The KL clip of a step: its bound kappa and the learning rate."""
 
     kappa: float
     learning_rate: float
@@ -75,7 +73,7 @@ class KLClip:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One batch of a trajectory: rows of the problem, the parts for factors and exact F, and sampled targets."""
+    """One batch of a trajectory: rows of the problem, the parts for the factors and the exact F, sampled targets."""
 
     rows: Any
     rows1: Any
@@ -85,7 +83,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """The hyper-parameters of Algorithm 2, with the names of `kfac_ref.optimizers.KFAC`, and its batches."""
+    """The hyper-parameters of Algorithm 2, named as in `kfac_ref.optimizers.KFAC`, and its batches."""
 
     lambda_0: float
     T1: int
@@ -104,45 +102,32 @@ class Trajectory:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Everything that defines the numbers.
+    """Everything that defines the values. A ProblemError names the field that does not fit.
 
     Parameters
     ----------
     sizes : sequence of int
         Widths of the layers, the input first.
     hidden : sequence of str
-        The nonlinearity of each hidden layer; the output layer has none.
-    likelihood : str
-        ``gaussian``, ``categorical`` or ``bernoulli``.
+        The nonlinearity of each hidden layer.
     weights : list of (d_{i+1}, d_i + 1) arrays
         The bias in the last column.
-    x : (N, d_0) array
-        One example a row.
     y : (N,) or (N, C) array
         Labels or targets.
     damping : float
         The number under the root, lambda + eta.
     weight_decay : float
-        eta.
+        The eta of the paper.
     targets : (M, N) or (M, N, C) array, optional
-        Sampled targets, M for each example.
+        Sampled targets, M per example.
     direction, delta_0 : lists of arrays shaped like the weights, optional
-        What Fishers are multiplied with, and the last step.
+        The direction for Fisher products, and the last step.
     previous : Previous, optional
         The running average before this batch.
-    kl_clip : KLClip, optional
-        Bound and learning rate.
-    trajectory : Trajectory, optional
-        Hyper-parameters and batches of Algorithm 2.
     dtype : str
-        ``float32`` where the inputs are in single precision; what is checked is then held to fewer digits.
+        ``float32`` if the inputs are in single precision; values are then compared to fewer digits.
     name, description : str
         For people.
-
-    Raises
-    ------
-    ProblemError
-        Naming the place, for anything that does not fit.
     """
 
     sizes: tuple[int, ...]
@@ -203,36 +188,20 @@ class Problem:
                     bias: str | None = None, **rest: Any) -> Problem:
         """Make a problem from arrays as another framework holds them.
 
+        Its ``dtype`` is float32 if all weights are.
+
         Parameters
         ----------
-        weights : sequence of matrices
-            One a layer.
-        x, y : arrays
-            Inputs, one example a row, and labels or targets.
-        hidden : sequence of str
-            The nonlinearity of each hidden layer.
-        likelihood : str
-            ``gaussian`` (squared error), ``categorical`` (cross-entropy on labels) or ``bernoulli``.
         biases : sequence of (d_{i+1},) vectors, optional
-            Where they are held apart.
+            If they are separate from the weights.
         layout : {"out,in", "in,out"}
             Whether a row of a weight matrix belongs to an output (PyTorch) or to an input (JAX, TensorFlow).
         bias : {"joint-last", "joint-first", "separate"}, optional
-            Whether the matrices hold the biases beside the last or before the first input, or `biases` does (default:
-            separate where `biases` are given, else beside the last).
+            Whether the weights hold the biases as the last or the first input, or `biases` does (default: separate if
+            `biases` are given, else joint-last).
         **rest : Any
             ``damping``, ``weight_decay``, ``targets`` and so on, as in `Problem`; ``direction`` and ``delta_0`` in our
             own layout.
-
-        Returns
-        -------
-        Problem
-            In our own layout; its ``dtype`` is that of the first weights.
-
-        Raises
-        ------
-        ProblemError
-            Naming the argument that does not fit.
         """
         check_known("layout", layout, LAYOUTS)
         bias = bias or ("joint-last" if biases is None else "separate")
@@ -255,23 +224,11 @@ class Problem:
             raise
 
     def at(self, rows: Any = None) -> Point:
-        """Return the model at the weights on the examples, or on some of them.
-
-        Parameters
-        ----------
-        rows : (n,) int array, optional
-            Which examples.
-        """
+        """Return the model at the weights on the examples (default: all)."""
         return self.model.at(self.weights, self.x if rows is None else self.x[rows])
 
     def replace(self, **changes: Any) -> Problem:
-        """Return the problem with some of its fields changed.
-
-        Parameters
-        ----------
-        **changes : Any
-            By name.
-        """
+        """Return the problem with some of its fields changed."""
         return replace(self, **changes)
 
     def plain(self) -> dict[str, Any]:
@@ -281,12 +238,10 @@ class Problem:
             "conventions": CONVENTIONS, "network": {"sizes": list(self.sizes), "hidden": list(self.hidden)},
             "likelihood": self.likelihood, "dtype": self.dtype, "weight_decay": self.weight_decay,
             "damping": self.damping, "weights": list(self.weights), "x": self.x, "y": self.y}
-        for name in ("targets", "direction", "delta_0"):
-            if getattr(self, name) is not None:
-                content[name] = getattr(self, name)
-        for name in ("previous", "kl_clip", "trajectory"):
-            if getattr(self, name) is not None:
-                content[name] = _fields_of(getattr(self, name))
+        for name in ("targets", "direction", "delta_0", "previous", "kl_clip", "trajectory"):
+            if (value := getattr(self, name)) is not None:
+                content[name] = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) \
+                    else value
         if self.trajectory is not None:
             content["trajectory"]["batches"] = [
                 {"rows": b.rows.tolist(), "rows1": b.rows1.tolist(), "rows2": b.rows2.tolist(), "targets": b.targets}
@@ -295,21 +250,9 @@ class Problem:
         return found
 
     def write(self, path: Path | str, force: bool = False) -> None:
-        """Write the problem as JSON, or as npz where the name ends in that.
+        """Write the problem as JSON or, if the name ends in .npz, as npz.
 
-        Parameters
-        ----------
-        path : Path or str
-            The file.
-        force : bool
-            Whether to replace a file that is there.
-
-        Raises
-        ------
-        OverwriteError
-            For a file that is there and holds something else, if not `force`.
-        OSError
-            Where it cannot be written.
+        Raises an OverwriteError if a file exists and holds something else, except with `force`.
         """
         path = Path(path)
         if path.suffix != ".npz":
@@ -321,36 +264,12 @@ class Problem:
 
     @classmethod
     def read(cls, path: Path | str) -> Problem:
-        """Read a problem, or the problem of a test vector, from JSON or npz.
-
-        Parameters
-        ----------
-        path : Path or str
-            The file.
-
-        Raises
-        ------
-        ProblemError
-            Naming the file and the place in it, for anything malformed.
-        """
+        """Read a problem, or the problem of a test vector; a ProblemError names the file and the place in it."""
         return cls.of(load(path), str(path))
 
     @classmethod
     def of(cls, content: Any, name: str = "problem") -> Problem:
-        """Make a problem from the content of its file.
-
-        Parameters
-        ----------
-        content : dict
-            As `plain` returns it.
-        name : str
-            What errors call the file.
-
-        Raises
-        ------
-        ProblemError
-            Naming the place, for anything malformed.
-        """
+        """Make a problem from the content of its file, as `plain` returns it; errors begin with `name`."""
         try:
             return _problem(content)
         except ProblemError as error:
@@ -401,7 +320,7 @@ def _joint(weights: Sequence[Array], biases: Sequence[Any] | None, layout: str, 
         W = W if layout == "out,in" else W.T
         if biases is not None:
             if len(biases) != len(weights):
-                raise ProblemError(f"biases must hold one vector a layer: expected {len(weights)}, got {len(biases)}")
+                raise ProblemError(f"biases must hold one vector per layer: expected {len(weights)}, got {len(biases)}")
             W = np.column_stack([W, check_real(f"biases[{i}]", biases[i], (len(W),))])
         elif bias == "joint-first":
             W = np.column_stack([W[:, 1:], W[:, 0]])
@@ -410,7 +329,7 @@ def _joint(weights: Sequence[Array], biases: Sequence[Any] | None, layout: str, 
 
 
 def _chained(weights: Sequence[Array], biases: Sequence[Any] | None, x: Any, layout: str) -> bool:
-    """Return whether x, the matrices and the biases fit each other in a layout."""
+    """Return whether x, the weights and the biases fit each other in a layout."""
     shapes = [W.shape if layout == "out,in" else W.shape[::-1] for W in weights]
     given = [np.shape(read_array("x", x))[-1:], *((m,) for m, _ in shapes)]
     return all(given[i] == (n - (biases is None),) for i, (_, n) in enumerate(shapes)) and (
@@ -436,12 +355,8 @@ def _problem(content: Any) -> Problem:
     for name in ("name", "description"):
         if not isinstance(given.get(name, ""), str):
             raise ProblemError(f"{name} must be text, got {json.dumps(given[name])[:40]}")
-    for name in ("x", "y", "targets"):
-        if content.get(name) is not None:
-            given[name] = read_array(name, content[name])
-    for name in ("weights", "direction", "delta_0"):
-        if content.get(name) is not None:
-            given[name] = check_arrays(name, content[name])
+    for names, read in ((("x", "y", "targets"), read_array), (("weights", "direction", "delta_0"), check_arrays)):
+        given |= {name: read(name, content[name]) for name in names if content.get(name) is not None}
     if content.get("previous") is not None:
         p = content["previous"]
         check_keys("previous", p, ("k", "A", "G"), ())
@@ -463,7 +378,7 @@ def _problem(content: Any) -> Problem:
 
 
 def _conventions(given: Any) -> None:
-    """Refuse a file that was written under other conventions, naming the first."""
+    """Raise if a file has other conventions."""
     if not isinstance(given, Mapping):
         raise ProblemError(f"conventions must be an object, got {type(given).__name__}")
     for name, value in CONVENTIONS.items():
@@ -479,7 +394,3 @@ def _conventions(given: Any) -> None:
 
 def _set(problem: Problem, name: str, value: Any) -> None:
     object.__setattr__(problem, name, value)
-
-
-def _fields_of(value: Any) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in fields(value)}

@@ -1,6 +1,6 @@
-"""The published test vectors: problems with their expected values, which were computed without this package.
+"""The published test vectors: problems with expected values that were computed without this package.
 
-Their numbers never change under the same version; `SHA256SUMS` beside them is what a copy is checked with.
+Their numbers never change under the same version; check a copy with `SHA256SUMS`.
 """
 
 from __future__ import annotations
@@ -9,35 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checks import ProblemError, check_known
+from .checks import check_known
 from .files import load
 from .graph import Reference, coerced
 from .problem import Problem
 
-#: Where the files lie; any language reads them from there.
+#: The folder of the files, which other languages read too.
 FOLDER = Path(__file__).resolve().parent.parent / "vectors" / "v1"
 
 
 @dataclass(frozen=True, eq=False)
 class Vector:
-    """A problem with its expected values.
-
-    Attributes
-    ----------
-    problem : Problem
-        What defines them.
-    expected : dict
-        The quantities by name.
-    tolerance : dict
-        For each, the error that is allowed, and its kind: ``relative`` to the largest entry of an array, or
-        ``absolute``.
-    flags : tuple of str
-        The mistakes of the catalogue that it detects.
-    """
+    """A problem with its expected values."""
 
     problem: Problem
     expected: dict[str, Any]
+    #: Per quantity, the allowed error and its kind: ``relative`` to the largest entry of an array, or ``absolute``.
     tolerance: dict[str, tuple[float, str]]
+    #: The names of the mistakes that it detects.
     flags: tuple[str, ...]
 
 
@@ -47,22 +36,7 @@ def names() -> list[str]:
 
 
 def vector(name: str) -> Vector:
-    """Read a published vector.
-
-    Parameters
-    ----------
-    name : str
-        One of `names`.
-
-    Returns
-    -------
-    Vector
-        Its problem and expected values.
-
-    Raises
-    ------
-    ProblemError
-        For an unknown name.
+    """Read a published vector, one of `names`.
 
     Examples
     --------
@@ -72,27 +46,8 @@ def vector(name: str) -> Vector:
     True
     """
     check_known("name", name, names())
-    return of(load(FOLDER / f"{name}.json"), name)
-
-
-def of(content: Any, name: str = "vector") -> Vector:
-    """Make a vector from the content of its file.
-
-    Parameters
-    ----------
-    content : dict
-        A problem with ``expected``.
-    name : str
-        What errors call it.
-
-    Raises
-    ------
-    ProblemError
-        Naming the place, for anything malformed.
-    """
+    content = load(FOLDER / f"{name}.json")
     problem = Problem.of(content, name)
-    if not isinstance(content.get("expected"), dict):
-        raise ProblemError(f"{name}: expected is missing")
     entries = content["expected"]
     expected = coerced(Reference(problem), {q: entry["value"] for q, entry in entries.items()})
     return Vector(problem, expected, {q: (entry["tolerance"], entry["kind"]) for q, entry in entries.items()},

@@ -1,11 +1,10 @@
-"""Every quantity of K-FAC that a problem defines: functions whose arguments are named after what they are made from.
+"""Every quantity of K-FAC that a problem defines: functions whose arguments are named after their inputs.
 
-The docstring of a quantity is its equation; the package's own functions compute it. Between the quantities are nodes
+The docstring of a quantity is its equation; the functions of the package compute it. Between the quantities are nodes
 that users do not see (`graph.node`). A value is a number, an array, or a tuple with one array per layer (`Layers`).
 
-Two arguments are no quantities: ``problem``, and ``reference``, for what a function needs only in some problems, or
-with other values in it: the steps with other factors, the choice of a structure, the running average of sampled or
-exact factors, and the point after the step. What those read of the reference is named in the decorator.
+Two arguments are not quantities: ``problem``, and ``reference``, for inputs that are needed only in some problems or
+with other values. The decorator names what a function reads from ``reference``.
 
 Examples
 --------
@@ -71,17 +70,17 @@ def objective(loss: float, eta: float, weights: Layers) -> float:
     """loss + (eta/2) ||theta||^2"""
     return loss + eta / 2 * params.inner(weights, weights)
 
-@quantity("a_bar_i", "(N, n) a layer", "sec. 2.1")
+@quantity("a_bar_i", "(N, n) per layer", "sec. 2.1")
 def a_bar(at: Point) -> Layers:
     """[a_i, 1], the input of layer i"""
     return at.a_bar
 
-@quantity("g_i", "(N, m) a layer", "sec. 2.1")
+@quantity("g_i", "(N, m) per layer", "sec. 2.1")
 def g(at: Point, dz: Array) -> Layers:
     """gradient of one example's -log p with respect to s_i"""
     return tuple(at.backward(dz))
 
-@quantity("grad h", "(m, n) a layer", "sec. 2.1")
+@quantity("grad h", "(m, n) per layer", "sec. 2.1")
 def gradient(g: Layers, a_bar: Layers, N: int, decay: Layers) -> Layers:
     """(1/N) g_i^T a_bar_i + eta W_i"""
     return tuple(layers.adjoint(g, a) / N + d for g, a, d in zip(g, a_bar, decay, strict=True))
@@ -89,22 +88,22 @@ def gradient(g: Layers, a_bar: Layers, N: int, decay: Layers) -> Layers:
 
 # Factors.
 
-@quantity("A_ii", "(n, n) a layer", "sec. 3")
+@quantity("A_ii", "(n, n) per layer", "sec. 3")
 def A(a_bar: Layers, N: int) -> Layers:
     """(1/N) sum_n a_bar a_bar^T"""
     return tuple(layers.second_moment(a, a) / N for a in a_bar)
 
-@quantity("G_ii", "(m, m) a layer", "sec. 3")
+@quantity("G_ii", "(m, m) per layer", "sec. 3")
 def G(g_exact: Layers, N: int) -> Layers:
     """(1/N) sum_n E_{y ~ model}[g g^T], exactly"""
     return tuple(layers.second_moment(g, g) / N for g in g_exact)
 
-@quantity("G_ii", "(m, m) a layer", "sec. 5", fields=("targets",))
+@quantity("G_ii", "(m, m) per layer", "sec. 5", fields=("targets",))
 def G_sampled(g_sampled: Layers, N: int) -> Layers:
     """mean of g g^T over examples and the sampled targets"""
     return tuple(layers.second_moment(g, g) / N for g in g_sampled)
 
-@quantity("G_ii", "(m, m) a layer", "not in the paper")
+@quantity("G_ii", "(m, m) per layer", "not in the paper")
 def G_empirical(g: Layers, N: int) -> Layers:
     """mean of g g^T at the labels"""
     return tuple(layers.second_moment(g, g) / N for g in g)
@@ -145,17 +144,17 @@ def hessian(at: Point, y: Any) -> Array:
     """second derivatives of loss (no weight decay)"""
     return second_derivatives.hessian(at, y)
 
-@quantity("F V", "(m, n) a layer", "sec. 6.4", fields=("direction",))
+@quantity("F V", "(m, n) per layer", "sec. 6.4", fields=("direction",))
 def fisher_product(g_exact: Layers, a_bar: Layers, direction: Layers) -> Layers:
     """exact F times the direction, undamped"""
     return tuple(of_gradients.product(g_exact, a_bar, direction))
 
-@quantity("G V A", "(m, n) a layer", "sec. 4.2", fields=("direction",))
+@quantity("G V A", "(m, n) per layer", "sec. 4.2", fields=("direction",))
 def kfac_product(A: Layers, G: Layers, direction: Layers) -> Layers:
     """(A kron G) vec(V), undamped"""
     return tuple(kronecker.product(A, G, V) for A, G, V in zip(A, G, direction, strict=True))
 
-@quantity("A kron G", "(mn, mn) a layer", "sec. 3")
+@quantity("A kron G", "(mn, mn) per layer", "sec. 3")
 def kfac_block(A: Layers, G: Layers) -> Layers:
     """kron(A_ii, G_ii), undamped"""
     size = max(len(A) * len(G) for A, G in zip(A, G, strict=True))
@@ -177,51 +176,51 @@ def pi(A_solve: Layers, G_solve: Layers) -> Array:
     """sqrt((tr A / n) / (tr G / m))"""
     return np.array([rules.trace_pi(A, G) for A, G in zip(A_solve, G_solve, strict=True)])
 
-@quantity("A_ii", "(n, n) a layer", "sec. 6.3")
+@quantity("A_ii", "(n, n) per layer", "sec. 6.3")
 def A_damped(damped: tuple[tuple[Array, Array], ...]) -> Layers:
     """A + pi sqrt(damping) I"""
     return tuple(A for A, _ in damped)
 
-@quantity("G_ii", "(m, m) a layer", "sec. 6.3")
+@quantity("G_ii", "(m, m) per layer", "sec. 6.3")
 def G_damped(damped: tuple[tuple[Array, Array], ...]) -> Layers:
     """G + sqrt(damping)/pi I"""
     return tuple(G for _, G in damped)
 
-@quantity("Delta", "(m, n) a layer", "sec. 4.2, 6.3", "solve")
+@quantity("Delta", "(m, n) per layer", "sec. 4.2, 6.3", "solve")
 def step(A_damped: Layers, G_damped: Layers, gradient: Layers) -> Layers:
     """-G_damped^-1 grad h A_damped^-1, with the exact G"""
     return tuple(-kronecker.solve(Cholesky.factor(A), Cholesky.factor(G), V)
                  for A, G, V in zip(A_damped, G_damped, gradient, strict=True))
 
-@quantity("Delta", "(m, n) a layer", "sec. 5", "solve", fields=("targets",), reads=("step",))
+@quantity("Delta", "(m, n) per layer", "sec. 5", "solve", fields=("targets",), reads=("step",))
 def step_sampled(reference: Reference, G_sampled: Layers) -> Layers:
     """the same with G_sampled"""
     return reference.taking(G_solve=G_sampled)["step"]
 
-@quantity("Delta", "(m, n) a layer", "not in the paper", "solve", reads=("step",))
+@quantity("Delta", "(m, n) per layer", "not in the paper", "solve", reads=("step",))
 def step_empirical(reference: Reference, G_empirical: Layers) -> Layers:
     """the same with G_empirical"""
     return reference.taking(G_solve=G_empirical)["step"]
 
-@quantity("Delta", "(m, n) a layer", "sec. 4.3", "solve", fields=("two layers",))
+@quantity("Delta", "(m, n) per layer", "sec. 4.3", "solve", fields=("two layers",))
 def step_tridiagonal(A_damped: Layers, G_damped: Layers, A_cross_solve: Layers, G_cross_solve: Layers,
                      gradient: Layers, N: int) -> Layers:
     """-F-hat^-1 grad h, with the diagonal factors damped"""
     C = BlockTridiagonal(Factors.of_layers(A_damped, G_damped, N, A_cross_solve, G_cross_solve))
     return tuple(params.scale(-1, C.solve(gradient)))
 
-@quantity("Delta", "(m, n) a layer", "sec. 6.3, app. B", "solve")
+@quantity("Delta", "(m, n) per layer", "sec. 6.3, app. B", "solve")
 def step_exact_damping(A_solve: Layers, G_solve: Layers, damping: float, gradient: Layers, N: int) -> Layers:
     """-(A kron G + damping I)^-1 grad h"""
     return tuple(params.scale(-1, EigenDamped(Factors.of_layers(A_solve, G_solve, N), damping).solve(gradient)))
 
-@quantity("Delta", "(m, n) a layer", "sec. 2.2", "solve")
+@quantity("Delta", "(m, n) per layer", "sec. 2.2", "solve")
 def natural_gradient(fisher: Array, damping: float, gradient: Layers) -> Layers:
     """-(F + damping I)^-1 grad h, with the exact F"""
     S = Cholesky.factor(rules.add_to_diagonal(fisher, damping), "the damped Fisher")
     return tuple(params.unflatten(-S.solve(params.flatten(gradient)), [V.shape for V in gradient]))
 
-@quantity("S_i", "(m, n) a layer", "George et al. 2018")
+@quantity("S_i", "(m, n) per layer", "George et al. 2018")
 def ekfac_scales(g_exact: Layers, a_bar: Layers, A: Layers, G: Layers, N: int) -> Layers:
     """(1/N) sum_n E[(U_G^T g a_bar^T U_A)^2], eigenvalues of both ascending, undamped"""
     return basis_moments(g_exact, a_bar, bases_of(Factors.of_layers(A, G, N)))
@@ -244,12 +243,12 @@ def _averaged(part: str, old: dict[str, Layers], new: dict[str, Layers], epsilon
     before = old.get(part) or [np.zeros_like(X) for X in new[part]]        # epsilon is 0 for the first batch
     return tuple(average.mixed(epsilon, X, Y) for X, Y in zip(before, new[part], strict=True))
 
-@quantity("A_ii", "(n, n) a layer", "sec. 5", fields=("previous",))
+@quantity("A_ii", "(n, n) per layer", "sec. 5", fields=("previous",))
 def A_average(old: dict[str, Layers], new: dict[str, Layers], epsilon: float) -> Layers:
     """eps old + (1 - eps) A, eps = min(1 - 1/(k+1), 0.95)"""
     return _averaged("A", old, new, epsilon)
 
-@quantity("G_ii", "(m, m) a layer", "sec. 5", fields=("previous",))
+@quantity("G_ii", "(m, m) per layer", "sec. 5", fields=("previous",))
 def G_average(old: dict[str, Layers], new: dict[str, Layers], epsilon: float) -> Layers:
     """the same of G_sampled, or of the exact G without targets"""
     return _averaged("G", old, new, epsilon)

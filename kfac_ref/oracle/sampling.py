@@ -1,10 +1,10 @@
-"""Judging a G whose sampled targets we do not have: by simulation from the problem itself.
+"""Test a G whose sampled targets are unknown, by simulation from the problem.
 
-A G of M samples is ``(1/(N M)) sum g g^T`` with targets drawn from the model, so its distribution is known: it is
-simulated. What is looked at are, for each layer, the trace and the squares ``u^T G u`` along a few fixed directions of
-signs, in units of their simulated spread; the statistic is the largest of their deviations and of their root mean
-square, over all layers. A value is accused where its statistic exceeds that of every simulated draw, so that a right
-one is accused at a rate below `RATE`, whatever the number of layers.
+A G of M samples is ``(1/(N M)) sum g g^T`` with targets drawn from the model, so its distribution can be simulated. The
+features per layer are the trace and the squares ``u^T G u`` along a few fixed directions of signs, in units of their
+simulated spread; the statistic is the largest of their deviations and of their root mean square, over all layers. A
+value is rejected if its statistic exceeds that of every simulated draw, so a right one is rejected at a rate below
+`RATE`, whatever the number of layers.
 """
 
 from __future__ import annotations
@@ -24,55 +24,31 @@ from .graph import Reference
 from .mistakes import CATALOGUE, FACTORS_G, Mistake, error
 from .problem import Problem
 
-#: The family-wise rate at which right values may be accused: one statistic against the largest of 1 / RATE - 1 others
-#: would have this rate; more are drawn.
+#: The family-wise rate at which right values may be rejected: one statistic against the largest of 1 / RATE - 1 others
+#: would have this rate; DRAWS is larger.
 RATE = 1e-3
 DRAWS = 9999
 _DIRECTIONS = 32
 _CHUNK = 2**22
-#: Averages of more draws than this are taken to shrink as the root of their number.
+#: Averages of more draws than this are assumed to shrink as the root of their number.
 _MOST = 50
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What simulation says about a sampled G.
+    """The result of the test of a sampled G."""
 
-    Attributes
-    ----------
-    right : bool
-        Whether the values are such as M samples give.
-    samples : int
-        M: as stated, or else inferred from the spread.
-    stated : bool
-        Whether it was stated.
-    statistic, limit : float
-        Of the values, and the largest of the simulated ones.
-    explanations : tuple of Mistake
-        Scales and distributions under which the values are such as M samples give.
-    power : dict
-        For each of some mistakes, the part of simulated draws in which it would be noticed.
-    """
-
-    right: bool
-    samples: int
-    stated: bool
+    right: bool             # whether the values are consistent with M samples
+    samples: int            # M
+    stated: bool            # whether M was given; else it is inferred from the spread
     statistic: float
-    limit: float
-    explanations: tuple[Mistake, ...]
-    power: dict[str, float]
+    limit: float            # the largest simulated statistic
+    explanations: tuple[Mistake, ...]       # scales and distributions that would make the values consistent
+    power: dict[str, float]                 # the share of simulated draws in which a mistake would be detected
 
 
 class Simulation:
-    """Draws of G from the model's own prediction, as features.
-
-    Parameters
-    ----------
-    problem : Problem
-        Gives the network and the examples.
-    draws : int
-        How many to simulate.
-    """
+    """Features of `draws` simulated G, each of one sample of the model's own prediction per example."""
 
     def __init__(self, problem: Problem, draws: int = DRAWS) -> None:
         self.problem, self.draws = problem, draws
@@ -83,31 +59,17 @@ class Simulation:
         self.at = reference["at"]
         self.pool = self.features_of_draws(lambda rng, n: self.at.sample(rng, n), draws, 1)
         self.mean = self.features(self.exact)
-        # Some features do not vary: of a categorical, g of the last layer adds up to 0.
+        # Some features do not vary: g of the last layer of a categorical sums to 0.
         self.floor = 1e-9 * np.repeat([np.trace(G) for G in self.exact], 1 + _DIRECTIONS) + 1e-300
         self._null: dict[int, tuple[Array, float]] = {}
 
     def features(self, G: Sequence[Array]) -> Array:
-        """Return the trace and the squares along the directions, layer by layer.
-
-        Parameters
-        ----------
-        G : sequence of (m, m) arrays
-            One a layer.
-        """
+        """Return the trace and the squares along the directions, layer by layer."""
         return np.concatenate([[np.trace(S), *((u @ S) * u).sum(axis=1)] for S, u in zip(G, self.signs,
                                                                                              strict=True)])
 
     def features_of_draws(self, sample: Callable[[np.random.Generator, int], Any], draws: int, seed: int) -> Array:
-        """Return the features of draws of one sample each, in bounded memory.
-
-        Parameters
-        ----------
-        sample : function of (Generator, n)
-            Draws n targets for each example.
-        draws, seed : int
-            How many, and where the generator starts.
-        """
+        """Return the features of draws of one sample each, in bounded memory; `sample` draws n targets per example."""
         rng = np.random.default_rng(seed)
         N = len(self.at)
         chunk = max(1, _CHUNK // (N * max(self.problem.sizes)))
@@ -121,15 +83,7 @@ class Simulation:
         return np.concatenate(found)
 
     def of(self, M: int, pool: Array | None = None) -> Array:
-        """Return the features of draws of M samples, averages of single ones.
-
-        Parameters
-        ----------
-        M : int
-            Samples for each example.
-        pool : array, optional
-            Single draws; those of the model unless told.
-        """
+        """Return the features of draws of M samples, averages of single draws (default: those of the model)."""
         pool = self.pool if pool is None else pool
         if M == 1:
             return pool
@@ -140,15 +94,7 @@ class Simulation:
         return middle + (found - middle) * math.sqrt(some / M)
 
     def statistic(self, features: Array, M: int) -> Array:
-        """Return the statistic of one or many rows of features, as of M samples.
-
-        Parameters
-        ----------
-        features : (F,) or (R, F) array
-            Of the values.
-        M : int
-            Samples for each example.
-        """
+        """Return the statistic of features (F,) or (R, F) if they come from M samples."""
         spread, _ = self._nulls(M)
         return self._of(features, spread)
 
@@ -159,13 +105,7 @@ class Simulation:
         return np.maximum(np.abs(parts[..., 0]).max(axis=-1), 2 * whole.max(axis=-1))
 
     def limit(self, M: int) -> float:
-        """Return the largest statistic of the simulated draws of M samples.
-
-        Parameters
-        ----------
-        M : int
-            Samples for each example.
-        """
+        """Return the largest statistic of the simulated draws of M samples."""
         return self._nulls(M)[1]
 
     def _nulls(self, M: int) -> tuple[Array, float]:
@@ -176,13 +116,7 @@ class Simulation:
         return self._null[M]
 
     def infer(self, features: Array) -> int:
-        """Return the number of samples whose spread is nearest to how far the values lie from the exact ones.
-
-        Parameters
-        ----------
-        features : (F,) array
-            Of the values.
-        """
+        """Return the number of samples whose spread matches the distance of the features from the exact ones."""
         spread = self.pool.std(axis=0)
         free = spread > self.floor
         square = float(np.mean(((features - self.mean) / np.where(free, spread, 1))[free]**2)) if free.any() else 0.0
@@ -190,28 +124,18 @@ class Simulation:
 
 
 def judge(problem: Problem, G: Sequence[Array], samples: int | None = None) -> Judgement:
-    """Say whether a sampled G is such as the model's own prediction gives.
+    """Test whether a sampled G is consistent with the model's own prediction.
+
+    Raises a ProblemError if the simulation would take hours.
 
     Parameters
     ----------
     problem : Problem
-        Without the targets that were sampled.
-    G : sequence of (m, m) arrays
-        One a layer.
+        Its targets, if any, are ignored.
     samples : int, optional
-        The number M of targets for each example, where it is known; else it is inferred.
-
-    Returns
-    -------
-    Judgement
-        With what explains a value that is not.
-
-    Raises
-    ------
-    ProblemError
-        Where simulating would take hours.
+        The number M of targets per example (default: inferred).
     """
-    # Of all draws, or of as many as the rate needs; a network is not simulated for hours.
+    # A large network gets only as many draws as the rate needs.
     work = 2 * len(problem.x) * sum(W.size for W in problem.weights)
     draws = DRAWS if DRAWS * work < 1e11 else round(1 / RATE) - 1
     if draws * work > 1e13:
@@ -225,13 +149,13 @@ def judge(problem: Problem, G: Sequence[Array], samples: int | None = None) -> J
     value, limit = float(simulation.statistic(features, M)), simulation.limit(M)
     right = value <= limit
     explanations: Sequence[Mistake] = ()
-    if not right or (M == 1 and samples is None):           # what says that it is right there says little
+    if not right or (M == 1 and samples is None):           # such a result says little
         explanations = _same(problem, G) or (() if right else _explained(simulation, features, samples))
     return Judgement(right, M, samples is not None, value, limit, tuple(explanations), _power(simulation, M))
 
 
 def _same(problem: Problem, G: Sequence[Array]) -> list[Mistake]:
-    """Return the mistakes without chance in them whose G this is."""
+    """Return the deterministic mistakes that give this G."""
     found, reference = [], Reference(problem)
     for name in ("likeliest label in place of a sample", "labels in place of the model's targets",
                  "G from the gradient of the weights"):
@@ -241,7 +165,7 @@ def _same(problem: Problem, G: Sequence[Array]) -> list[Mistake]:
 
 
 class _Counts(dict[str, Any]):
-    """What the factors of a scale read of a reference: N, C and M, without the M targets."""
+    """What scale factors read from a reference: N, C and M, without targets."""
 
     def __init__(self, problem: Problem, M: int) -> None:
         super().__init__(N=len(problem.x))
@@ -249,7 +173,7 @@ class _Counts(dict[str, Any]):
 
 
 def _factors(problem: Problem, M: int) -> dict[str, float]:
-    """Return the factor of each mistake of the catalogue that scales a sampled G alone."""
+    """Return the factor of each mistake of the catalogue that only scales a sampled G."""
     counts: Any = _Counts(problem, M)
     return {name: float(mistake.changes["G_sampled"](counts, lambda: 1.0)) for name, mistake in CATALOGUE.items()
             if mistake.group == "scale" and set(mistake.changes) <= set(FACTORS_G) and "G_sampled" in mistake.changes}
@@ -284,7 +208,7 @@ def _uniform(problem: Problem, z: Array) -> Callable[[np.random.Generator, int],
 
 
 def _power(simulation: Simulation, M: int) -> dict[str, float]:
-    """Return how often some mistakes would be noticed in G of M samples."""
+    """Return how often some mistakes would be detected in G of M samples."""
     draws, limit = simulation.of(M)[:999], simulation.limit(M)
     asked = {"G twice too large": 2.0, "G half too small": 0.5, "G summed over the examples": float(len(simulation.at)),
              "G averaged over the outputs": 1 / simulation.problem.sizes[-1]}

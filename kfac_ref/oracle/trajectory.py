@@ -1,7 +1,7 @@
 """Trajectories: Algorithm 2 (paper: sec. 9) step by step on stored batches, as quantities of a problem.
 
-Each step is a problem of its own, whose factors are the running average at the last refresh; so a mistake in any
-quantity changes the trajectory as it would in a program.
+Each step is a problem whose factors are the running average at the last refresh, so a mistake in any quantity changes
+the trajectory as it would in a program.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import damping, params
 from ..checks import Array
-from . import quantities  # noqa: F401  (the steps are made of them)
+from . import quantities  # noqa: F401  (the steps use them)
 from .graph import NODES, Reference, node, quantity
 from .problem import Batch, Problem
 
@@ -27,21 +27,9 @@ SCALARS = ("lambda", "gamma", "alpha", "mu", "M", "rho")
 
 def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, Any] | None = None
           ) -> Iterator[dict[str, Any]]:
-    """Take the steps of a trajectory one after the other.
+    """Yield ``lambda, gamma, alpha, mu, M, rho`` (NaN if not measured) of each step and the ``weights`` after it.
 
-    Parameters
-    ----------
-    problem : Problem
-        With a trajectory.
-    mistakes : sequence of Mistake
-        None for the right values.
-    shared : dict, optional
-        Where the values of the first step are kept, for the next catalogue entry.
-
-    Yields
-    ------
-    dict
-        ``lambda, gamma, alpha, mu, M, rho`` of a step, rho NaN where it is not measured, and the ``weights`` after it.
+    `shared` caches the values of the first step across mistakes.
     """
     t = problem.trajectory
     assert t is not None
@@ -66,7 +54,7 @@ def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, 
         given = {f"{name}_solve": value for name, value in used.items()} | {
             "hyper": t, "structure": t.structure, "model_damping": lambda_ + problem.weight_decay,
             "g_F": two["g_exact"], "a_bar_F": two["a_bar"]}
-        # What is given was made with the mistakes in it: values are shared with those that made it the same.
+        # The given values contain mistakes: share only between references in which the same mistakes acted.
         acting = *(part.part_of(f"{name}_average") for name in names), two.part_of("g_exact"), two.part_of("a_bar")
         tried = []
         for candidate in gammas:
@@ -87,17 +75,8 @@ def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, 
 
 
 def _once(shared: dict[Any, Any] | None) -> Callable[[Any, Callable[[], Any]], Any]:
-    """Return what makes a value, or gives that which was made under the same key."""
+    """Return a function that makes a value once per key, if there is a cache."""
     def once(key: Any, make: Callable[[], Any]) -> Any:
-        """Return a value.
-
-        Parameters
-        ----------
-        key : Any
-            What it is called.
-        make : function
-            Makes it.
-        """
         if shared is None:
             return make()
         if key not in shared:
@@ -130,7 +109,7 @@ node("trajectory", *NODES)(lambda reference: list(steps(reference.problem, refer
 
 
 def _show_along(name: str) -> None:
-    """Show a number of each step to users."""
+    """Add one number per step as a quantity."""
     def along(trajectory: list[dict[str, Any]]) -> Array:
         return np.array([step[name] for step in trajectory])
     along.__name__, along.__doc__ = f"trajectory_{name}", "of each step" + (
@@ -142,7 +121,7 @@ for _name in SCALARS:
     _show_along(_name)
 
 
-@quantity("theta", "(T, m, n) a layer", "sec. 9 (Algorithm 2)", "trajectory", fields=("trajectory",))
+@quantity("theta", "(T, m, n) per layer", "sec. 9 (Algorithm 2)", "trajectory", fields=("trajectory",))
 def trajectory_weights(trajectory: list[dict[str, Any]]) -> tuple[Array, ...]:
     """after each step"""
     return tuple(np.stack(W) for W in zip(*(step["weights"] for step in trajectory), strict=True))

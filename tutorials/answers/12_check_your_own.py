@@ -71,7 +71,7 @@ assert min(row.digits for row in oracle.check(problem, right).rows) > 12
 # All ten pairs of the five are named, each by that pair alone. (`slope` and `kfac` compare by `==`: write `"labels" in
 # mistake` and so on, and pass one text with both names, "labels, no root".) The oracle tries all pairs of its
 # catalogue; three at once are not searched.
-# Then it goes on one quantity at a time, with those before it taken as they are, and still finds each.
+# Then it checks each quantity separately, given your values for its inputs, and still finds each mistake.
 #
 # One can hide another where their factors cancel. A summed over the examples is N times too large. With a G that is N
 # times too small the product A kron G is right, and the damping does not help either: pi grows N-fold, so that the
@@ -88,7 +88,7 @@ for pair in itertools.combinations(names, 2):
     assert [set(e.names) for e in found] == [{names[mistake] for mistake in pair}]
 three = oracle.check(problem, kfac("labels", "mean loss", "no root"))
 for quantity, found in three.one_by_one.items():
-    print(f"three at once, {quantity}: {' and '.join(found[0].names) or 'right, given those before it'}")
+    print(f"three at once, {quantity}: {' and '.join(found[0].names) or 'correct, given its inputs'}")
 assert not three.explanations
 assert np.isclose(kfac("bare traces")["pi"][1], right["pi"][1])         # layer 1 is square
 A, G = [N * M for M in right["A"]], [M / N for M in right["G"]]
@@ -122,9 +122,9 @@ for scale in (1, 10, 30, 1e4):
 # ## 4. Sampled targets
 #
 # It says "as sampled", and how much that is worth. Without the targets the oracle cannot compare digits. It simulates
-# what M draws for each example give, and accuses a G that is further off than all of these. With M = 1 and five
-# examples much is possible: the report itself says that G at the labels would be noticed in 0% of cases. With M = 1000
-# it would be in all. State M (`samples`): else it is inferred from the spread, and five examples say little about
+# what M draws per example give, and rejects a G that is further off than all of these. With M = 1 and five examples
+# much is possible: the report itself says that G at the labels would be detected in 0% of the cases. With M = 1000 it
+# would be in all. State M (`samples`): else it is inferred from the spread, and five examples say little about
 # it. Give the targets in the problem, and all digits are compared. And do not give a sampled G as `G`: that is the
 # exact one.
 
@@ -135,7 +135,7 @@ for M in (1, 1000):
     G = [np.einsum("mnp,mnq->pq", g, g) / (M * N) for g in at.backward(kr.Categorical().gradient(at.z, targets))]
     report = oracle.check(problem, {"G_sampled": G}, samples=M)
     power = report.judgement.power["labels in place of the model's targets"]
-    print(f"M = {M}: {report.rows[0].verdict}; labels would be noticed in {100 * power:.0f}%")
+    print(f"M = {M}: {report.rows[0].verdict}; labels would be detected in {100 * power:.0f}%")
     assert report.ok
     assert power < 0.1 if M == 1 else power > 0.9
     assert oracle.check(problem.replace(targets=targets), {"G_sampled": G}).rows[0].digits > 12

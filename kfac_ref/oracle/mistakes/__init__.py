@@ -1,11 +1,9 @@
-"""What goes wrong in implementations of K-FAC: one catalogue, by name.
+"""The catalogue of mistakes in implementations of K-FAC.
 
-An entry says in a sentence what was done, why it is wrong and how to mend it, and holds the transformation of the right
-values into the wrong ones: a change of one or a few nodes of the `reference`, from which the rest follows. The
-diagnosis takes the entries for hypotheses, the test suite for mutants, and the exercises for feedback.
-
-A function of a change takes the reference and the function that makes the right value; it need not call that. The
-entries stand in the order in which they are applied: that of the modules here, and of the lines in each.
+An entry says what was done, why it is wrong and how to correct it, and transforms the right values into the wrong ones:
+it changes one or a few nodes of the `reference`, and the rest follows. The diagnosis uses the entries as hypotheses,
+the test suite as mutants, and the exercises as feedback. A change takes the reference and a function that makes the
+right value. Entries are applied in the order of the modules imported here, and of the lines in each.
 """
 
 from . import data, scale, expectation, layout, damping, steps  # noqa: I001, F401  (each adds its entries: the order counts)

@@ -12,19 +12,17 @@ from ...checks import Array
 from ..graph import NODES, Reference
 from .entry import Change, Right, add, times
 
-add("damping", "weight decay left out of the gradient", "the gradient is that of the loss alone",
-    "h = loss + (eta/2) ||theta||^2, so its gradient has eta W", "add eta W", {"decay": lambda r, right: times(
-        0.0, right())})
-add("damping", "weight decay twice in the gradient", "the gradient has 2 eta W",
-    "the derivative of (eta/2) ||theta||^2 is eta W", "add eta W once",
+_H, _ROOT = "h = loss + (eta/2) ||theta||^2, whose gradient has eta W", "the number under the root is lambda + eta"
+add("damping", "weight decay left out of the gradient", "the gradient is only that of the loss", _H, "add eta W",
+    {"decay": lambda r, right: times(0.0, right())})
+add("damping", "weight decay twice in the gradient", "the gradient contains 2 eta W", _H, "add eta W once",
     {"decay": lambda r, right: times(2.0, right())})
-add("damping", "weight decay left out of the objective", "h is the loss alone", "h = loss + (eta/2) ||theta||^2",
+add("damping", "weight decay left out of the objective", "h is only the loss", "h = loss + (eta/2) ||theta||^2",
     "add (eta/2) ||theta||^2", {"objective": lambda r, right: r["loss"]}, ("loss",))
-add("damping", "weight decay added to the damping again", "eta was added to a damping that is lambda + eta already",
-    "the number under the root is lambda + eta", "add eta once", {"damping": lambda r, right: right() + r["eta"]},
-    ("eta",))
-add("damping", "weight decay left out of the damping", "the damping is lambda alone", "the number under the root is "
-    "lambda + eta", "add eta", {"damping": lambda r, right: max(right() - r["eta"], 0.0)}, ("eta",))
+add("damping", "weight decay added to the damping again", "eta was added to a damping that is already lambda + eta",
+    _ROOT, "add eta once", {"damping": lambda r, right: right() + r["eta"]}, ("eta",))
+add("damping", "weight decay left out of the damping", "the damping is only lambda", _ROOT, "add eta",
+    {"damping": lambda r, right: max(right() - r["eta"], 0.0)}, ("eta",))
 
 
 def _damped(a: Callable[[float, float], float], g: Callable[[float, float], float]) -> dict[str, Change]:
@@ -35,21 +33,21 @@ def _damped(a: Callable[[float, float], float], g: Callable[[float, float], floa
     return {"A_damped": of("A_solve", a), "G_damped": of("G_solve", g)}
 
 
-_FACTORED = "A + pi sqrt(lambda + eta) I and G + sqrt(lambda + eta)/pi I: the product then holds (lambda + eta) I"
+_FACTORED = "A + pi sqrt(lambda + eta) I and G + sqrt(lambda + eta)/pi I: the product then contains (lambda + eta) I"
 for _name, _what, _remedy, _a, _g in (
-    ("damping not under the root", "the damping was shared as pi d and d/pi, without the square root",
+    ("damping not under the root", "the damping was split as pi d and d/pi, without the square root",
      "take the square root of the damping", lambda pi, d: pi * d, lambda pi, d: d / pi),
-    ("full damping on both factors", "each factor got the whole damping", "use the square root, shared by pi",
+    ("full damping on both factors", "each factor got the whole damping", "use the square root, split by pi",
      lambda pi, d: d, lambda pi, d: d),
-    ("full damping on A alone", "A got the whole damping and G none", "share the square root by pi",
+    ("full damping on A alone", "A got the whole damping and G none", "split the square root by pi",
      lambda pi, d: d, lambda pi, d: 0.0),
-    ("full damping on G alone", "G got the whole damping and A none", "share the square root by pi",
+    ("full damping on G alone", "G got the whole damping and A none", "split the square root by pi",
      lambda pi, d: 0.0, lambda pi, d: d),
     ("root damping on A alone", "A got its share of the damping and G none", "damp G too, with sqrt(damping)/pi",
      lambda pi, d: pi * math.sqrt(d), lambda pi, d: 0.0),
     ("root damping on G alone", "G got its share of the damping and A none", "damp A too, with pi sqrt(damping)",
      lambda pi, d: 0.0, lambda pi, d: math.sqrt(d) / pi),
-    ("damping added twice", "the damping was added to factors that had been damped in place already",
+    ("damping added twice", "the damping was added to factors that were already damped in place",
      "add it to a copy of the factors", lambda pi, d: 2 * pi * math.sqrt(d), lambda pi, d: 2 * math.sqrt(d) / pi),
     ("no damping", "the factors were not damped", "damp them", lambda pi, d: 0.0, lambda pi, d: 0.0),
 ):
@@ -77,34 +75,36 @@ def _with_last(S: Array, value: float) -> Array:
 
 _PI = "pi^2 is the ratio of the mean eigenvalues of A and G, and balances the two cross terms of the damped product"
 for _name, _what, _remedy, _change in (
-    ("pi squared", "pi^2 was used in place of pi", "take the square root of the ratio",
-     lambda r, right: right()**2),
-    ("pi inverted", "pi was taken of G over A", "A comes first: A + pi sqrt(d) I", lambda r, right: 1 / right()),
+    ("pi squared", "pi^2 was used instead of pi", "take the square root of the ratio", lambda r, right: right()**2),
+    ("pi inverted", "pi is the ratio of G over A", "A comes first: A + pi sqrt(d) I", lambda r, right: 1 / right()),
     ("pi left out", "pi is 1: both factors got the same sqrt(damping)", "use sqrt((tr A/n)/(tr G/m))",
      lambda r, right: np.ones_like(right())),
     ("pi of traces without the dimensions", "pi is sqrt(tr A / tr G), without the dimensions",
      "divide each trace by its dimension", _pi(_trace_ratio)),
-    ("pi of Frobenius norms", "pi is made of Frobenius norms (as in the author's code), where the trace norm was asked "
-     "for", "use the traces", _pi(damping.frobenius_pi)),
+    ("pi of Frobenius norms", "pi uses Frobenius norms (as in the author's code) instead of the trace norm",
+     "use the traces", _pi(damping.frobenius_pi)),
 ):
     add("damping", _name, _what, _PI, _remedy, {"pi": _change}, ("A_solve", "G_solve"))
-add("damping", "one pi for all layers", "all layers have one pi, from their traces and dimensions added up",
-    "each layer has its own A and G, and its own ratio", "compute pi layer by layer",
+_OWN = "each layer has its own A and G, and its own ratio"
+add("damping", "one pi for all layers", "all layers share one pi, from their summed traces and dimensions", _OWN,
+    "compute pi per layer",
     {"pi": lambda r, right: np.full_like(right(), damping.trace_pi(*map(_joined, (r["A_solve"], r["G_solve"]))))},
     ("A_solve", "G_solve"))
-add("damping", "pi of the first layer for all", "all layers have the pi of the first", "each layer has its own A and "
-    "G, and its own ratio", "compute pi layer by layer", {"pi": lambda r, right: np.full_like(right(), right()[0])})
+add("damping", "pi of the first layer for all", "all layers use the pi of the first", _OWN, "compute pi per layer",
+    {"pi": lambda r, right: np.full_like(right(), right()[0])})
 add("damping", "bias not damped", "the damping was not added to the last entry of A, that of the bias",
-    "the damping acts on all parameters alike", "add it to the whole diagonal of A",
+    "the damping acts on all parameters equally", "add it to the whole diagonal of A",
     {"A_damped": lambda r, right: tuple(_with_last(D, A[-1, -1]) for D, A in zip(right(), r["A_solve"], strict=True))},
     ("A_solve",))
 add("damping", "pi in place of 1/pi in G", "both factors were damped with pi sqrt(damping)", _FACTORED,
     "divide by pi in G", {"G_damped": lambda r, right: tuple(
         damping.add_to_diagonal(G, float(pi) * math.sqrt(r["damping"]))
         for G, pi in zip(r["G_solve"], r["pi"], strict=True))}, ("G_solve", "pi", "damping"))
+
+
 def _natural_gradient(r: Reference, right: Right) -> tuple[Array, ...]:
     if r.problem.model.network.parameters > 500:
-        raise ValueError("a dense Fisher of this size is not tried as an explanation of a step")
+        raise ValueError("the dense Fisher is too large to be tried as an explanation")
     found: tuple[Array, ...] = NODES["natural_gradient"].compute(r)
     return found
 
@@ -113,11 +113,11 @@ add("damping", "exact Fisher in place of the factors", "the step is the natural 
     "K-FAC solves with A kron G; the two differ by the error of the approximation", "compare natural_gradient",
     {"step": _natural_gradient}, NODES["natural_gradient"].needs)
 add("damping", "exact damping in place of factored", "the step solves with A kron G + damping I",
-    "the paper damps the factors; both are sound, and their steps differ", "damp the factors, or compare with "
+    "the paper damps the factors; both are valid, and their steps differ", "damp the factors, or compare with "
     "step_exact_damping", {"step": lambda r, right: NODES["step_exact_damping"].compute(r)},
     NODES["step_exact_damping"].needs)
-add("damping", "factored damping in place of exact", "the step solves with damped factors, where A kron G + damping I "
-    "was asked for", "the product of damped factors has two terms more", "solve in the eigenbasis, or compare with "
+add("damping", "factored damping in place of exact", "the step solves with damped factors instead of A kron G + "
+    "damping I", "the product of damped factors has two more terms", "solve in the eigenbasis, or compare with "
     "step", {"step_exact_damping": lambda r, right: NODES["step"].compute(r)}, NODES["step"].needs)
 
 
@@ -131,13 +131,12 @@ def _average_of_damped(part: str) -> Change:
     return change
 
 
-add("average", "damping added before averaging", "the batch's factors were damped before they went into the running "
-    "average", "the average is of the factors; damping changes with lambda and gamma, and belongs to the "
-    "solve", "average first, damp after", {f"{part}_average": _average_of_damped(part) for part in ("A", "G")},
-    ("new", "epsilon", "damping"))
-_BIASED = "eps = min(1 - 1/k, 0.95): the first batch is taken whole, so there is nothing to correct"
+add("average", "damping added before averaging", "the factors of the batch were damped before they were averaged",
+    "the damping changes with lambda and gamma, so it belongs to the solve", "average first, then damp",
+    {f"{part}_average": _average_of_damped(part) for part in ("A", "G")}, ("new", "epsilon", "damping"))
+_BIASED = "eps = min(1 - 1/k, 0.95): the first batch has weight 1, so there is no bias to correct"
 add("average", "average starts at the identity", "the running average starts at the identity with a constant decay",
-    _BIASED, "take the first batch whole",
+    _BIASED, "give the first batch weight 1",
     {"epsilon": lambda r, right: r["ceiling"],
      "old": lambda r, right: right() or {name: tuple(np.eye(*X.shape) if not name.endswith("cross") else 0 * X
                                                     for X in r["new"][name]) for name in r["new"]}},
@@ -146,11 +145,11 @@ add("average", "average not corrected for its start", "the running average has a
     _BIASED, "let the decay grow as 1 - 1/k, or divide by 1 - decay^k", {"epsilon": lambda r, right: r["ceiling"]},
     ("ceiling",))
 add("average", "decay on the new factors", "the decay multiplies the new factors and 1 - decay the old ones",
-    "eps weighs the old", "exchange them", {"epsilon": lambda r, right: 1 - right()})
-add("average", "no running average", "the factors are those of this batch alone", "old batches count with weight eps",
+    "eps is the weight of the old factors", "exchange them", {"epsilon": lambda r, right: 1 - right()})
+add("average", "no running average", "the factors are only those of this batch", "old batches have weight eps",
     "keep the running average", {"epsilon": lambda r, right: 0.0})
 add("average", "debiased exponential average", "the average is sum d^j X_{k-j} / sum d^j, from the first batch on",
-    "the paper averages the first batches evenly; the two agree only in the first and in the long run",
+    "the paper weights the first batches equally; the two agree only at the first batch and in the limit",
     "use eps = min(1 - 1/k, 0.95)",
     {"epsilon": lambda r, right: (lambda d, k: d * (1 - d**k) / (1 - d**(k + 1)))(r["ceiling"], r["k"])},
     ("ceiling", "k"))

@@ -1,4 +1,4 @@
-"""Which examples, and which labels belong to them."""
+"""The examples and their labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .entry import add
 
 def _all_but_last(at: Point) -> Point:
     if len(at) == 1:
-        raise ValueError("nothing is left of a single example")
+        raise ValueError("no example is left")
     return at.take(slice(0, -1))
 
 
@@ -19,7 +19,7 @@ add("data", "labels of the row after", "each example had the label of the next o
     "shuffle x and y with one permutation", {"y": lambda r, right: np.roll(right(), -1, axis=0)})
 add("data", "labels of the row before", "each example had the label of the one before (the first that of the last)",
     _ROWS, "shuffle x and y with one permutation", {"y": lambda r, right: np.roll(right(), 1, axis=0)})
-add("data", "last example skipped", "the last example was left out of everything, and the means are over the N - 1 "
-    "others", "the mean is over all N examples", "look for an end that is one too early, or a batch that drops what is "
-    "left over", {"at": lambda r, right: _all_but_last(right()), "y": lambda r, right: right()[:-1],
-                 "targets": lambda r, right: None if right() is None else right()[:, :-1]})
+add("data", "last example skipped", "the last example was left out everywhere: the means are over the other N - 1",
+    "the mean is over all N examples", "look for an off-by-one end, or a batch that drops the remainder",
+    {"at": lambda r, right: _all_but_last(right()), "y": lambda r, right: right()[:-1],
+     "targets": lambda r, right: None if right() is None else right()[:, :-1]})

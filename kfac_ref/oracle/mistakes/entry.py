@@ -1,4 +1,4 @@
-"""One entry of the catalogue, what it is made with, and when two values of a quantity differ."""
+"""An entry of the catalogue, helpers for its changes, and the comparison of two values of a quantity."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..graph import Reference
 
 #: Makes the right value.
 Right = Callable[[], Any]
-#: Makes what a mistaken implementation has in its place.
+#: Makes the wrong value.
 Change = Callable[[Reference, Right], Any]
 
-#: A mistake is flagged where it changes a quantity by more than this, relatively.
+#: A test vector flags a mistake that changes a quantity by more than this relative error.
 VISIBLE = 1e-6
 
 FACTORS_A = ("A", "A_cross")
@@ -29,36 +29,22 @@ STEPS = ("step", "step_tridiagonal", "step_exact_damping", "natural_gradient")
 
 @dataclass(frozen=True, eq=False)
 class Mistake:
-    """One entry of the catalogue.
-
-    Attributes
-    ----------
-    name : str
-        Short, in words.
-    what, why, remedy : str
-        A sentence each.
-    changes : mapping
-        For each node, the function that makes its wrong value.
-    reads : tuple of str
-        The nodes that those functions read beyond what the node is made from.
-    group : str
-        Its family, such as ``scale``.
-    shows : mapping
-        For each quantity that comes out in another form, while what is made from it stays as it was, the function of
-        the reference and the value.
-    """
+    """One entry of the catalogue; `what` was done, `why` it is wrong and the `remedy` are a sentence each."""
 
     name: str
     what: str
     why: str
     remedy: str
+    #: Node to the function that makes its wrong value.
     changes: Mapping[str, Change] = field(repr=False)
+    #: The nodes that those functions read, except the inputs of the changed node.
     reads: tuple[str, ...] = ()
     group: str = ""
+    #: Quantity to a function of reference and value, for values that are shown in another form but used correctly.
     shows: Mapping[str, Callable[[Reference, Any], Any]] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
-        """Return what was done, why it is wrong, and the remedy."""
+        """Return the texts of the mistake."""
         return f"{self.name}: {self.what}\n  why it is wrong: {self.why}\n  remedy: {self.remedy}"
 
 
@@ -68,112 +54,51 @@ CATALOGUE: dict[str, Mistake] = {}
 
 def add(group: str, name: str, what: str, why: str, remedy: str, changes: Mapping[str, Change],
         reads: tuple[str, ...] = (), shows: Mapping[str, Callable[[Reference, Any], Any]] | None = None) -> None:
-    """Put an entry into the catalogue.
-
-    Parameters
-    ----------
-    group, name, what, why, remedy, changes, reads, shows : str, mappings and tuple
-        As in `Mistake`.
-    """
+    """Add an entry to the catalogue; the arguments are those of `Mistake`."""
     assert name not in CATALOGUE, name
     CATALOGUE[name] = Mistake(name, what, why, remedy, dict(changes), reads, group, dict(shows or {}))
 
 
 def times(c: float, value: Any) -> Any:
-    """Return c times a number, an array, or each array of a tuple.
-
-    Parameters
-    ----------
-    c : float
-        The multiplier.
-    value : number, array or tuple of arrays
-        A quantity.
-    """
+    """Return c times a number, an array, or each array of a tuple."""
     return tuple(c * X for X in value) if isinstance(value, tuple) else c * value
 
 
 def scaled(nodes: Sequence[str], factor: Callable[[Reference], float]) -> dict[str, Change]:
-    """Return the changes that multiply nodes by a factor.
-
-    Parameters
-    ----------
-    nodes : sequence of str
-        Names.
-    factor : function of Reference
-        Returns the multiplier.
-    """
+    """Return the changes that multiply nodes by a factor."""
     return dict.fromkeys(nodes, lambda r, right: times(factor(r), right()))
 
 
 def mapped(nodes: Sequence[str], f: Callable[[Array], Array]) -> dict[str, Change]:
-    """Return the changes that map the array of each layer.
-
-    Parameters
-    ----------
-    nodes : sequence of str
-        Names.
-    f : function of array
-        Returns the wrong one.
-    """
+    """Return the changes that map the array of each layer."""
     return dict.fromkeys(nodes, lambda r, right: tuple(f(X) for X in right()))
 
 
 def rows_of(g: Sequence[Array], a_bar: Sequence[Array]) -> Array:
-    """Return the vector of each example's gradients as a row: ``vec(g a_bar^T)`` of all layers.
-
-    Parameters
-    ----------
-    g : sequence of (N, m) or (K, N, m) arrays
-        Gradients.
-    a_bar : sequence of (N, n) arrays
-        Inputs.
-    """
+    """Return ``vec(g a_bar^T)`` of all layers for each example and column, as rows."""
     D = [layers.example_gradients(g.reshape(-1, *g.shape[-2:]), a) for g, a in zip(g, a_bar, strict=True)]
     return np.concatenate([d.swapaxes(-1, -2).reshape(len(d) * d.shape[1], -1) for d in D], axis=1)
 
 
 def N_of(r: Reference) -> float:
-    """Return the number of examples.
-
-    Parameters
-    ----------
-    r : Reference
-        Of the problem.
-    """
+    """Return the number of examples."""
     return float(r["N"])
 
 
 def C_of(r: Reference) -> float:
-    """Return the number of outputs.
-
-    Parameters
-    ----------
-    r : Reference
-        Of the problem.
-    """
+    """Return the number of outputs."""
     return float(r.problem.sizes[-1])
 
 
 def M_of(r: Reference) -> float:
-    """Return the number of sampled targets of each example, 1 where there are none.
-
-    Parameters
-    ----------
-    r : Reference
-        Of the problem.
-    """
+    """Return the number of sampled targets per example, 1 if there are none."""
     return float(len(r.problem.targets)) if r.problem.targets is not None else 1.0
 
 
 def differ(right: Any, wrong: Any, tolerance: float = VISIBLE) -> bool:
-    """Return whether two values of a quantity differ, in shape or by more than the tolerance relatively.
+    """Return whether two values of a quantity differ in shape or by a larger relative error.
 
-    Parameters
-    ----------
-    right, wrong : number, array, tuple of arrays or None
-        None cannot be computed: there is no difference to see.
-    tolerance : float
-        Of the largest entry of an array.
+    None is a value that cannot be computed, which counts as equal.
     """
     if right is None or wrong is None:
         return False
@@ -181,12 +106,9 @@ def differ(right: Any, wrong: Any, tolerance: float = VISIBLE) -> bool:
 
 
 def error(right: Any, theirs: Any) -> float:
-    """Return the largest relative error over the arrays of a quantity; infinite where the shapes differ.
+    """Return the largest relative error over the arrays of a quantity; infinite if the shapes differ.
 
-    Parameters
-    ----------
-    right, theirs : number, array or tuple of arrays
-        NaN in the same places counts as equal.
+    NaN in the same places counts as equal.
     """
     if isinstance(right, tuple) != isinstance(theirs, tuple):
         return math.inf

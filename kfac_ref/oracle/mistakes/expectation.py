@@ -1,4 +1,4 @@
-"""Over which targets the expectation is taken, and what is squared."""
+"""The targets of the expectation, and what is squared."""
 
 from __future__ import annotations
 
@@ -10,43 +10,46 @@ import numpy as np
 
 from ... import params
 from ...checks import Array
-from ...likelihoods import Bernoulli, Categorical, Likelihood
+from ...likelihoods import Bernoulli, Categorical
 from ..graph import NODES, Reference
 from ..quantities import G_empirical
 from .entry import Change, M_of, Right, add, rows_of
 
 
-def _mode(likelihood: Likelihood, z: Array) -> Any:
-    """Return the likeliest target of each example."""
-    if isinstance(likelihood, Categorical):
-        return z.argmax(axis=1)
-    return (z > 0).astype(z.dtype) if isinstance(likelihood, Bernoulli) else z
-
-
 def _at_mode(r: Reference) -> tuple[Array, ...]:
-    likelihood = r.problem.model.likelihood
-    return tuple(r["at"].backward(likelihood.gradient(r["z"], _mode(likelihood, r["z"]))))
+    """Return g at the likeliest target of each example."""
+    likelihood, z = r.problem.model.likelihood, r["z"]
+    mode = z.argmax(axis=1) if isinstance(likelihood, Categorical) else \
+        (z > 0).astype(z.dtype) if isinstance(likelihood, Bernoulli) else z
+    return tuple(r["at"].backward(likelihood.gradient(z, mode)))
+
+
+def _unit_columns(z: Array) -> Array:
+    """Return the columns of the identity for each example, (C, N, C)."""
+    return np.repeat(np.eye(z.shape[1])[:, None, :], len(z), axis=1)
 
 
 def _uniform_columns(r: Reference) -> Array:
-    """Return columns whose squares add up to E[dz dz^T] over targets that the model has no part in."""
+    """Return columns whose squares sum to E[dz dz^T] over targets that do not depend on the model."""
     z, likelihood = r["z"], r.problem.model.likelihood
     if isinstance(likelihood, Categorical):
         C = z.shape[1]
         labels = np.repeat(np.arange(C)[:, None], len(z), axis=1)
         return likelihood.gradient(z, labels) / math.sqrt(C)
     if isinstance(likelihood, Bernoulli):                       # independent fair bits: mean p - 1/2, variance 1/4
-        p = 1 / (1 + np.exp(-z))
-        spread = np.zeros((z.shape[1], *z.shape))
-        for c in range(z.shape[1]):
-            spread[c, :, c] = 0.5
-        return np.concatenate([(p - 0.5)[None], spread])
-    C = z.shape[1]                                              # standard normal targets, whatever z
-    return np.concatenate([z[None], np.repeat(np.eye(C)[:, None, :], len(z), axis=1)])
+        return np.concatenate([(1 / (1 + np.exp(-z)) - 0.5)[None], 0.5 * _unit_columns(z)])
+    return np.concatenate([z[None], _unit_columns(z)])          # standard normal targets
 
 
 def _other_columns(columns: Callable[[Reference], Array]) -> dict[str, Change]:
     return {"dz_exact": lambda r, right: columns(r)}
+
+
+def _softmax_columns(variance: Callable[[Array], Array]) -> dict[str, Change]:
+    """Take F_R of a softmax to be diagonal, with this function of the probabilities."""
+    return _other_columns(lambda r: np.sqrt(variance(_probabilities(r))).T[:, :, None]
+                          * np.eye(r["z"].shape[1])[:, None, :]
+                          if isinstance(r.problem.model.likelihood, Categorical) else NODES["dz_exact"].compute(r))
 
 
 _EXPECTATION = "the Fisher is an expectation over the model's own prediction, not over the data's labels"
@@ -55,35 +58,28 @@ add("expectation", "labels in place of the model's targets", "the training label
     {"G": lambda r, right: r["G_empirical"], "G_sampled": lambda r, right: r["G_empirical"],
      "fisher": lambda r, right: r["fisher_empirical"], "fisher_sampled": lambda r, right: r["fisher_empirical"]},
     ("G_empirical", "fisher_empirical"))
-add("expectation", "likeliest label in place of a sample", "the likeliest target of the model was used for each "
-    "example, not a random one", "E[g g^T] needs the spread of the prediction; its mode has none",
-    "sample from the prediction",
+add("expectation", "likeliest label in place of a sample", "the model's likeliest target was used, not a random one",
+    "E[g g^T] needs the spread of the prediction; its mode has none", "sample from the prediction",
     dict.fromkeys(("G", "G_sampled"), lambda r, right: G_empirical(_at_mode(r), r["N"])), ("at", "z", "N"))
-add("expectation", "sampled in place of exact", "G was estimated at the sampled targets, where the exact expectation "
-    "was asked for", "the sampled G has an error of order 1/sqrt(N M)", "compare it with G_sampled, or use a root of "
-    "F_R", {"G": lambda r, right: r["G_sampled"], "fisher": lambda r, right: r["fisher_sampled"]},
+add("expectation", "sampled in place of exact", "G was estimated at the sampled targets instead of the exact "
+    "expectation", "the sampled G has an error of order 1/sqrt(N M)", "compare it with G_sampled, or use a root of F_R",
+    {"G": lambda r, right: r["G_sampled"], "fisher": lambda r, right: r["fisher_sampled"]},
     ("G_sampled", "fisher_sampled"))
-add("expectation", "only the first sample used", "of the M sampled targets of each example, only the first was used",
+add("expectation", "only the first sample used", "only the first of the M sampled targets per example was used",
     "all M are averaged", "sum over the M targets and divide by M",
     {"g_sampled": lambda r, right: tuple(g[:1] * math.sqrt(M_of(r)) for g in right())})
-add("expectation", "targets from a uniform distribution", "the targets were drawn without regard to the prediction "
+add("expectation", "targets from a uniform distribution", "the targets were drawn independently of the prediction "
     "(uniform classes, fair bits, standard normal)", _EXPECTATION, "sample from p(y | z), with z of this example",
     _other_columns(_uniform_columns), ("at", "z"))
-add("expectation", "output curvature left out", "the columns sent back were those of the identity, not of a root of "
-    "F_R", "F = E[J^T F_R J]; F_R is the identity for the Gaussian alone", "send back the columns of a root of F_R",
-    _other_columns(lambda r: np.repeat(np.eye(r["z"].shape[1])[:, None, :], len(r["z"]), axis=1)), ("at", "z"))
-add("expectation", "curvature of the softmax without its outer product", "F_R was taken to be diag(p), without p p^T",
-    "the classes share one probability: F_R = diag(p) - p p^T", "subtract p p^T", _other_columns(
-        lambda r: np.sqrt(_probabilities(r)).T[:, :, None] * np.eye(r["z"].shape[1])[:, None, :]
-        if _is_softmax(r) else NODES["dz_exact"].compute(r)), ("at", "z"))
-add("expectation", "curvature of the softmax by its diagonal", "F_R was taken to be diag(p (1 - p)), that of "
-    "independent bits", "the classes share one probability: F_R = diag(p) - p p^T has more than a diagonal",
-    "use all of F_R",
-    _other_columns(lambda r: np.sqrt(_probabilities(r) * (1 - _probabilities(r))).T[:, :, None]
-                    * np.eye(r["z"].shape[1])[:, None, :]
-                    if _is_softmax(r) else NODES["dz_exact"].compute(r)),
-    ("at", "z"))
-add("expectation", "root applied from the wrong side", "root^T root was used in place of root root^T",
+add("expectation", "output curvature left out", "the columns sent back are those of the identity, not of a root of F_R",
+    "F = E[J^T F_R J]; F_R is the identity only for the Gaussian", "send back the columns of a root of F_R",
+    _other_columns(lambda r: _unit_columns(r["z"])), ("at", "z"))
+_SOFTMAX = "the classes share one probability: F_R = diag(p) - p p^T"
+add("expectation", "curvature of the softmax without its outer product", "F_R was taken as diag(p), without p p^T",
+    _SOFTMAX, "subtract p p^T", _softmax_columns(lambda p: p), ("at", "z"))
+add("expectation", "curvature of the softmax by its diagonal", "F_R was taken as diag(p (1 - p)), that of independent "
+    "bits", _SOFTMAX + " is not diagonal", "use all of F_R", _softmax_columns(lambda p: p * (1 - p)), ("at", "z"))
+add("expectation", "root applied from the wrong side", "root^T root was used instead of root root^T",
     "with columns b_k of the root, F_R = sum_k b_k b_k^T = root root^T", "send back the columns of the root, not its "
     "rows", _other_columns(lambda r: r.problem.model.likelihood.fisher_root(r["z"]).transpose(1, 0, 2)), ("at", "z"))
 
@@ -93,8 +89,8 @@ def _square_of_mean(g: Sequence[Array]) -> tuple[Array, ...]:
 
 
 add("expectation", "square of the mean gradient", "the gradients were averaged over the examples before the outer "
-    "product", "G is the mean of outer products; the outer product of the mean has rank one and is small at the end "
-    "of training", "take the outer product example by example (g.T @ g / N)",
+    "product", "G is the mean of outer products; the outer product of the mean has rank one and vanishes as training "
+    "ends", "take the outer product of each example (g.T @ g / N)",
     {"G": lambda r, right: _square_of_mean(r["g"]), "G_sampled": lambda r, right: _square_of_mean(r["g_sampled"]),
      "G_empirical": lambda r, right: _square_of_mean(r["g"]),
      "fisher_empirical": lambda r, right: np.outer(*[rows_of(r["g"], r["a_bar"]).mean(axis=0)] * 2)},
@@ -107,46 +103,34 @@ def _centred_G(r: Reference, right: Right) -> tuple[Array, ...]:
 
 add("expectation", "G centred", "the mean gradient was subtracted: this is the covariance of g",
     "G is an uncentred second moment; under the model the mean is zero anyway, at the labels it is not",
-    "leave the mean in", {"G_empirical": _centred_G}, ("g",))
+    "do not subtract the mean", {"G_empirical": _centred_G}, ("g",))
 add("expectation", "A centred", "the mean of a_bar was subtracted: this is the covariance of the activations",
-    "A is an uncentred second moment; centred, the row of the bias is zero and A is singular", "leave the mean in",
+    "A is an uncentred second moment; centred, the bias row is zero and A is singular", "do not subtract the mean",
     {"A": lambda r, right: tuple(A - m for A, m in zip(right(), _square_of_mean(r["a_bar"]), strict=True))},
     ("a_bar",))
 
 
-def _weight_gradient_square(side: str) -> Change:
-    def change(r: Reference, right: Right) -> tuple[Array, ...]:
-        return tuple(D @ D.T if side == "G" else D.T @ D for D in r["gradient"])
-    return change
-
-
-add("expectation", "G from the gradient of the weights", "G was made of the weights' mean gradient, weight decay and "
-    "all: D D^T, as in Shampoo", "G is of the gradients with respect to the pre-activations, example by example",
-    "take the gradients at the layer's output", dict.fromkeys(("G", "G_sampled", "G_empirical"),
-                                                              _weight_gradient_square("G")), ("gradient",))
+add("expectation", "G from the gradient of the weights", "G is D D^T with the mean gradient D of the weights and its "
+    "weight decay, as in Shampoo", "G is made of the gradients of each example with respect to the pre-activations",
+    "take the gradients at the layer's output", dict.fromkeys(
+        ("G", "G_sampled", "G_empirical"), lambda r, right: tuple(D @ D.T for D in r["gradient"])), ("gradient",))
 
 
 def _decayed_rows(r: Reference) -> Array:
     return rows_of(r["g"], r["a_bar"]) + params.flatten(r["decay"])
 
 
-add("expectation", "Fisher of weight-decayed gradients", "the weight decay was in the per-example gradients that were "
-    "squared", "the Fisher is of -log p alone; weight decay enters as eta I, exactly",
+add("expectation", "Fisher of weight-decayed gradients", "the squared per-example gradients contained the weight "
+    "decay", "the Fisher is that of -log p; the weight decay enters as eta I, exactly",
     "take the gradients of the loss without weight decay",
     {"fisher_empirical": lambda r, right: _decayed_rows(r).T @ _decayed_rows(r) / r["N"]}, ("g", "a_bar", "decay"))
 
 
-def _is_softmax(r: Reference) -> bool:
-    return isinstance(r.problem.model.likelihood, Categorical)
-
-
 def _through_softmax(r: Reference) -> Callable[[Array], Array]:
-    """Return what maps gradients with respect to the probabilities to gradients with respect to z."""
-    z = r["z"]
+    """Return the map from gradients with respect to the probabilities to gradients with respect to z."""
+    p = _probabilities(r)
     if isinstance(r.problem.model.likelihood, Categorical):
-        p = _probabilities(r)
         return lambda v: p * (v - np.sum(p * v, axis=-1, keepdims=True))
-    p = 1 / (1 + np.exp(-z))
     return lambda v: p * (1 - p) * v
 
 
@@ -174,8 +158,8 @@ def _double(what: str) -> Change:
     return change
 
 
-add("expectation", "probabilities used as logits", "the network's probabilities were given to a loss that takes "
-    "logits: the softmax (or logistic) is applied twice", "the cross-entropy of most libraries takes logits",
+add("expectation", "probabilities used as logits", "probabilities were given to a loss that expects logits: the "
+    "softmax (or logistic) is applied twice", "the cross-entropy of most libraries expects logits",
     "give it z, without a softmax in the network",
     {name: _double(name) for name in ("loss", "dz", "dz_sampled", "dz_exact")},
     ("z", "at", "y", "targets"))

@@ -1,4 +1,4 @@
-"""Which layer, which side, where the bias is, in which order and of which sign."""
+"""The layer, the side, the place of the bias, the order and the sign."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _after_nonlinearity(name: str, r: Reference) -> tuple[Array, ...]:
     return (*(h @ V[:, :-1] for h, V in zip(g[1:], W[1:], strict=True)), g[-1])
 
 
-add("layer", "g after the nonlinearity", "the gradients were those with respect to the layer's activations, after the "
+add("layer", "g after the nonlinearity", "the gradients are with respect to the layer's activations, after the "
     "nonlinearity", "g is the gradient with respect to the pre-activations s: the slope phi'(s) is part of it",
     "multiply by phi'(s), or hook the linear layer's output",
     {G: _moments(functools.partial(_after_nonlinearity, g)) for G, g in (
@@ -61,14 +61,14 @@ add("layer", "slope left out of the backward pass", "the backward pass does not 
     "the chain rule goes through the nonlinearity", "multiply by phi'(s) at every hidden layer",
     {g: _without_slope(dz) for g, dz in (("g", "dz"), ("g_exact", "dz_exact"), ("g_sampled", "dz_sampled"))},
     ("dz", "dz_exact", "dz_sampled"))
-add("layer", "layers in the order of the backward pass", "the matrices G were listed from the last layer to the first",
+add("layer", "layers in the order of the backward pass", "the matrices G are listed from the last layer to the first",
     "hooks of the backward pass fire in that order", "reverse the list", {},
     shows={name: lambda r, G: G[::-1] for name in ("G", "G_sampled", "G_empirical")})
-add("layer", "A of the layer before", "the matrix A of each layer was that of the layer before",
+add("layer", "A of the layer before", "the matrix A of each layer is that of the layer before",
     "layer i has the factors A_{i-1,i-1} and G_{i,i} of the paper, whose activations are counted from 0",
     "use the input of the same layer", {"A": lambda r, right: (right()[0], *right()[:-1])})
-add("layer", "A and G exchanged", "A and G were exchanged", "A is of the inputs (its last row belongs to the bias), G "
-    "of the outputs", "exchange them", {}, ("A", "G"), shows={"A": lambda r, A: r["G"], "G": lambda r, G: r["A"],
+add("layer", "A and G exchanged", "A and G were exchanged", "A belongs to the inputs (its last row to the bias), G "
+    "to the outputs", "exchange them", {}, ("A", "G"), shows={"A": lambda r, A: r["G"], "G": lambda r, G: r["A"],
                                                   "G_sampled": lambda r, G: r["A"],
                                                   "G_empirical": lambda r, G: r["A"]})
 
@@ -77,11 +77,11 @@ add("layer", "A and G exchanged", "A and G were exchanged", "A is of the inputs 
 _NO_BIAS = "the bias is a weight whose input is 1; [W b] is one matrix with one block"
 
 
-def _without_bias(right: Right) -> tuple[Array, ...]:
-    return tuple(A[:-1, :-1] for A in right())
+def _bias_apart(solve_bias: Callable[[Array, Array], Array]) -> dict[str, Change]:
+    """Leave the bias out of A, and solve for it with ``solve_bias(G, gradient of the bias)``."""
+    def without(r: Reference, right: Right) -> tuple[Array, ...]:
+        return tuple(A[:-1, :-1] for A in right())
 
-
-def _bias_apart(solve_bias: Callable[[Array, Array], Array]) -> Change:
     def change(r: Reference, right: Right) -> tuple[Array, ...]:
         found = []
         for A, G, V in zip(r["A_damped"], r["G_damped"], r["gradient"], strict=True):
@@ -89,20 +89,16 @@ def _bias_apart(solve_bias: Callable[[Array, Array], Array]) -> Change:
             W = -kronecker.solve(Cholesky.factor(A), factor, V[:, :-1])
             found.append(np.column_stack([W, solve_bias(G, V[:, -1])]))
         return tuple(found)
-    return change
+    return {"A": without, "A_cross": without, "step": change}
 
 
 _BIAS_READS = ("A_damped", "G_damped", "gradient")
-add("bias", "bias left out of A", "A has no row for the bias, and the bias follows its plain gradient", _NO_BIAS,
+add("bias", "bias left out of A", "A has no row for the bias, and the bias uses its plain gradient", _NO_BIAS,
     "append a 1 to the inputs",
-    {"A": lambda r, right: _without_bias(right),
-     "A_cross": lambda r, right: tuple(A[:-1, :-1] for A in right()),
-     "step": _bias_apart(lambda G, b: -b)}, _BIAS_READS)
-add("bias", "bias preconditioned apart", "A has no row for the bias, and the bias was solved for with G alone",
+    _bias_apart(lambda G, b: -b), _BIAS_READS)
+add("bias", "bias preconditioned apart", "A has no row for the bias, and the bias was solved with G only",
     _NO_BIAS, "append a 1 to the inputs; the bias then shares the solve with A",
-    {"A": lambda r, right: _without_bias(right),
-     "A_cross": lambda r, right: tuple(A[:-1, :-1] for A in right()),
-     "step": _bias_apart(lambda G, b: -Cholesky.factor(G).solve(b[:, None])[:, 0])}, _BIAS_READS)
+    _bias_apart(lambda G, b: -Cholesky.factor(G).solve(b[:, None])[:, 0]), _BIAS_READS)
 
 
 def _last_to_first(V: Array) -> Array:
@@ -114,12 +110,12 @@ add("bias", "bias first", "the bias comes first, not last", "our matrices are [W
     mapped(("a_bar", "decay"), _last_to_first) | {"direction": lambda r, right: right() and tuple(
         map(_last_to_first, right())), "last_step": lambda r, right: right() and tuple(map(_last_to_first, right()))})
 add("bias", "bias not decayed", "the weight decay was not applied to the biases", "the paper's eta acts on all "
-    "parameters alike", "add eta b to the gradient of the bias",
+    "parameters equally", "add eta b to the gradient of the bias",
     mapped(("decay",), lambda D: np.column_stack([D[:, :-1], np.zeros(len(D))])))
 
 
 def _permuted(parts: Callable[[Any], list[Any]]) -> Callable[[Reference, Array], Array]:
-    """Permute a dense matrix: `parts` says in which order the places of a layer's weights are read."""
+    """Permute a dense matrix: `parts` maps the places of a layer's weights to the order in which they are read."""
     def show(r: Reference, F: Array) -> Array:
         order, start = [], 0
         for W in r.problem.weights:
@@ -142,14 +138,14 @@ def _turned(r: Reference, value: tuple[Array, ...]) -> tuple[Array, ...]:
     return tuple(np.swapaxes(V, -1, -2) for V in value)
 
 
-add("order", "row-major vec", "the dense matrices are of row-major vec (the biases interleaved with the weights)",
-    "vec stacks columns here, and kron(A, G) belongs to that; of row-major vec the block is kron(G, A)",
+add("order", "row-major vec", "the dense matrices use row-major vec (the biases interleaved with the weights)",
+    "vec stacks columns here, so the block is kron(A, G); with row-major vec it is kron(G, A)",
     "flatten the weights in column order (order='F'), or permute rows and columns", {}, ("A", "G"),
     shows=dict.fromkeys(_DENSE, _permuted(lambda p: [p])) | {"kfac_block": _swapped_block})
-add("order", "row-major vec with the biases apart", "the dense matrices are of row-major vec of each W, with its "
-    "biases behind it", "vec stacks the columns of [W b] here", "flatten [W b] in column order", {},
+add("order", "row-major vec with the biases apart", "the dense matrices use row-major vec of each W, followed by "
+    "its biases", "vec stacks the columns of [W b] here", "flatten [W b] in column order", {},
     shows=dict.fromkeys(_DENSE, _permuted(lambda p: [p[:, :-1], p[:, -1]])))
-add("order", "Kronecker factors in the wrong order", "the block is kron(G, A), while vec stacks columns",
+add("order", "Kronecker factors in the wrong order", "the block is kron(G, A), although vec stacks columns",
     "(A kron G) vec(V) = vec(G V A^T) for columns; kron(G, A) belongs to rows", "write kron(A, G)", {},
     ("A", "G"), shows={"kfac_block": _swapped_block})
 add("order", "transposed weights", "gradients, steps and weights are laid out (in, out)",
@@ -157,10 +153,10 @@ add("order", "transposed weights", "gradients, steps and weights are laid out (i
     shows=dict.fromkeys(("gradient", "fisher_product", "kfac_product", "step_sampled", "step_empirical",
                          "trajectory_weights", "ekfac_scales", *STEPS), _turned))
 add("order", "ascent in place of descent", "the step has the sign of the gradient", "Delta = -C^-1 grad h: the minus "
-    "sign is part of the step", "put in the minus sign", {name: lambda r, right: times(-1.0, right())
+    "sign is part of the step", "insert the minus sign", {name: lambda r, right: times(-1.0, right())
                                                           for name in STEPS})
-add("order", "gradient with its sign turned", "the gradient of the loss has the other sign (y - p in place of p - y)",
-    "h falls along minus its gradient", "turn the sign of what is sent back (the weight decay has its own)",
+add("order", "gradient with its sign turned", "the gradient of the loss has the opposite sign (y - p instead of p - y)",
+    "h decreases along minus its gradient", "change the sign of what is sent back (not of the weight decay)",
     {"dz": lambda r, right: -right()})
 add("order", "multiplied in place of solved", "the gradient was multiplied by the damped factors, not by their "
     "inverses", "the natural gradient is F^-1 grad", "solve with A and G",

@@ -20,33 +20,33 @@ def _resystem(change: Callable[[SmallModel, Reference], SmallModel]) -> Change:
 add("rescaling", "M without damping", "the quadratic model has no (lambda + eta) I",
     "M(delta) = grad^T delta + 1/2 delta^T (F + (lambda + eta) I) delta", "add the damping to the exact F",
     {"model_damping": lambda r, right: 0.0})
-add("rescaling", "weight decay left out of the system", "the quadratic model has lambda I in place of (lambda + eta) "
-    "I", "h has the weight decay, so its quadratic model has eta I", "add eta",
+add("rescaling", "weight decay left out of the system", "the quadratic model has lambda I instead of (lambda + eta) "
+    "I", "h contains the weight decay, so its quadratic model contains eta I", "add eta",
     {"model_damping": lambda r, right: max(right() - r["eta"], 0.0)}, ("eta",))
 add("rescaling", "F of the labels in M", "the quadratic model uses the empirical Fisher",
     "M uses the exact F: J^T F_R J", "use products with F_R", {"g_F": lambda r, right: tuple(g[None] for g in r["g"])},
     ("g",))
 add("rescaling", "M without its half", "the quadratic term lacks its 1/2", "M = grad^T delta + 1/2 delta^T C delta",
-    "put in the 1/2", {"system": _resystem(lambda s, r: SmallModel(2 * s.Q, 2 * s.inner, s.slope, s.damping))})
-add("rescaling", "no re-scaling", "alpha is 1", "Delta of damped factors has the wrong length; the exact F mends it",
+    "insert the 1/2", {"system": _resystem(lambda s, r: SmallModel(2 * s.Q, 2 * s.inner, s.slope, s.damping))})
+add("rescaling", "no re-scaling", "alpha is 1", "Delta of damped factors has the wrong length; the exact F corrects it",
     "minimize M(alpha Delta + mu delta_0)",
     {"alpha": lambda r, right: 1.0, "M": lambda r, right: r["system"].value(
         [1.0, r["mu"]][:len(r["system"].slope)])}, ("system", "mu"))
-add("rescaling", "last step never kept", "the last step is zero, so there is no momentum", "delta_0 is the step of "
-    "before, and mu its coefficient", "store delta after each step", {"last_step": lambda r, right: None})
-add("rescaling", "momentum kept without its own part", "the step that is kept is alpha Delta, without mu delta_0",
+add("rescaling", "last step never kept", "the last step is zero, so there is no momentum", "delta_0 is the last "
+    "step, and mu its coefficient", "store delta after each step", {"last_step": lambda r, right: None})
+add("rescaling", "momentum kept without its own part", "the stored step is alpha Delta, without mu delta_0",
     "delta_0 is the whole last step", "store delta, not alpha Delta",
     {"kept_step": lambda r, right: tuple(params.scale(r["alpha"], r["Delta"]))}, ("alpha", "Delta"))
-add("rescaling", "rho without the weight decay", "rho compares the change of the loss alone with M",
-    "M is the model of h, which has the weight decay", "use h in both",
+add("rescaling", "rho without the weight decay", "rho compares the change of the loss with M",
+    "M is the model of h, which contains the weight decay", "use h in both",
     {"actual": lambda r, right: r["moved"]["loss"] - r["loss"]}, ("moved", "loss"))
 add("rescaling", "rho upside down", "rho is predicted over actual", "rho = actual / predicted", "invert it",
     {"rho": lambda r, right: 1 / right()})
-add("rescaling", "lambda moves the wrong way", "lambda rises where rho > 3/4 and falls where rho < 1/4",
-    "a model that predicts well is trusted more: less damping", "exchange the two",
+add("rescaling", "lambda moves the wrong way", "lambda rises if rho > 3/4 and falls if rho < 1/4",
+    "a model that predicts well needs less damping", "exchange the two",
     {"lambda_after": lambda r, right: (lambda b, a: b * b / a)(r["lambda_before"], right())}, ("lambda_before",))
-add("rescaling", "lambda not adapted", "lambda stays", "rho above 3/4 or below 1/4 changes lambda", "adapt it every "
-    "T1 steps", {"lambda_after": lambda r, right: r["lambda_before"]}, ("lambda_before",))
+add("rescaling", "lambda not adapted", "lambda is constant", "rho above 3/4 or below 1/4 changes lambda",
+    "adapt it every T1 steps", {"lambda_after": lambda r, right: r["lambda_before"]}, ("lambda_before",))
 
 
 def _clip(form: Callable[[float, float, float], float], other: str = "gradient") -> Change:
@@ -67,12 +67,12 @@ for _name, _what, _remedy, _form in (
      lambda kappa, lr, s: math.sqrt(kappa / s)),
 ):
     add("rescaling", _name, _what, _CLIP, _remedy, {"kl_clip": _clip(_form)}, ("step", "gradient"))
-add("rescaling", "KL clip with the norm of the step", "v^T v is used in place of v^T grad", _CLIP, "use v^T grad",
+add("rescaling", "KL clip with the norm of the step", "v^T v is used instead of v^T grad", _CLIP, "use v^T grad",
     {"kl_clip": _clip(lambda kappa, lr, s: math.sqrt(kappa / (lr**2 * s)), "step")}, ("step",))
 
 # EKFAC.
 
-add("ekfac", "EKFAC scales as products of eigenvalues", "the scales are the products of the eigenvalues: K-FAC's own",
+add("ekfac", "EKFAC scales as products of eigenvalues", "the scales are products of the eigenvalues, as in K-FAC",
     "EKFAC measures the second moments in the eigenbasis", "project the per-example gradients and square them",
     {"ekfac_scales": lambda r, right: tuple(
         np.outer(np.linalg.eigvalsh(G), np.linalg.eigvalsh(A)) for A, G in zip(r["A"], r["G"], strict=True))},
