@@ -45,7 +45,7 @@ CHATTER = re.compile(r"IPKernelApp|INFO traitlets")
 def main() -> None:
     """Read the options and build."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "site", help="where to write the site; an earlier site is replaced")
+    parser.add_argument("--out", type=Path, default=ROOT / "site", help="where to write; an earlier site is replaced")
     out: Path = parser.parse_args().out
     if out.exists() and not (out / "index.html").exists():
         parser.error(f"{out} exists and is not a site; choose another folder")
@@ -114,8 +114,8 @@ def section(title: str) -> str:
 def start() -> str:
     """Return the page of first steps, from sections of README.md."""
     parts = ("Start", "Use", "Train", "Trust")
-    words = ("For readers who know K-FAC and want to use the package. The [notation](glossary.md) explains the symbols, "
-             "and the [tutorials](tutorials/index.md) explain how everything works.")
+    words = ("For readers who know K-FAC and want to use the package. The [notation](glossary.md) explains the "
+             "symbols, and the [tutorials](tutorials/index.md) explain how everything works.")
     return f"# First steps\n\n{words}\n\n" + "\n".join(f"## {part}\n\n{section(part)}" for part in parts)
 
 
@@ -215,8 +215,8 @@ def dialect_table() -> str:
 
 def recipes() -> str:
     """Return the page of the recipes for other libraries."""
-    text = ["# Recipes for five libraries\n", "Each recipe reads A and G from a network of its library and checks them. "
-            "`make peers` runs them with the libraries.\n"]
+    text = ["# Recipes for five libraries\n",
+            "Each recipe reads A and G from a network of its library and checks them. `make peers` runs all recipes.\n"]
     for path in sorted((ROOT / "docs" / "recipes").glob("*.py")):
         text.append(f"## {path.name}\n\n```{{literalinclude}} docs/recipes/{path.name}\n:language: python\n```\n")
     return "\n".join(text)

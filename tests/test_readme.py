@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/training.md", "figures/README.md")}
 README, TRAINING, FIGURES = PAGES.values()
 #: The commands: indented lines, without the comments beside them.
-COMMANDS = re.findall(r"^    (\S.*?)(?:  +#.*)?$", re.sub(r"```.*?```", "", README + TRAINING, flags=re.DOTALL), re.MULTILINE)
+COMMANDS = re.findall(r"^    (\S.*?)(?:  +#.*)?$", re.sub(r"```.*?```", "", README + TRAINING, flags=re.DOTALL),
+                      re.MULTILINE)
 
 
 @pytest.mark.parametrize(("page", "number"), [("README.md", 3), ("docs/training.md", 1)])
