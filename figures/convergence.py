@@ -50,7 +50,7 @@ def run(name: str, out: Path) -> None:
 
 def refuse(comparison: Comparison, method: Method, settings: object, seed: int, *_: object) -> training.History:
     """Raise an error: this replaces training when only stored runs may be drawn."""
-    raise ValueError(f"the stored runs lack {method} with {settings} and seed {seed}: they belong to another definition")
+    raise ValueError(f"the stored runs lack {method} with {settings} and seed {seed}; their definition differs")
 
 
 def ratios(histories: dict[str, list[training.History]],
