@@ -3,13 +3,13 @@
     python figures/convergence.py [--quick] [--pdf] [--out DIR]
 
 MNIST, generated curves (a stand-in for CURVES) and digits: K-FAC block-diagonal, block-tridiagonal and without
-momentum, SGD with Nesterov's momentum and Adam at m = 100 and 500. ``figures/convergence/*.json`` define the runs: all
-methods of a problem have the same number of trials, on other seeds; one setting is chosen for all error levels, and
-three seeds are reported. The JSON has the ratios twice: for the iterates, and for the better of iterate and average.
-The runs take about two hours. Each finished run is stored in ``results/``, and the picture is drawn from these files.
-The script draws the committed runs at once; with another folder as ``--out`` it runs everything again, and resumes if
-interrupted. MNIST is read from the folder that the variable KFAC_REF_MNIST names; without it, MNIST is skipped. Writes
-``convergence.png`` and ``convergence.json``, and a table and a figure per problem.
+momentum, SGD with Nesterov's momentum and Adam at m = 100 and 500. What is run is in ``figures/convergence/*.json``:
+all methods of a problem have as many trials, on other seeds; one setting is chosen for all error levels, and three
+seeds are reported. The JSON has the ratios twice: of the iterates, and where their average counts if it is the better.
+The runs take about two hours; each is kept in ``results/`` when it is done, and the picture is drawn from those. From
+the committed ones this script draws at once; with ``--out`` elsewhere it runs everything anew, and goes on where it was
+interrupted. MNIST is read from the folder that the variable KFAC_REF_MNIST names, and left out where there
+is none. Writes ``convergence.png`` and ``convergence.json``, and a table and a figure for each problem.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from kfac_ref.experiments.comparison import Comparison, Method
 from kfac_ref.experiments.settings import Settings
 
 HERE = Path(__file__).parent / "convergence"
-#: The problems, and the number of BLAS threads that suits their size; None is one per core.
+#: The problems, and the BLAS threads that suit their size: None is one a core.
 PROBLEMS = {"mnist": None, "curves": None, "digits": "1"}
 TITLES = {"mnist": "MNIST", "curves": "Generated curves", "digits": "Digits", "small": "Digits"}
 SMALL = Comparison("Digits autoencoder 64-8-64", Settings(net="64-8-64"), {
@@ -41,21 +41,21 @@ SMALL = Comparison("Digits autoencoder 64-8-64", Settings(net="64-8-64"), {
 
 
 def run(name: str, out: Path) -> None:
-    """Run a problem in a separate process, because NumPy reads the number of threads when it is imported."""
+    """Run a problem in a process of its own, since the number of threads is read when NumPy is imported."""
     threads = {"OPENBLAS_NUM_THREADS": PROBLEMS[name] or str(os.cpu_count()), "OPENBLAS_THREAD_TIMEOUT": "4"}
     command = [sys.executable, "-m", "kfac_ref", "experiment", str(HERE / f"{name}.json"), "--out", str(out)]
     if subprocess.run(command, env=os.environ | threads, check=False).returncode:
-        raise ValueError(f"{name} did not finish; run the same command again to resume")
+        raise ValueError(f"{name} was not run to its end: the same command goes on where it stopped")
 
 
 def refuse(comparison: Comparison, method: Method, settings: object, seed: int, *_: object) -> training.History:
-    """Raise an error: this replaces training when only stored runs may be drawn."""
-    raise ValueError(f"the stored runs lack {method} with {settings} and seed {seed}; their definition differs")
+    """Stand in for training where only kept runs are to be drawn."""
+    raise ValueError(f"the kept runs lack {method} with {settings} and seed {seed}: they are of another definition")
 
 
 def ratios(histories: dict[str, list[training.History]],
            levels: Sequence[float]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Compare K-FAC with the best baseline at any batch size, for each level, in iterations and in seconds."""
+    """Return for each level how K-FAC stands to the best baseline at any batch size, in iterations and in seconds."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for level in levels:
         hits = {name: hit for name, runs in histories.items() if (hit := comparison.medians(runs, level))}
@@ -72,13 +72,13 @@ def ratios(histories: dict[str, list[training.History]],
 
 
 def better_iterate(history: training.History) -> training.History:
-    """Return a run with the error of the iterate or of the averaged iterate, whichever is lower."""
+    """Return a run in which the average of the iterates counts where it is better than the iterate."""
     return replace(history, evaluations=[replace(e, error=np.fmin(e.error, e.averaged_error))
                                          for e in history.evaluations])
 
 
 def sentence(title: str, found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Return a sentence that compares K-FAC with the best baseline at the lowest level that both reach."""
+    """Say how K-FAC stands to the best baseline at the lowest level that both reach."""
     both = [level for level, row in found.items() if math.isfinite(row["iterations"]["ratio"])]
     if not both:
         return f"{title}: no level was reached by K-FAC and a baseline."
@@ -90,14 +90,14 @@ def sentence(title: str, found: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
-    """Run what is missing, and draw everything; return 0."""
+    """Run what is not done yet, and draw all; returns 0."""
     asked = {"small": SMALL} if quick else {name: comparison.read(HERE / f"{name}.json") for name in PROBLEMS}
     curves, numbers, averaged, text = {}, {}, {}, []
     for name, compared in asked.items():
         done = (out / name / "comparison.json").exists()
         if not done and (out == HERE or (name == "mnist" and not os.environ.get("KFAC_REF_MNIST"))):
-            print(f"{name} is skipped: " + ("it is not among the committed runs" if out == HERE else
-                                           "KFAC_REF_MNIST does not name the folder of its IDX files"))
+            print(f"{name} is left out: " + ("it is not among the committed runs" if out == HERE else
+                                             "KFAC_REF_MNIST does not name the folder of its IDX files"))
             continue
         if not quick and not done:
             run(name, out / name)
