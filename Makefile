@@ -1,5 +1,5 @@
-# Targets are listed by `make`; each one is complete on a fresh machine: it makes .venv and installs what it needs.
-# The minutes are the budget of a target on two cores, after installation; .ci/run says when one is exceeded.
+# `make` lists the targets. Each one works on a fresh machine: it creates .venv and installs what it needs.
+# The minutes are a target's time limit on two cores, after installation; .ci/run reports targets that exceed it.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -10,15 +10,15 @@ OUT    ?= demo
 
 help:  ## list the targets
 	@awk -F':.*## | [|] ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %7s  %s\n", $$1, (NF > 2 ? $$2 : ""), $$NF}' $(MAKEFILE_LIST)
-	@echo "  PYTHON=python3.12 chooses the interpreter that makes .venv; OUT=folder where the demo writes"
-	@echo "  KERNELS=\"Haswell Zen\" tests with these kernels alone"
+	@echo "  PYTHON=python3.12 chooses the interpreter that creates .venv; OUT=FOLDER is where the demo writes"
+	@echo "  KERNELS=\"Haswell Zen\" tests only these OpenBLAS kernels"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "kfac_ref needs Python 3.11 or newer; choose one: make PYTHON=/path/to/python3.12"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments. On Debian or Ubuntu: apt-get install python3-venv. On other systems: install Python with venv and ensurepip, or choose another: make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp for each set of extras: it is made anew when the metadata change.
+# A stamp for each set of extras: it is renewed when the metadata change.
 $(VENV)/run: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
@@ -42,16 +42,16 @@ $(VENV)/docs: setup.cfg pyproject.toml | $(BIN)/python
 demo: $(VENV)/run  ## 2 min | train on the embedded digits, compare with the exact Fisher, write figures and tables
 	$(BIN)/kfac-ref demo --out $(OUT)
 
-# A worker for each core; tests that share something that takes long are on one worker (the mark xdist_group).
+# One worker per core; tests that share something slow to build run on one worker (the mark xdist_group).
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 
-test: $(VENV)/test  ## 3 min | run the tests, but those that are marked slow
+test: $(VENV)/test  ## 3 min | run the tests that are not marked slow
 	$(PYTEST) -m "not slow"
 
 test-all: test docs  ## 10 min | run all tests, with mutants, figures in their quick setting, and the site in a browser
 	$(PYTEST) -m slow
 
-test-kernels: $(VENV)/test  ## 15 min | run the numeric tests with every OpenBLAS kernel that the processor can run
+test-kernels: $(VENV)/test  ## 15 min | run the numeric tests with every OpenBLAS kernel that the processor supports
 	$(BIN)/python -m tests.kernels $(KERNELS)
 
 lint: $(VENV)/lint  ## 2 min | ruff, mypy and numpydoc
@@ -59,7 +59,7 @@ lint: $(VENV)/lint  ## 2 min | ruff, mypy and numpydoc
 	$(BIN)/mypy
 	$(BIN)/numpydoc lint $$(git ls-files 'kfac_ref/*.py')
 
-dist: $(VENV)/dist  ## 3 min | build the sdist and the wheel, check them, and use them in a fresh environment outside of the clone
+dist: $(VENV)/dist  ## 3 min | build the sdist and the wheel, check them, and use the wheel in a fresh environment outside the clone
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m twine check --strict dist/*
@@ -71,27 +71,27 @@ dist: $(VENV)/dist  ## 3 min | build the sdist and the wheel, check them, and us
 	venv/bin/kfac-ref vectors --copy vectors; \
 	venv/bin/kfac-ref check vectors/categorical-tanh.json vectors/categorical-tanh.json
 
-bench: $(VENV)/run  ## 5 min | time one step against its bare BLAS calls, the family, and other implementations if installed
+bench: $(VENV)/run  ## 5 min | time one step and its bare BLAS calls, all approximations, and other implementations if installed
 	$(BIN)/python tests/bench/step.py
 	$(BIN)/python tests/bench/family.py
 	$(BIN)/python tests/bench/peers.py
 
-# The convergence is drawn from its committed runs; these two take five minutes each.
+# convergence.py draws its committed runs; these two scripts take more than five minutes each.
 LONG := figures/approximations.py figures/plateau.py
-figures: $(VENV)/run  ## 5 min | draw the committed figures anew
+figures: $(VENV)/run  ## 5 min | draw the committed figures again
 	for script in $(filter-out $(LONG),$(wildcard figures/*.py)); do $(BIN)/python $$script || exit 1; done
 
-figures-paper: $(VENV)/run  ## 150 min | run the long comparisons anew into the folder figures-paper; resumable
+figures-paper: $(VENV)/run  ## 150 min | run the long comparisons again, in the folder figures-paper; resumable
 	for script in figures/convergence.py $(LONG); do $(BIN)/python $$script --out figures-paper/$$(basename $$script .py) || exit 1; done
 
-findings: $(VENV)/run  ## 1 min | write docs/what_we_found.md from the numbers beside the figures
+findings: $(VENV)/run  ## 1 min | write docs/what_we_found.md from the numbers of the figures
 	$(BIN)/python docs/what_we_found.py
 
-vectors: $(VENV)/test  ## 1 min | write the test vectors anew from the definitions and say which bytes changed
+vectors: $(VENV)/test  ## 1 min | compute the test vectors again from the definitions, and print which bytes changed
 	$(BIN)/python -m tests.vectors.make
 	$(BIN)/python -m tests.vectors.flags
 
-# torch without CUDA, where its index can be reached; else as the package index has it.
+# torch without CUDA if its index can be reached; otherwise from the package index.
 PEERS := .venv-peers
 TORCH := https://download.pytorch.org/whl/cpu
 $(PEERS)/peers: tests/peers/requirements.txt setup.cfg pyproject.toml | $(BIN)/python
@@ -100,20 +100,20 @@ $(PEERS)/peers: tests/peers/requirements.txt setup.cfg pyproject.toml | $(BIN)/p
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/peers/requirements.txt --editable .
 	@touch $@
 
-peers: $(PEERS)/peers  ## 15 min | run other implementations against this one, in a venv of their own (2 GB), and print a table
+peers: $(PEERS)/peers  ## 15 min | compare other implementations with this one, in a separate venv (2 GB), and print a table
 	KFAC_REF_REQUIRE=peers $(PEERS)/bin/python -m pytest tests/peers
 	$(PEERS)/bin/python -m tests.peers.table
 
-oracle-report: $(VENV)/test  ## 5 min | put every known mistake into every vector and write what the diagnosis finds
+oracle-report: $(VENV)/test  ## 5 min | put every known mistake into every vector, and write what the diagnosis reports
 	$(BIN)/python -m tests.oracle_report
 
-handout: $(VENV)/run  ## 1 min | pack the exercises without their solutions, for students: kfac-exercises.zip
+handout: $(VENV)/run  ## 1 min | pack the exercises without solutions for students: kfac-exercises.zip
 	$(BIN)/python tutorials/exercises/handout.py kfac-exercises.zip
 
-docs: $(VENV)/docs  ## 3 min | build the course's site from the sources into the folder site; it opens without a network
+docs: $(VENV)/docs  ## 3 min | build the site of the course in the folder site; it works without a network
 	$(BIN)/python docs/build.py
 
-notebooks: $(VENV)/docs  ## 1 min | write each tutorial and its answers as notebooks into the folder notebooks
+notebooks: $(VENV)/docs  ## 1 min | write each tutorial and its answers as notebooks to the folder notebooks
 	mkdir -p notebooks/answers
 	for script in $(wildcard tutorials/[0-9]*.py tutorials/answers/*.py); do to=notebooks/$${script#tutorials/}; $(BIN)/jupytext --quiet --to ipynb --output $${to%.py}.ipynb $$script || exit 1; done
 	sed -i 's#(\(answers/\|\.\./\)\([0-9a-z_]*\)\.py)#(\1\2.ipynb)#' notebooks/*.ipynb notebooks/answers/*.ipynb
@@ -121,5 +121,5 @@ notebooks: $(VENV)/docs  ## 1 min | write each tutorial and its answers as noteb
 mutants: $(VENV)/test  ## 20 min | break the package on purpose and print which tests notice
 	$(BIN)/python -m tests.mutants
 
-clean:  ## remove .venv, .venv-peers, the site, the notebooks and what the tools left
+clean:  ## remove .venv, .venv-peers, the site, the notebooks and the files of the tools
 	rm -rf $(VENV) $(PEERS) site notebooks build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -1,10 +1,10 @@
-"""Build the site: gather its pages in a folder, where they lie as in the repository, and have Sphinx make HTML of it.
+"""Build the site: collect its pages in a folder with the layout of the repository, and convert them to HTML by Sphinx.
 
     python docs/build.py [--out site]
 
-Pages are written by hand (docs/*.md, docs/pages/*.md), taken from README.md by section, run (tutorials/), or made here:
-the gallery, the table of dialects, the pages of the reference. None of them holds a date, a version of a tool or
-a measured time of this build, so that two builds give the same bytes.
+Pages are written by hand (docs/*.md, docs/pages/*.md), copied from sections of README.md, run (tutorials/), or made
+here: the gallery (from figures/README.md), the table of dialects, the pages of the reference. No page contains a date,
+the version of a tool or a time measured in this build, so two builds give the same bytes.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 #: Files of the repository that are pages or pictures of the site, at the same place.
 TAKEN = ("tutorials/[0-9]*.py", "tutorials/answers/*.py", "figures/**/*.png", "docs/recipes/*.py")
 
-#: The exercises, where they are: how they are used, and what reads their questions.
+#: The exercises: their manual, and the module that reads their questions.
 EXERCISES = ROOT / "tutorials" / "exercises"
-#: What the captions of the gallery do not say of settings.
-SETTINGS = ("\nSettings that captions name (tau2, T1, lambda_floor, ceiling, undo and so on) are those of "
-            "{py:class}`KFAC <kfac_ref.optimizers.KFAC>`; symbols are in the [notation](glossary.md). A sparse start "
-            "is the paper's: of the incoming weights of a unit 15 are not zero (all, where there are fewer).\n")
-#: What the notebook's kernels say of themselves.
+#: The meaning of the settings that the captions of the gallery name.
+SETTINGS = ("Settings in the captions (tau2, T1, lambda_floor, ceiling, undo and so on) are those of "
+            "{py:class}`KFAC <kfac_ref.optimizers.KFAC>`; the [notation](glossary.md) explains the symbols. A sparse "
+            "start is the paper's initialization: each unit has 15 nonzero incoming weights (all, if it has fewer).\n")
+#: Messages of the notebook kernels, which are not shown.
 CHATTER = re.compile(r"IPKernelApp|INFO traitlets")
 
 
 def main() -> None:
     """Read the options and build."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "site", help="where the site goes; what is there is removed")
+    parser.add_argument("--out", type=Path, default=ROOT / "site", help="where to write; an earlier site is replaced")
     out: Path = parser.parse_args().out
     if out.exists() and not (out / "index.html").exists():
-        parser.error(f"{out} is there and is not a site; choose another folder")
+        parser.error(f"{out} exists and is not a site; choose another folder")
     sys.exit(build(out))
 
 
@@ -59,7 +59,7 @@ def build(out: Path) -> int:
         gather(source)
         command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-E", "-b", "html", "-j", "2",
                    "-c", str(ROOT / "docs"), "-d", str(Path(folder, "doctrees")), str(source), str(made)]
-        # One hash seed, one BLAS thread and no display: nothing of a page depends on the process that made it.
+        # One hash seed, one BLAS thread and no display, so that no page depends on the process that made it.
         settings = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "Agg",
                     "PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_PLATFORM_DIRS": "1"}
         done = subprocess.run(command, env=os.environ | settings, check=False, text=True, stderr=subprocess.PIPE)
@@ -74,7 +74,7 @@ def build(out: Path) -> int:
 
 
 def finish(made: Path) -> None:
-    """Take out what says by which versions of the tools a page was made."""
+    """Remove the versions of the tools that made a page."""
     (made / ".buildinfo").unlink(missing_ok=True)
     for page in made.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
@@ -86,13 +86,13 @@ def gather(source: Path) -> None:
     for path in (path for pattern in TAKEN for path in sorted(ROOT.glob(pattern))):
         _write(source / path.relative_to(ROOT), path.read_bytes())
     for path in (*sorted((ROOT / "docs").glob("*.md")), *(ROOT / "tutorials").glob("*.md")):
-        # A link to a picture becomes one to its place in the gallery, where its caption stands.
+        # A link to a picture becomes a link to its place in the gallery, with its caption.
         text = path.read_text(encoding="utf-8")
         text = re.sub(r"(?<!!)(\[[^\]]+\])\(\.\./figures/(\w+)/\w+\.png\)", r"\1(#figure-\2)", text)
         _write(source / path.relative_to(ROOT), text.encode())
     for path in sorted((ROOT / "docs" / "pages").glob("*.md")):
         _write(source / path.name, path.read_bytes())
-    for path in sorted((ROOT / "figures").glob("**/*.md")):
+    for path in sorted((ROOT / "figures").glob("*/**/*.md")):
         _write(source / path.relative_to(ROOT), table(path).encode())
     pages = {"start.md": start(), "gallery.md": gallery(), "dialects.md": dialect_table(), "recipes.md": recipes(),
              "tutorials/index.md": tutorials(), "exercises.md": exercises(), **reference()}
@@ -107,40 +107,40 @@ def _write(path: Path, content: bytes) -> None:
 
 def section(title: str) -> str:
     """Return the text of a section of README.md, without its title."""
-    # Of lines alone: a section may begin with commands, which their indent makes a block.
+    # Strip newlines only: a section may begin with indented commands.
     return README.split(f"\n## {title}\n")[1].split("\n## ")[0].strip("\n") + "\n"
 
 
 def start() -> str:
-    """Return the page of first steps: what README.md says of them."""
-    parts = ("Two commands", "In twelve lines", "Train something of your own", "How far it can be trusted")
-    words = ("For those who know K-FAC and want to use the package. What the symbols mean stands in the "
-             "[notation](glossary.md), and how it all works in the [tutorials](tutorials/index.md).")
+    """Return the page of first steps, from sections of README.md."""
+    parts = ("Start", "Use", "Train", "Trust")
+    words = ("For readers who know K-FAC and want to use the package. The [notation](glossary.md) explains the "
+             "symbols, and the [tutorials](tutorials/index.md) explain how everything works.")
     return f"# First steps\n\n{words}\n\n" + "\n".join(f"## {part}\n\n{section(part)}" for part in parts)
 
 
 def tutorials() -> str:
-    """Return the page that lists the tutorials, with what each says that one learns."""
+    """Return the page that lists the tutorials and what each of them teaches."""
     rows = []
     for path in sorted((ROOT / "tutorials").glob("[0-9]*.py")):
         text = re.sub(r"^# ?", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
         title = re.search(r"^# (.*)$", text, re.MULTILINE)
         learn = re.search(r"\*\*What you will learn\.\*\*(.*?)\n\n", text, re.DOTALL)
         if not title or not learn:
-            raise ValueError(f"{path.name}: expected a title and what one will learn")
+            raise ValueError(f"{path.name}: expected a title and a paragraph **What you will learn.**")
         rows.append(f"- **[{title[1]}]({path.name})** {' '.join(learn[1].split())}")
     return (ROOT / "docs/pages/tutorials.txt").read_text().replace("TUTORIALS", "\n".join(rows))
 
 
 def exercises() -> str:
-    """Return the page of the exercises: how they are used, and every question, without hints and solutions."""
+    """Return the page of the exercises: how to use them, and every question, without hints and solutions."""
     if not (EXERCISES / "source.py").exists():
         return "# Exercises\n\nEvery tutorial ends in questions to think about.\n"
-    # Their reader stands beside them, and is no part of the package.
+    # The module that reads them is in their folder, not in the package.
     sys.path.insert(0, str(EXERCISES))
     source = importlib.import_module("source")
     text = [(EXERCISES / "README.md").read_text(encoding="utf-8"),
-            "\n## The questions\n\nThese pages hold the questions alone; the files to fill in and to grade with are in "
+            "\n## The questions\n\nThis page has only the questions; the files to fill in and the grader are in "
             f"`{EXERCISES.relative_to(ROOT).as_posix()}/` of the repository.\n"]
     section = ""
     if (ROOT / "tutorials/TEACHING.md").exists():
@@ -154,13 +154,13 @@ def exercises() -> str:
 
 
 def table(path: Path) -> str:
-    """Return a page of tables that a script of the figures wrote, with a title and its parts below it."""
+    """Return a page of tables that a script of the figures wrote, with a title above its sections."""
     title = f"# Tables: {path.relative_to(ROOT / 'figures').parent}"
     return f"{title}\n\n{re.sub(r'^#+ ', '## ', path.read_text(encoding='utf-8'), flags=re.MULTILINE)}"
 
 
 def captions() -> dict[str, str]:
-    """Return what stands under the picture of each script, with its numbers."""
+    """Return the caption, with its numbers, of the picture of each script."""
     found = {}
     for path in sorted((ROOT / "figures").glob("*/*.json")):
         caption = json.loads(path.read_text(encoding="utf-8")).get("caption")
@@ -170,14 +170,15 @@ def captions() -> dict[str, str]:
 
 
 def gallery() -> str:
-    """Return the page of all figures: those of README.md, each with its words, its command and its numbers."""
-    text = ["# Gallery\n", section("Gallery").split("\n| | |")[0], SETTINGS, "\n(figure-demo)=\n## The demo\n"]
-    for words, path in re.findall(r"!\[([^\]]*)\]\((figures/demo/[^)]+)\)", README):
-        text.append(_figure(path, words, "", "kfac-ref demo"))
+    """Return the page of all figures, from figures/README.md: each with its title, its caption and its command."""
+    page = (ROOT / "figures" / "README.md").read_text(encoding="utf-8").replace("](../", "](")
+    head, cells = page.replace("](demo/", "](figures/demo/").split("\n| | |\n")
+    text = [head.replace("\n## The demo\n", f"\n{SETTINGS}\n(figure-demo)=\n## The demo\n")]
     cell = re.compile(r'<a href="([^"]+)"><img src="[^"]+" width="\d+" alt="([^"]+)"></a><br>(.*?): `(python [^`]+)`')
     numbers = captions()
-    for path, words, title, command in cell.findall(README):
-        text.append(f"\n(figure-{Path(path).stem})=\n## {title}\n")
+    for name, words, title, command in cell.findall(cells):
+        path = f"figures/{name}"
+        text.append(f"\n(figure-{Path(path).stem})=\n### {title}\n")
         text.append(_figure(path, words, escape(numbers.get(Path(path).parent.name, "")), command))
         for more in sorted((ROOT / path).parent.glob("*/*.png")):
             text.append(_figure(str(more.relative_to(ROOT)), f"{words}: {more.parent.name}", "", command))
@@ -185,11 +186,10 @@ def gallery() -> str:
 
 
 def _figure(path: str, words: str, caption: str, command: str) -> str:
-    pdf = f"; `{command} --pdf` for one to project or print" if command.startswith("python") else ""
     picture = f"```{{image}} {path}\n:alt: {json.dumps(words, ensure_ascii=False)}\n```\n"
-    # The picture holds its caption; as text it is for those who cannot read it there.
+    # The picture contains its caption; the text is for readers who cannot read it there.
     caption = caption and f"<details><summary>The caption as text</summary>\n\n{caption}\n\n</details>\n"
-    return f"{picture}\n{caption}\nMade by `{command}`{pdf}.\n"
+    return f"{picture}\n{caption}\nDrawn by `{command}`; `{command} --pdf` writes a PDF to project or print.\n"
 
 
 def escape(text: str) -> str:
@@ -198,7 +198,7 @@ def escape(text: str) -> str:
 
 
 def dialect_table() -> str:
-    """Return the page of who computes what under the name K-FAC."""
+    """Return the page of what each implementation computes under the name K-FAC."""
     heads, *rows = dialects.table()
     short = ("name", "A / ours", "G / ours", "layout", "bias")
     columns = [heads.index(head) for head in short]
@@ -215,17 +215,17 @@ def dialect_table() -> str:
 
 def recipes() -> str:
     """Return the page of the recipes for other libraries."""
-    text = ["# Recipes for five libraries\n", "Each takes A and G out of a network of that library and checks them. "
-            "They are run with the libraries by `make peers`.\n"]
+    text = ["# Recipes for five libraries\n",
+            "Each recipe reads A and G from a network of its library and checks them. `make peers` runs all recipes.\n"]
     for path in sorted((ROOT / "docs" / "recipes").glob("*.py")):
         text.append(f"## {path.name}\n\n```{{literalinclude}} docs/recipes/{path.name}\n:language: python\n```\n")
     return "\n".join(text)
 
 
 def public_modules() -> list[str]:
-    """Return the modules that have a page: those of the package, and what a subpackage names as its modules.
+    """Return the modules that have a page: those of the package, and the public modules of its subpackages.
 
-    In the order in which the map of the package names them; what it does not name comes last.
+    They are in the order of the map in the package's docstring; modules that it does not name come last.
     """
     found = [f"kfac_ref.{module.name}" for module in pkgutil.iter_modules(kfac_ref.__path__)
              if not module.name.startswith("_")]
@@ -237,7 +237,7 @@ def public_modules() -> list[str]:
 
 
 def public_names(module: str, modules: bool = False) -> list[str]:
-    """Return what a module makes public: its `__all__`, else what it defines and has words for."""
+    """Return the public names of a module: its `__all__`, else the names that it defines or documents."""
     content = importlib.import_module(module)
     commented = {name for _, name in ModuleAnalyzer.for_module(module).find_attr_docs()}
     names = getattr(content, "__all__", None) or [
@@ -247,13 +247,13 @@ def public_names(module: str, modules: bool = False) -> list[str]:
 
 
 def parts(module: str) -> list[str]:
-    """Return the modules in a package; none for the whole package, whose modules have pages of their own."""
+    """Return the modules in a subpackage; none for the whole package, whose modules have their own pages."""
     folder = [] if module == "kfac_ref" else getattr(importlib.import_module(module), "__path__", [])
     return [part.name for part in pkgutil.walk_packages(folder, f"{module}.")]
 
 
 def further(module: str) -> str:
-    """Return what is public in the parts of a package and not made public by the package itself."""
+    """Return the names that are public in the modules of a subpackage but not in the subpackage itself."""
     text, content = "", importlib.import_module(module)
     shown = {content.__dict__[name].__name__ for name in public_names(module, modules=True)}
     for part in (part for part in parts(module) if part not in shown):
@@ -269,7 +269,7 @@ def further(module: str) -> str:
 
 
 def constants(module: str) -> str:
-    """Return the constants that a package makes public; the comments above them stand in its parts."""
+    """Return the public constants of a subpackage, with the comments from the modules that define them."""
     content, comments = importlib.import_module(module), {}
     for part in parts(module):
         comments |= ModuleAnalyzer.for_module(part).find_attr_docs()
@@ -280,7 +280,7 @@ def constants(module: str) -> str:
 
 
 def reference() -> dict[str, str]:
-    """Return the pages of the reference: the map, and one for each module."""
+    """Return the pages of the reference: an index, and one page per module."""
     pages = {}
     modules = public_modules()
     for module in modules:
@@ -288,14 +288,11 @@ def reference() -> dict[str, str]:
         text = f"{title}\n{'=' * len(title)}\n\n.. automodule:: {module}\n"
         if module == "kfac_ref":
             names = ", ".join(f"`{name}`" for name in public_names(module))
-            text = text + f"   :no-members:\n\nThe names that it makes public itself: {names}.\n"
+            text = text + f"   :no-members:\n\nThe public names of the package itself: {names}.\n"
         pages[f"api/{module}.rst"] = text + constants(module) + further(module)
-    # A file of the package leads to its module's page.
-    where = re.sub(r"`(\w+)(/[\w.]*|\.py|\.\w+)`", lambda m: f"[{m[0]}](kfac_ref.{m[1]}.rst)",
-                   section("From the paper to the code"))
     pages["api/index.md"] = "\n".join([
-        "# Reference\n", "The whole package, from its docstrings. The paper's sections and where they stand:\n",
-        where, "```{toctree}", ":maxdepth: 1\n", *modules, "```\n"])
+        "# Reference\n", "The whole package, from its docstrings. [`kfac_ref`](kfac_ref.rst) maps the sections of the "
+        "paper to the modules.\n", "```{toctree}", ":maxdepth: 1\n", *modules, "```\n"])
     return pages
 
 

@@ -1,4 +1,4 @@
-"""How Sphinx makes the site. `python docs/build.py` gathers the pages, and calls it."""
+"""The settings of Sphinx for the site. `python docs/build.py` collects the pages and runs Sphinx."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ project = "kfac_ref"
 author = "The kfac_ref authors"
 html_title = "kfac_ref"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
-exclude_patterns = ["docs/recipes"]                 # shown by a page, not pages
+exclude_patterns = ["docs/recipes"]                 # included by the page of recipes, not pages themselves
 
-# The tutorials are read as they stand, run, and shown with what they print; one that fails breaks the build.
+# The tutorials are run and shown with their output; the build stops if one fails.
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
@@ -34,7 +34,7 @@ nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 
-# Signatures are written as in the source (see `signature`), with links; what docstrings say of shapes is prose.
+# Signatures are written as in the source (see `signature`), with links; shapes in docstrings are prose.
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
@@ -42,15 +42,15 @@ maximum_signature_line_length = 80
 add_module_names = False
 
 nitpicky = True
-# The site is built without the network, so there is no inventory of other projects' names.
+# The site is built without a network, so there are no inventories of the names of other projects.
 nitpick_ignore_regex = [("py:.*", r"(np|numpy|scipy|matplotlib|collections|argparse|pathlib|random|os)\..*"),
                         ("py:.*", r"(Any|Path|Axes|DTypeLike|AbstractContextManager|Callable|Figure|Sequence|Mapping|"
                          r"Iterator|NDArray|dtype|slice|TypeVar|Layers|Value)")]
 
-# One file draws all formulas, and nothing is asked of another host.
+# One file draws all formulas; nothing is loaded from another host.
 MATHJAX = next(file for file in files("sphinx-mathjax-offline") or () if file.name == "tex-svg.js")
 mathjax_path = "tex-svg.js"
-# No menu: it would load parts that are not here.
+# No menu: it would load files that are not in the site.
 mathjax3_config = {"options": {"enableMenu": False}, "svg": {"fontCache": "local"}}
 
 SECTIONS = Config(napoleon_use_param=False, napoleon_use_rtype=False, napoleon_use_ivar=True,
@@ -69,25 +69,25 @@ highlight_language = "none"                             # most blocks are equati
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 
-# In docstrings `this` marks names and arguments alike: a name that the site has becomes a link, any other is code.
+# In docstrings `this` marks names and arguments: a name that the site documents becomes a link, others are code.
 default_role = "py:obj"
 
 
 def sections(app: Sphinx, kind: str, name: str, what: Any, options: Any, lines: list[str]) -> None:
-    """Read the sections of a docstring as numpydoc has them; a comment on a constant has none."""
+    """Parse the numpydoc sections of a docstring; the comment on a constant has none."""
     if kind not in ("attribute", "data", "property"):
         lines[:] = NumpyDocstring(lines, SECTIONS, app, kind, name, what, options).lines()
 
 
 @dataclass(frozen=True)
 class Default:
-    """The default of an argument, shown by its name where Python would show an address."""
+    """The default of an argument, shown by its name if Python would show an address."""
 
     name: str
 
     @staticmethod
     def of(argument: inspect.Parameter) -> Any:
-        """Return the default, or something that looks like its name."""
+        """Return the default, or an object whose repr is its name."""
         value = argument.default
         if value is inspect.Parameter.empty or not repr(value).startswith("<"):
             return value
@@ -99,13 +99,13 @@ class Default:
 
 def signature(app: Sphinx, kind: str, name: str, what: Any, options: Any, shown: str | None, returned: str | None,
               ) -> tuple[str, str] | None:
-    """Write a signature as it stands in the source: `Array`, not what NumPy makes of it."""
+    """Write a signature as in the source: `Array`, not its expansion by NumPy."""
     if not shown:
         return None
     names = vars(sys.modules[what.__module__])
 
     def full(name: re.Match[str]) -> str:
-        # `State` is another class in each optimizer's module.
+        # Each optimizer's module has its own class `State`.
         meant = names.get(name[0])
         own = isinstance(meant, type) and meant.__module__.startswith("kfac_ref")
         return f"~{meant.__module__}.{meant.__qualname__}" if own else name[0]
@@ -123,9 +123,9 @@ def signature(app: Sphinx, kind: str, name: str, what: Any, options: Any, shown:
 
 
 def whole_streams(outputs: list[Any]) -> list[Any]:
-    """Put together what a cell printed, which comes in pieces of any length.
+    """Join the output of a cell, which arrives in pieces of any length.
 
-    In place of MyST-NB's function, which ends every piece in a line break: where the pieces end depends on the clock.
+    Replaces MyST-NB's function, which ends every piece with a line break: the pieces depend on timing.
     """
     merged: dict[str, Any] = {}
     for output in (output for output in outputs if output["output_type"] == "stream"):
@@ -136,7 +136,7 @@ def whole_streams(outputs: list[Any]) -> list[Any]:
 
 
 def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nodes.Element) -> nodes.Node | None:
-    """Find a name that is written short, wherever it is documented; `kfac_ref` itself comes before its parts."""
+    """Find the documentation of an abbreviated name; `kfac_ref` itself takes precedence over its modules."""
     if node.get("refdomain") != "py":
         return None
     domain, target = env.domains.python_domain, node["reftarget"].removeprefix("kr.")
@@ -156,12 +156,12 @@ def _link(app: Sphinx, node: pending_xref, page: str, anchor: str, shown: nodes.
 
 
 def without_versions(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: nodes.Node | None) -> None:
-    """Take the tools' names and versions out of a page: the same sources give the same bytes."""
+    """Remove the names and versions of the tools from a page, so that the same sources give the same bytes."""
     context["metatags"] = ""
 
 
 def setup(app: Sphinx) -> None:
-    """Connect what stands above."""
+    """Connect the functions above."""
     render.coalesce_streams = whole_streams
     app.connect("autodoc-process-docstring", sections)
     app.connect("autodoc-process-signature", signature)

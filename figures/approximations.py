@@ -1,14 +1,14 @@
-"""Which approximation, when: the whole family on three networks at three stages, against the exact damped Fisher.
+"""Which approximation to use when: all of them on three networks at three stages, against the exact damped Fisher.
 
     python figures/approximations.py [--quick] [--pdf] [--out DIR]
 
 Networks: the digits classifier 64-20-20-20-10 (tanh), the digits autoencoder 64-32-16-8-16-32-64 (logistic, Bernoulli)
-and a classifier of relu units, 64-32-16-10. Stages: at the start, after 10 steps of K-FAC, and after 200. For each
-approximation the relative error of the matrix, the angle of its step to the natural gradient, and the decrease of the
-quadratic model that the rescaled step gives, as a share of the natural gradient's, each at the damping that suits it
-best; seconds to make and solve once, and the peak of memory. No figure of the paper; nearest is its figure 7. Writes
-``approximations.png``, ``approximations.json`` and the tables ``approximations.md``. Takes five to six minutes, so
-``make figures-paper`` draws it.
+and a classifier with relu units, 64-32-16-10. Stages: at the start, after 10 steps of K-FAC, and after 200. Each
+approximation is used at its best damping. The numbers are the relative error of the matrix, the angle between its step
+and the natural gradient, the decrease of the quadratic model by the rescaled step as a fraction of the natural
+gradient's, the seconds to build the matrix and solve once, and the peak memory. The paper has no such figure; the
+closest is its figure 7. Writes ``approximations.png``, ``approximations.json`` and the tables ``approximations.md``.
+Takes five to six minutes, so ``make figures-paper`` draws it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from kfac_ref.experiments import autoencoder, classifier, family, script
 from kfac_ref.experiments.settings import PAPER_RULE
 
 HERE = Path(__file__).parent / "approximations"
-#: lambda + eta of the quadratic model, in which all steps are judged.
+#: lambda + eta of the quadratic model that judges all steps.
 DAMPING = 1e-3
 
 
 def networks(quick: bool) -> dict[str, kr.Model]:
-    """Return the three models by name, or a small one."""
+    """Return the three models by name, or one small model."""
     if quick:
         return {"small classifier": kr.Model(kr.MLP((64, 6, 10), "tanh"), kr.Categorical(), weight_decay=1e-5)}
     relu = kr.Model(kr.MLP((64, 32, 16, 10), "relu"), kr.Categorical(), weight_decay=1e-5)
@@ -41,7 +41,7 @@ def networks(quick: bool) -> dict[str, kr.Model]:
 
 
 def study(models: dict[str, kr.Model], cases: int, steps: tuple[int, int]) -> dict[str, dict[str, list[family.Entry]]]:
-    """Return the entries of each network at each stage."""
+    """Return the measurements of each network at each stage."""
     data = kr.datasets.digits()
     x, found = data.x[:cases], {}
     for name, model in models.items():
@@ -53,7 +53,7 @@ def study(models: dict[str, kr.Model], cases: int, steps: tuple[int, int]) -> di
         for k in range(steps[1] + 1):
             if k in (0, *steps):
                 at = model.at(state.weights, x)
-                # The matrices of the autoencoder take 250 MB each: their errors are left out.
+                # The matrices of the autoencoder take 250 MB each, so their errors are not computed.
                 dense = model.network.parameters < 3000
                 stages["at the start" if k == 0 else f"after {k} steps"] = family.compare(
                     at, y, DAMPING, at.sample(np.random.default_rng(1)), dense=dense)
@@ -63,7 +63,7 @@ def study(models: dict[str, kr.Model], cases: int, steps: tuple[int, int]) -> di
 
 
 def tables(found: dict[str, dict[str, list[family.Entry]]]) -> str:
-    """Return one table a network, in Markdown."""
+    """Return one table per network, in Markdown."""
     text = []
     for network, stages in found.items():
         heads = [f"{stage}: error / angle / decrease" for stage in stages]
@@ -80,7 +80,7 @@ def tables(found: dict[str, dict[str, list[family.Entry]]]) -> str:
 
 
 def caption(found: dict[str, dict[str, list[family.Entry]]]) -> str:
-    """Say what the numbers say."""
+    """Return the caption."""
     def mean(name: str) -> float:
         return 100 * float(np.mean([e.judgement.decrease for stages in found.values() for entries in stages.values()
                                     for e in entries if e.name == name]))
@@ -93,7 +93,7 @@ def caption(found: dict[str, dict[str, list[family.Entry]]]) -> str:
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
-    """Run the study and write its picture, numbers and tables to `out`; returns 0."""
+    """Run the study and write its picture, numbers and tables to `out`; return 0."""
     found = study(networks(quick), 60 if quick else 500, (2, 4) if quick else (10, 200))
     values = {network: {stage: [100 * e.judgement.decrease for e in entries] for stage, entries in stages.items()}
               for network, stages in found.items()}

@@ -1,19 +1,19 @@
-"""Larger batches: error against iterations and against cases processed, K-FAC and SGD (the paper's figure 9).
+"""Batch size: error against iterations and against examples processed, K-FAC and SGD (the paper's figure 9).
 
     python figures/batch_size.py [--quick] [--pdf] [--out DIR]
 
-The digits autoencoder 64-32-16-8-16-32-64 is trained with batches of 100, 250, 500 and all 1500 cases, by K-FAC and by
-SGD with Nesterov's momentum, over three seeds and in float32. For each batch size K-FAC has the best of four lambda_0
-and SGD the best of four learning rates, as tried on three other seeds (`tune`); one seed is not enough, since the rate
-that is best on it may blow up on the next. Between one batch size and the next, iterations to an error level go like
-m^-p: p = 1 means that a batch of twice the size halves them (the same number of cases), p > 1 that a case is worth more
-in a larger batch, which is what the paper sees for K-FAC; p = 0 means that it is of no use.
+The digits autoencoder 64-32-16-8-16-32-64 is trained with batches of 100, 250, 500 and all 1500 examples, by K-FAC and
+by SGD with Nesterov's momentum, over three seeds and in float32. For each batch size K-FAC uses the best of four
+lambda_0 and SGD the best of four learning rates, tried on three other seeds (`tune`). One seed is not enough: its best
+rate may diverge on the next seed. From one batch size to the next, the iterations to an error level scale as m^-p. With
+p = 1, doubling the batch halves the iterations (the number of examples is the same); with p > 1 an example contributes
+more in a larger batch, as the paper observes for K-FAC; with p = 0 a larger batch brings nothing.
 
-Writes ``batch_size.png`` and ``batch_size.json``; ``tune()`` writes ``tune.json``, on which `SETTINGS` rests::
+Writes ``batch_size.png`` and ``batch_size.json``; ``tune()`` writes ``tune.json``, the source of `SETTINGS`::
 
     python -c "import sys; sys.path.insert(0, 'figures'); import batch_size; batch_size.tune()"
 
-Takes about 50 seconds; the tuning three minutes.
+Takes about 50 seconds; tuning takes three minutes.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from kfac_ref.experiments.settings import PAPER_RULE
 HERE = Path(__file__).parent / "batch_size"
 SEEDS = (0, 1, 2)
 TUNING_SEEDS = (100, 101, 102)
-#: Errors to which iterations are counted: early in the training, and as late as most runs get.
+#: Iterations are counted to these errors, from early in training to the lowest that most runs reach.
 LEVELS = (2.0, 1.0, 0.7, 0.6)
-#: Those of which the caption tells.
+#: The levels in the caption.
 TOLD = ("1", "0.7")
 METHODS = {"K-FAC": "K-FAC, m = 500", "SGD": "SGD, m = 500"}
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "K-FAC": {"lambda_0": (0.0001, 0.001, 0.01, 0.1), "tau1": (1 / 4,), "T3": (5,),
               **{name: (value,) for name, value in PAPER_RULE.items()}},
     "SGD": {"learning_rate": (0.03, 0.05, 0.08, 0.12), "mu_max": (0.995,), "period": (10,)}}
-#: Steps of a run by method and batch size, and in the tuning.
+#: Number of steps by method and batch size, in the reported runs and in tuning.
 ITERATIONS = {"K-FAC": {100: 1000, 250: 900, 500: 900, 1500: 300}, "SGD": {100: 2000, 250: 1900, 500: 1800, 1500: 1600}}
 TUNING_ITERATIONS = {"K-FAC": {100: 800, 250: 700, 500: 500, 1500: 300},
                      "SGD": {100: 2500, 250: 2200, 500: 1800, 1500: 1600}}
-#: What `tune` chose.
+#: The settings that `tune` chose.
 SETTINGS: dict[str, dict[int, dict[str, Any]]] = {
     "K-FAC": {100: {"lambda_0": 0.001, "tau1": 1 / 4, "T3": 5, **PAPER_RULE},
               250: {"lambda_0": 0.01, "tau1": 1 / 4, "T3": 5, **PAPER_RULE},
@@ -62,7 +62,7 @@ SETTINGS: dict[str, dict[int, dict[str, Any]]] = {
 
 def run(method: str, m: int, settings: dict[str, Any], data: kr.datasets.Dataset, seed: int,
         iterations: int) -> list[training.Evaluation]:
-    """Train once and return the evaluations, without that of the start."""
+    """Train once and return the evaluations, without the one at the start."""
     model = autoencoder.untrained()
     optimizer = autoencoder.METHODS[METHODS[method]].make(model, settings)
     steps = frozenset(training.evaluation_steps(iterations)) - {0}
@@ -75,10 +75,10 @@ def run(method: str, m: int, settings: dict[str, Any], data: kr.datasets.Dataset
 
 
 def tune(out: Path = HERE) -> dict[str, dict[int, dict[str, Any]]]:
-    """Try the grid for each method and batch size on seeds of its own; write all trials, return the best settings.
+    """Try the grid for each method and batch size on the tuning seeds; write all trials, return the best settings.
 
-    The score is that of the demo: the mean log error over the evaluations in the last nine tenths of a run, and over
-    the seeds; a setting that blows up on any of them is out.
+    The score is the demo's: the mean log error over the seeds and over the evaluations in the last nine tenths of a
+    run. A setting that diverges on any seed is excluded.
     """
     data = kr.datasets.digits(np.float32)
     chosen: dict[str, dict[int, dict[str, Any]]] = {method: {} for method in TUNING_ITERATIONS}
@@ -105,9 +105,10 @@ def tune(out: Path = HERE) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def crossing(evaluations: Sequence[training.Evaluation], level: float, averaged: bool = False) -> float:
-    """Return the iterations until the error is first at `level`, between two evaluations by a power law; inf if never.
+    """Return the iterations until the error first reaches `level`, or inf if it never does.
 
-    With `averaged`, the error is that of the averaged iterate.
+    Between two evaluations the error is interpolated by a power law. `averaged` selects the error of the averaged
+    iterate.
     """
     errors = [e.averaged_error if averaged else e.error for e in evaluations]
     i = next((i for i, error in enumerate(errors) if error <= level), None)
@@ -120,17 +121,17 @@ def crossing(evaluations: Sequence[training.Evaluation], level: float, averaged:
 
 
 def exponent(m: tuple[int, int], iterations: tuple[float, float]) -> float:
-    """Return p in iterations ~ m^-p from two batch sizes; NaN where a level was not reached."""
+    """Return p in iterations ~ m^-p from two batch sizes; NaN if a level was not reached."""
     if not all(map(math.isfinite, iterations)):
         return math.nan
     return math.log(iterations[0] / iterations[1]) / math.log(m[1] / m[0])
 
 
 def count(runs: dict[int, list[list[training.Evaluation]]], level: float, averaged: bool = False) -> dict[str, Any]:
-    """Return iterations and cases to a level by batch size (medians over seeds, and range), and the exponents.
+    """Return iterations and examples to a level by batch size (medians over seeds, and range), and the exponents.
 
-    Where only the larger of two batches gets to the level, ``exponent_at_least`` has what p would be if the smaller got
-    there at the end of its run.
+    If only the larger of two batch sizes reaches the level, ``exponent_at_least`` is the p that would result if the
+    smaller one reached it at the end of its run.
     """
     sizes = sorted(runs)
     each = {m: [crossing(found, level, averaged) for found in runs[m]] for m in sizes}
@@ -148,7 +149,7 @@ def count(runs: dict[int, list[list[training.Evaluation]]], level: float, averag
 
 
 def describe(counts: dict[str, dict[str, dict[str, Any]]], seeds: int) -> str:
-    """Say what was found in words."""
+    """Return the caption."""
     sizes = list(counts["K-FAC"][TOLD[0]]["iterations"])
     text = ("Training error by K-FAC (above) and SGD (below) with batches of m cases, against iterations (left) and "
             f"against cases processed (right). Digits autoencoder, median over seeds ({seeds}), bands their range. "
@@ -168,7 +169,7 @@ def describe(counts: dict[str, dict[str, dict[str, Any]]], seeds: int) -> str:
         for level, c in by_level.items():
             for pair, p in list(c["exponent"].items())[:-1]:
                 bound = c["exponent_at_least"].get(pair, math.nan)
-                known += math.isfinite(p) or bound > 1                  # a bound below 1 decides nothing
+                known += math.isfinite(p) or bound > 1                  # a bound below 1 is not informative
                 if p > 1 or bound > 1:
                     above.append(f"m = {pair} at {level} ({f'{p:.2f}' if p > 1 else f'{bound:.2f} or more'})")
         text += (f" {method}: p is above 1 in {len(above)} of {known} steps (levels {', '.join(by_level)})"
@@ -177,7 +178,7 @@ def describe(counts: dict[str, dict[str, dict[str, Any]]], seeds: int) -> str:
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
-    """Train with every batch size, write picture and numbers to `out`; returns 0."""
+    """Train with every batch size, write picture and numbers to `out`; return 0."""
     data = kr.datasets.digits(np.float32)
     seeds = SEEDS[:1] if quick else SEEDS
     runs = {method: {m: [run(method, m, SETTINGS[method][m], data, seed, iterations // 100 if quick else iterations)

@@ -2,9 +2,9 @@
 
     python figures/cost.py [--quick] [--pdf] [--out DIR]
 
-Networks d-d-d-10 (tanh, Categorical) with N = 128 cases; for each width d and each approximation the seconds to make
-the damped matrix and solve with it once (median of three), and the peak of memory. The slopes are those between the
-last two widths, in log-log, beside the exponent of the flop count. The paper's sec. 8 has the counts. Writes
+Networks d-d-d-10 (tanh, Categorical) with N = 128 examples. For each width d and each approximation: the seconds to
+build the damped matrix and solve with it once (median of three), and the peak memory. The log-log slopes between the
+last two widths are printed beside the exponents of the flop counts, which are in the paper's sec. 8. Writes
 ``cost.png`` and ``cost.json``. Takes about two minutes.
 """
 
@@ -23,7 +23,7 @@ from kfac_ref.experiments import family, script
 
 HERE = Path(__file__).parent / "cost"
 N = 128
-#: The exponent of the flop count in the width d at fixed N, and the largest width that is tried (dense ones grow fast).
+#: The exponent of the flop count in the width d at fixed N, and the largest width to try (dense ones grow fast).
 EXPONENTS = {"exact F": (6, 32), "exact blocks": (6, 32), "F-hat (tridiagonal inverse)": (3, 512),
              "F-breve (factored damping)": (3, 512), "A x G (exact damping)": (3, 512), "EKFAC": (3, 512),
              "nearest A x G": (3, 128), "FOOF (A alone)": (3, 512), "diagonal": (2, 512)}
@@ -63,7 +63,7 @@ def slope(rows: list[tuple[int, float, float]], column: int) -> float:
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
-    """Measure, write picture and numbers to `out`, and print the slopes; returns 0."""
+    """Measure, write picture and numbers to `out`, and print the slopes; return 0."""
     names = [*EXPONENTS, DUAL]
     found = measure(names, [4, 8] if quick else [8, 16, 32, 64, 128, 256, 512], 1 if quick else 3)
     print(f"{'approximation':30s} {'widths':>9s} {'seconds: slope':>15s} {'(flops)':>8s} {'bytes: slope':>13s}")

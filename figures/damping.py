@@ -1,20 +1,19 @@
-"""How much one update gains, against the strength of its damping, with and without re-scaling (the paper's figure 7).
+"""The decrease of h by one update against its damping, with and without re-scaling (the paper's figure 7).
 
     python figures/damping.py [--quick] [--pdf] [--out DIR]
 
 The digits autoencoder 64-32-16-8-16-32-64 is trained by K-FAC on the full training set. After 20 and after 300 steps
-the next update is made again at every strength of the damping: from the factored one, A + pi gamma I and
-G + gamma / pi I, and from the exact one, A kron G + (lambda + eta) I, drawn at sqrt(lambda + eta). Each gives three
-steps: Delta itself (no re-scaling), alpha Delta with the best alpha (sec. 6.4), and alpha Delta + mu delta_0 with the
-last step of the run (sec. 7). What is drawn is h(theta) - h(theta + delta), h over all training cases.
+the next update is computed at every strength of the damping: with factored damping, A + pi gamma I and G + gamma / pi
+I, and with exact damping, A kron G + (lambda + eta) I, drawn at sqrt(lambda + eta). Each gives three steps: Delta
+itself (no re-scaling), alpha Delta with the best alpha (sec. 6.4), and alpha Delta + mu delta_0 with the last step of
+the run (sec. 7). The picture shows h(theta) - h(theta + delta), with h over all training examples.
 
-The factors are those that the optimizer has at that step, its running average; M, which chooses alpha and mu, has the
-exact F of all cases and the run's own lambda throughout. (The run keeps its inverses for T3 steps, so it solves with
-factors that are up to T3 - 1 steps older: ``decrease_of_the_run`` lies a little off the line.) The batch is the full
-set, to which the paper's has grown at its iteration 500: a last step from a smaller batch would have fitted that batch,
-and mu would partly undo it.
+The factors are the optimizer's running average at that step. M, which chooses alpha and mu, uses the exact F over all
+examples and the run's own lambda. (The run keeps its inverses for T3 steps, so its factors are up to T3 - 1 steps
+older, and ``decrease_of_the_run`` is slightly off the line.) The batch is the full set, as in the paper from iteration
+500 on: a last step from a smaller batch would have fitted that batch, and mu would partly undo it.
 
-The picture shows one seed, the caption and the numbers the range over three. Writes ``damping.png`` and
+The picture shows one seed; the caption and the numbers give the range over three. Writes ``damping.png`` and
 ``damping.json``. Takes about 20 seconds.
 """
 
@@ -37,7 +36,7 @@ STEPS = ("no re-scaling", "re-scaling", "re-scaling and momentum")
 
 
 def decreases(optimizer: kr.optimizers.KFAC, state: Any, x: np.ndarray, strengths: np.ndarray) -> dict[str, Any]:
-    """Return what the next update gains by damping, kind of step and strength, and what the run itself does there."""
+    """Return the decreases by damping, kind of step and strength, and the decrease of the run's own update."""
     detail = optimizer.explain(state, x, x)
     at, grad, h = detail.at, detail.grad, detail.loss
     factors = kr.factors.as_factors(detail.average.moments)
@@ -62,13 +61,13 @@ def decreases(optimizer: kr.optimizers.KFAC, state: Any, x: np.ndarray, strength
 
 
 def summarize(strengths: np.ndarray, stage: dict[str, Any]) -> dict[str, float]:
-    """Return the best decrease of each line with its damping, and the ratios that the paper speaks of."""
+    """Return the best decrease of each line with its damping, and the ratios that the paper discusses."""
     best, where = {}, {}
     numbers = {}
     for name, steps in stage["decrease"].items():
         for step, values in steps.items():
             if not np.isfinite(values).any():
-                raise ValueError(f"h is nowhere finite with {name} damping and {step}")
+                raise ValueError(f"h is not finite at any strength with {name} damping and {step}")
             k = int(np.nanargmax(values))
             best[name, step], where[name, step] = values[k], float(strengths[k])
             key = f"{name}_{step}".replace(" ", "_").replace("-", "_")
@@ -88,19 +87,19 @@ def summarize(strengths: np.ndarray, stage: dict[str, Any]) -> dict[str, float]:
 
 
 def ratio(a: float, b: float) -> float:
-    """Return a / b; infinite where b is no decrease at all."""
+    """Return a / b; infinite if b is not a decrease."""
     return a / b if b > 0 else np.inf
 
 
 def spread(summaries: Sequence[dict[str, float]], key: str, form: str = "{:.2g}") -> str:
-    """Write the smallest and the largest value over the seeds."""
+    """Format the smallest and the largest value over the seeds."""
     values = [s[key] for s in summaries]
     low, high = (form.format(v) for v in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 
 def describe(stages: dict[int, list[dict[str, float]]]) -> str:
-    """Say what was found in words, with the ranges over the seeds."""
+    """Return the caption, with the ranges over the seeds."""
     text = ("What one update of K-FAC gains on the digits autoencoder, against the strength of its damping: the "
             "decrease of h over all training cases, by the factored and by the exact damping of A x G, for Delta "
             "itself (no re-scaling), alpha Delta (re-scaling) and alpha Delta + mu delta_0 (and momentum). Lines: one "
@@ -119,7 +118,7 @@ def describe(stages: dict[int, list[dict[str, float]]]) -> str:
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
-    """Train, make the update at every damping, write picture and numbers to `out`; returns 0."""
+    """Train, make the update at every damping, write picture and numbers to `out`; return 0."""
     data = kr.datasets.digits()
     x = data.x[:100] if quick else data.x
     after = (3, 6) if quick else (20, 300)

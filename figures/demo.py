@@ -1,10 +1,10 @@
-"""The figures of the README: convergence on the digits autoencoder, the Fisher of the digits classifier, its budget.
+"""The demo's figures: convergence on the digits autoencoder, the digits classifier's Fisher, and its error budget.
 
     python figures/demo.py [--quick] [--pdf] [--out DIR]
 
-The same as ``kfac-ref demo``, written beside this script: ``convergence.png``, ``fisher.png``, ``budget.png`` and, with
-every number in them, ``summary.json``. The first is like the paper's figures 10 and 11 (error against seconds and
-iterations), the second like its figure 2 (|F|, |F~|, |F - F~|); the paper has none like the third.
+The same as ``kfac-ref demo``, written to the folder of the figures: ``convergence.png``, ``fisher.png``, ``budget.png``
+and ``summary.json`` with every number in them. The first resembles the paper's figures 10 and 11 (error against seconds
+and iterations), the second its figure 2 (|F|, |F~|, |F - F~|); the third has no counterpart in the paper.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent / "demo"
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
-    """Run the demo and write its figures to `out`; returns 0 if all was written."""
+    """Run the demo and write its figures to `out`; return 0 if all were written."""
     return cli.main(["demo", "--out", str(out), *(["--quick"] if quick else []),
                      *(["--pdf"] if "pdf" in formats else []), *(["--force"] if force else [])])
 

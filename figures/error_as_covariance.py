@@ -1,19 +1,19 @@
-"""The error of the Kronecker approximation is a covariance: one layer's block, rearranged (no figure of the paper).
+"""The error of the Kronecker approximation is a covariance: one layer's block, rearranged (not in the paper).
 
     python figures/error_as_covariance.py [--quick] [--pdf] [--out DIR]
 
 With Alpha = a a^T for the inputs a of a layer (the 1 of the bias included) and Gamma = g g^T for its gradients, both
-random over the cases and over y ~ model, and R the rearrangement of Van Loan and Pitsianis::
+random over the examples and over y ~ model, and R the rearrangement of Van Loan and Pitsianis::
 
     R(F_ii) = E[vec(Gamma) vec(Alpha)^T]        R(A kron G) = E[vec Gamma] E[vec Alpha]^T
     their difference = Cov(vec Gamma, vec Alpha)
 
-Above, the three of them for one hidden layer of the digits classifier on one colour scale; the second has rank one.
-Each pair of units is drawn once (both matrices are symmetric): squares first, then products, sorted by their means.
-Below, the singular values: those of R(F_ii) after the first are what no Kronecker product can catch. And the error by
-the cumulants of the paper's sec. 3, eq. (3), of fourth and of third order. That the difference is the covariance, and
-that the cumulants add up to it, is verified here to rounding: the residuals are printed and stored. Writes
-``error_as_covariance.png`` and ``error_as_covariance.json``. Takes some seconds.
+The upper row shows these three matrices for one hidden layer of the digits classifier on one colour scale; the second
+has rank one. Each pair of units is drawn once (both matrices are symmetric): squares first, then products, sorted by
+their means. The lower row shows the singular values (no Kronecker product can reproduce those of R(F_ii) after the
+first) and the error split into the cumulants of fourth and third order of the paper's sec. 3, eq. (3). The script
+verifies, up to rounding, that the difference is the covariance and the sum of the cumulants; the residuals are printed
+and stored. Writes ``error_as_covariance.png`` and ``error_as_covariance.json``. Takes a few seconds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HERE = Path(__file__).parent / "error_as_covariance"
 
 
 class Taken(NamedTuple):
-    """A layer's block, rearranged and taken apart; all norms are relative to that of F_ii unless said otherwise."""
+    """A layer's block, rearranged and decomposed; norms are relative to that of F_ii, except where noted."""
 
     R_F: np.ndarray
     R_product: np.ndarray
@@ -46,16 +46,16 @@ class Taken(NamedTuple):
 
 
 def take_apart(at: kr.Point, i: int) -> Taken:
-    """Rearrange the block of layer i, and verify both forms of its error."""
+    """Rearrange the block of layer i and verify both forms of its error."""
     m, n = at.model.network.shapes[i]
     A, G = kr.kronecker_factors(at).layers[i]
-    F, product = kr.fisher_block(at, i, i), np.kron(A, G)       # formed for once, to have something to verify
+    F, product = kr.fisher_block(at, i, i), np.kron(A, G)       # formed only to verify the other form
     R_F, R_product = (kr.kronecker.rearrange(M, (n, n), (m, m)) for M in (F, product))
     covariance = covariance_error(at, i)
     terms = cumulant_terms(at, i)
     norm, error = np.linalg.norm(F), np.linalg.norm(covariance)
     singular, singular_error = scipy.linalg.svdvals(R_F), scipy.linalg.svdvals(covariance)
-    # vec of a symmetric matrix has no more different entries than its upper triangle: all later values are zeros.
+    # vec of a symmetric matrix has only as many distinct entries as its upper triangle; the later values are zero.
     rank = min(m * (m + 1), n * (n + 1)) // 2
     numbers = {
         "residual_of_the_covariance": np.linalg.norm(R_F - R_product - covariance) / norm,
@@ -63,7 +63,7 @@ def take_apart(at: kr.Point, i: int) -> Taken:
         "error_of_A_kron_G": error / norm,
         "error_of_the_best_product": np.linalg.norm(singular[1:]) / norm,
         "leading_singular_value": singular[0] / norm,
-        # Columns of Alpha that hold a product with the bias's 1, of which the last is 1 * 1 and has no covariance.
+        # Columns of Alpha that are products with the 1 of the bias; the last is 1 * 1 and has no covariance.
         "share_of_bias_columns": float(np.sum(_with_bias(covariance, n) ** 2) / error**2),
     }
     for name, term in zip(terms._fields, terms, strict=True):
@@ -79,20 +79,20 @@ def _with_bias(R: np.ndarray, n: int) -> np.ndarray:
 
 
 def groups(mean: np.ndarray, unit: str, bias: bool) -> dict[str, np.ndarray]:
-    """Return positions in the vec of a symmetric matrix, each pair once, grouped, and sorted by the mean in a group."""
+    """Return positions in the vec of a symmetric matrix: each pair once, in groups, sorted by mean within a group."""
     n = len(mean)
     upper = [(p, q) for q in range(n) for p in range(q + 1)]
     units = range(n - 1 if bias else n)
     found = {f"{unit}²": [(p, q) for p, q in upper if p == q and p in units],
              f"{unit} {unit}′": [(p, q) for p, q in upper if p != q and q in units]}
     if bias:
-        found = {f"{unit}·1": [(p, n - 1) for p in range(n)], **found}          # its last is 1 * 1, the bias squared
+        found = {f"{unit}·1": [(p, n - 1) for p in range(n)], **found}          # the last is 1 * 1, the bias squared
     return {name: np.array([q * n + p for p, q in sorted(pairs, key=lambda pq: mean[pq])], dtype=int)
             for name, pairs in found.items()}
 
 
 def classifier_after(steps: int, cases: int | None) -> kr.Point:
-    """Return the digits classifier after some steps of K-FAC, at the training cases."""
+    """Return the digits classifier at the training examples after some steps of K-FAC."""
     data = kr.datasets.digits()
     model = classifier.untrained()
     opt = kr.optimizers.KFAC(model, **PAPER_RULE)
@@ -103,7 +103,7 @@ def classifier_after(steps: int, cases: int | None) -> kr.Point:
 
 
 def caption(numbers: dict[str, float], i: int, steps: int, cases: int) -> str:
-    """Say what the numbers say."""
+    """Return the caption."""
     k = numbers
     third = k["share_of_first_mean"] + k["share_of_second_mean"]
     return ("A block of the exact Fisher and its approximation, rearranged: R(.) orders the entries of a block so that "
@@ -122,12 +122,12 @@ def caption(numbers: dict[str, float], i: int, steps: int, cases: int) -> str:
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
-    """Take one block apart, write picture and numbers (of all layers but the first, twice) to `out`; returns 0."""
+    """Decompose one block, write picture and numbers (of all layers but the first, twice) to `out`; return 0."""
     i, shown, cases = 2, 10, 100 if quick else None
     numbers, drawn = {}, None
     for steps in (shown,) if quick else (shown, 200):
         at = classifier_after(steps, cases)
-        for j in (i,) if quick else (1, 2, 3):                  # the first, with its 64 inputs, would take longest
+        for j in (i,) if quick else (1, 2, 3):                  # the first layer has 64 inputs and would take longest
             taken = take_apart(at, j)
             numbers[f"layer {j} after {steps} steps"] = taken.numbers
             if (j, steps) == (i, shown):

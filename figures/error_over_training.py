@@ -1,13 +1,14 @@
-"""How far each approximation is from the exact Fisher as training goes on: the whole family along one run.
+"""The error of each approximation against the exact Fisher during one training run.
 
     python figures/error_over_training.py [--quick] [--pdf] [--out DIR]
 
-The digits classifier 64-20-20-20-10, trained by K-FAC on all 1500 training cases, one seed. At the start and after up
-to 200 steps: the relative Frobenius error of each approximation against the exact Fisher over the same 1500 cases,
-nearly undamped (1e-8), for the whole matrix and for its diagonal blocks alone (relative to those: the blocks between
-layers, which most approximations drop, then do not count). "A x G (exact damping)" is left out: without damping it is
-F-breve. FOOF has G = I, so that its scale says nothing: it is drawn times the number that brings it nearest to F. Not a
-figure of the paper; its figures 2 and 5 show such matrices at one point of a training. Writes
+The digits classifier 64-20-20-20-10, trained by K-FAC on all 1500 training examples, one seed. From the start to step
+200: the relative Frobenius error of each approximation against the exact Fisher over the same 1500 examples, nearly
+undamped (1e-8), for the whole matrix and for its diagonal blocks only. (The error of the diagonal blocks is relative to
+these blocks, so the blocks between layers, which most approximations drop, do not count.) "A x G (exact damping)" is
+left out because without damping it is F-breve. FOOF has G = I, so its scale has no meaning; it is multiplied by the
+number that brings it closest to F. The paper has no such figure; its figures 2 and 5 show these matrices at one point
+of training. Writes
 ``error_over_training.png`` and ``error_over_training.json``. Takes about half a minute.
 """
 
@@ -29,15 +30,15 @@ HERE = Path(__file__).parent / "error_over_training"
 STEPS = (0, 1, 2, 5, 10, 20, 50, 100, 200)
 LEFT_OUT = ("exact F", "A x G (exact damping)")
 FOOF = "FOOF (A alone)"
-#: Their diagonal blocks are the exact ones; or those of F-breve, since F-hat takes over the tridiagonal blocks of F~.
+#: Their diagonal blocks are exact, or equal to those of F-breve: F-hat has the tridiagonal blocks of F~.
 BLOCKS_KNOWN = ("exact blocks", "F~ (all blocks A x G)", "F-hat (tridiagonal inverse)")
 DAMPING = 1e-8
 
 
 def errors(F: np.ndarray, B: np.ndarray, sizes: Sequence[int], scaled: bool) -> tuple[float, float]:
-    """Return ``||B - F|| / ||F||`` of the whole matrices, and of their diagonal blocks alone.
+    """Return ``||B - F|| / ||F||`` of the whole matrices, and of their diagonal blocks.
 
-    With `scaled`, B may first be multiplied by the number that brings it nearest, for the whole and for the blocks.
+    With `scaled`, B is first multiplied by the number that brings it closest to F, separately for matrix and blocks.
     """
     ends = np.cumsum([0, *sizes])
     blocks = [(slice(a, b), slice(a, b)) for a, b in pairwise(ends)]
@@ -51,7 +52,7 @@ def errors(F: np.ndarray, B: np.ndarray, sizes: Sequence[int], scaled: bool) -> 
 
 
 def measure(data: kr.datasets.Dataset, steps: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
-    """Train, and return the errors by name at each of `steps`, with the state of the training."""
+    """Train, and return the errors by name at each of `steps`, with the state of training."""
     model = classifier.untrained()
     sizes = [m * n for m, n in model.network.shapes]
     opt = kr.optimizers.KFAC(model, **PAPER_RULE)
@@ -78,7 +79,7 @@ def measure(data: kr.datasets.Dataset, steps: Sequence[int], names: Sequence[str
 
 
 def caption(found: dict[str, Any], steps: Sequence[int], cases: int) -> str:
-    """Say what the numbers say."""
+    """Return the caption."""
     def course(part: str, name: str) -> str:
         values = found[part][name]
         return f"{values[0]:.2f} at the start, {values[-1]:.2f} after {steps[-1]} steps"
@@ -98,7 +99,7 @@ def caption(found: dict[str, Any], steps: Sequence[int], cases: int) -> str:
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
-    """Train and measure, write picture and numbers to `out`; returns 0."""
+    """Train and measure, write picture and numbers to `out`; return 0."""
     data = kr.datasets.digits()
     steps = (0, 1) if quick else STEPS
     names = [name for name in family.FAMILY if name not in LEFT_OUT]

@@ -2,21 +2,21 @@
 
     python figures/estimators.py [--quick] [--pdf] [--out DIR]
 
-The digits classifier 64-20-20-20-10, trained by K-FAC on all training cases. Distances are relative Frobenius ones to
-the exact factors at the same weights and cases, root mean square over the layers. Three panels:
+The digits classifier 64-20-20-20-10, trained by K-FAC on all training examples. Distances are relative Frobenius
+distances to the exact factors at the same weights and examples, root mean square over the layers. Three panels:
 
-* after 10 steps, G from M sampled targets a case, and G and A kron G from n cases (drawn with replacement) with one
-  target each: errors that fall with the square root of M and n. With the targets alone sampled, A is exact, so that
-  A kron G is as far off as G. The expected error is known in closed form, from the fourth moments of g over all ten
-  outcomes, and drawn as well;
-* empirical against exact G along the training. Where the model gives its label the probability 1 - e, the exact G is of
-  first order in e and the empirical one of second: when the model fits, the empirical one is no measure of the other;
-* what the optimizer holds: the running average of sampled G (the paper's sec. 5), against a fresh estimate from one
-  batch, of variance alone, and against the same running average of exact G, of staleness alone; and the G that it
-  solves with, which is kept for up to T3 = 20 steps. Late in the run a wrong class is drawn so seldom that a fresh
-  sample is nearly zero most of the time (distance 1), and far too large else: median and rms part.
+* after 10 steps, G from M sampled targets per example, and G and A kron G from n examples (drawn with replacement) with
+  one target each. The errors fall with the square root of M and n. If only the targets are sampled, A is exact, and the
+  error of A kron G is that of G. The expected error is known in closed form, from the fourth moments of g over all ten
+  outcomes; it is drawn too;
+* empirical against exact G during training. If the model gives the label the probability 1 - e, the exact G is of first
+  order in e and the empirical G of second order: when the model fits, the empirical G does not estimate the exact one;
+* the estimates in the optimizer. The running average of sampled G (the paper's sec. 5) is compared with a fresh
+  estimate from one batch (only variance) and with the same running average of exact G (only staleness); the G that the
+  optimizer solves with is kept for up to T3 = 20 steps. Late in the run a wrong class is sampled so rarely that a fresh
+  sample is usually almost zero (distance 1) and otherwise far too large, so the median and the rms differ.
 
-One run, of one seed. Writes ``estimators.png`` and ``estimators.json``. Takes some ten seconds.
+One run with one seed. Writes ``estimators.png`` and ``estimators.json``. Takes about ten seconds.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def product_distance(estimate: kr.Factors, exact: kr.Factors) -> float:
 
 
 def expected_distances(at: kr.Point) -> tuple[float, float]:
-    """Return the root of the expected squared `distance` of G: with one target a case, and with a single random case.
+    """Return the root of the expected squared `distance` of G: one target per example, or one random example.
 
-    M targets divide the first by sqrt(M), n cases the second by sqrt(n). All outcomes are enumerated.
+    M targets divide the first by sqrt(M), n examples the second by sqrt(n). All outcomes are enumerated.
     """
     y, p = at.model.likelihood.outcomes(at.z)
     targets, cases = [], []
@@ -76,8 +76,8 @@ def expected_distances(at: kr.Point) -> tuple[float, float]:
 def slope(x: np.ndarray, repeats: np.ndarray) -> tuple[float, float]:
     """Return the log-log slope of the root mean square over repeats (rows), and its standard error by the jackknife.
 
-    The mean square is what falls as 1/x exactly. A mean of logarithms would not: it lies the further below, the
-    longer the tail, and tails are longest at small x.
+    The mean square falls exactly as 1/x. A mean of logarithms does not: longer tails pull it further down, and tails
+    are longest at small x.
     """
     def fitted(rows: np.ndarray) -> float:
         return float(np.polyfit(np.log(x), np.log(np.mean(rows**2, axis=0)) / 2, 1)[0])
@@ -88,12 +88,12 @@ def slope(x: np.ndarray, repeats: np.ndarray) -> tuple[float, float]:
 
 
 def sampling(at: kr.Point, draws: Sequence[int], cases: Sequence[int], repeats: int) -> dict[str, np.ndarray]:
-    """Return the distances of sampled factors, a row for each repeat, against draws for each case and against cases."""
+    """Return the distances of sampled factors, one row per repeat, by draws per example and by number of examples."""
     rng, exact = np.random.default_rng(1), kr.kronecker_factors(at)
     by_draws = [[distance(kr.kronecker_factors(at, kr.sampled(at.sample(rng, M))), exact) for M in draws]
                 for _ in range(repeats)]
     by_cases: dict[str, list[list[float]]] = {"G": [], "A kron G": []}
-    for _ in range(5 * repeats):                                # cheap, and of longer tails
+    for _ in range(5 * repeats):                                # cheap, with longer tails
         parts = [at.take(rng.integers(0, len(at), n)) for n in cases]
         found = [kr.kronecker_factors(part, kr.sampled(part.sample(rng))) for part in parts]
         by_cases["G"].append([distance(f, exact) for f in found])
@@ -102,7 +102,7 @@ def sampling(at: kr.Point, draws: Sequence[int], cases: Sequence[int], repeats: 
 
 
 def empirical_row(at: kr.Point, labels: np.ndarray, exact: kr.Factors) -> dict[str, float]:
-    """Compare the empirical G with the exact one: distance, and means over layers of traces' ratio and cosine."""
+    """Compare the empirical G with the exact G: distance, and means over layers of ratio of traces and cosine."""
     empirical = kr.kronecker_factors(at, kr.empirical(labels))
     pairs = _pairs(empirical, exact, "G")
     return {"empirical_distance": distance(empirical, exact),
@@ -112,7 +112,7 @@ def empirical_row(at: kr.Point, labels: np.ndarray, exact: kr.Factors) -> dict[s
 
 
 def fresh(at: kr.Point, n: int, exact: kr.Factors, rng: np.random.Generator, repeats: int) -> float:
-    """Return the median distance of G from n cases (drawn without replacement) with one target each."""
+    """Return the median distance of G from n examples (drawn without replacement) with one target each."""
     parts = [at.take(rng.choice(len(at), n, replace=False)) for _ in range(repeats)]
     return float(np.median([distance(kr.kronecker_factors(part, kr.sampled(part.sample(rng))), exact)
                             for part in parts]))
@@ -120,7 +120,7 @@ def fresh(at: kr.Point, n: int, exact: kr.Factors, rng: np.random.Generator, rep
 
 def along_training(x: np.ndarray, labels: np.ndarray, steps: Sequence[int], repeats: int
                    ) -> tuple[list[dict[str, Any]], kr.Point]:
-    """Train, and compare the estimates at each of `steps`, at the weights that the step starts from.
+    """Train, and compare the estimates at each of `steps`, at the weights where the step starts.
 
     Returns the rows, and the point after `AFTER` steps (or the last).
     """
@@ -154,7 +154,7 @@ def along_training(x: np.ndarray, labels: np.ndarray, steps: Sequence[int], repe
 
 
 def caption(numbers: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Say what the numbers say."""
+    """Return the caption."""
     n, first, last = numbers, rows[0], rows[-1]
     nearest = min(rows, key=lambda row: row["empirical_distance"])
     stalest = max(rows, key=lambda row: row["average_of_exact"])
@@ -177,7 +177,7 @@ def caption(numbers: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
-    """Measure the three, write picture and numbers to `out`; returns 0."""
+    """Measure all three, write picture and numbers to `out`; return 0."""
     data = kr.datasets.digits()
     N, repeats = (120, 3) if quick else (1500, 40)
     x, labels = data.x[:N], data.labels[:N]
@@ -196,7 +196,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
         ratio = np.sqrt(np.mean(found[f"G by {axis}"] ** 2, axis=0)) / expected[axis]
         numbers[f"measured_over_expected_{axis}"] = float(np.sqrt(np.mean(ratio**2)))
     column = {key: np.array([row[key] for row in rows], dtype=float) for key in rows[0]}
-    stale = np.where(column["average_of_exact"] > 0, column["average_of_exact"], np.nan)    # at step 1 it is exact
+    stale = np.where(column["average_of_exact"] > 0, column["average_of_exact"], np.nan)    # exact at step 1
     k, share = column["step"], f"{rows[0]['fresh_part_cases']} of {N}"
     text = caption(numbers, rows)
     figure = plotting.side_by_side([

@@ -1,12 +1,12 @@
-"""The exact Fisher and its Kronecker-factored approximation, early in a training (the paper's figure 2).
+"""The exact Fisher and its Kronecker-factored approximation, early in training (the paper's figure 2).
 
     python figures/fisher_approximation.py [--quick] [--pdf] [--out DIR]
 
 |F|, |F~| and |F - F~| for the middle four layers of a tanh classifier 256-20-20-20-20-20-10 after seven steps of K-FAC
-from a sparse start, on one colour scale. The numbers beside it: the error of the whole and of each block, against the
-least that one Kronecker product for each block can have, and both along the training from sparse and from Glorot's
-starts. The digits are the package's own, written on 16 x 16 pixels; where KFAC_REF_MNIST is the folder of MNIST's IDX
-files, MNIST is taken in their place. Writes ``fisher_approximation.png`` and ``fisher_approximation.json``. Takes about
+from a sparse start, on one colour scale. The JSON has the error of the whole matrix and of each block, the smallest
+error that one Kronecker product per block can have, and both during training from sparse starts and from Glorot's. The
+data are the package's digits, enlarged to 16 x 16 pixels, or MNIST if KFAC_REF_MNIST names the folder of its IDX files.
+Writes ``fisher_approximation.png`` and ``fisher_approximation.json``. Takes about
 fifteen seconds (MNIST: two minutes).
 """
 
@@ -27,7 +27,7 @@ SHOWN = 7       # steps
 
 
 def errors(at: kr.Point) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Return F, F~ and the relative errors of F~, of the whole and block by block."""
+    """Return F, F~ and the relative errors of F~, for the whole matrix and by block."""
     sizes = middle_layers.sizes(at.model)
     F, fac = middle_layers.middle_fisher(at), middle_layers.middle_factors(at)
     F_tilde = kr.curvature.Full(fac).dense()
@@ -43,7 +43,7 @@ def errors(at: kr.Point) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
-    """Train, compare, and write picture and numbers to `out`; returns 0."""
+    """Train, compare, and write picture and numbers to `out`; return 0."""
     data_name, data = middle_layers.images(200 if quick else None)
     model = middle_layers.untrained(5 if quick else 20)
     steps, seeds = (0, SHOWN) if quick else (0, SHOWN, 20, 100), (0,) if quick else (0, 1, 2)
@@ -57,7 +57,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
                 rows.append((found["error"], found["error_best_kronecker"], at.error(data.labels)))
                 if (scheme, seed, k) == ("sparse", 0, SHOWN):
                     picture, shown = (F, F_tilde), found
-        # One row a seed, one column a number of steps.
+        # One row per seed, one column per number of steps.
         error, best, wrong = (np.reshape(column, (len(seeds), len(steps))) for column in zip(*rows, strict=True))
         along[scheme] = {"error": error, "error_best_kronecker": best, "wrong_labels": wrong,
                          "error_median": np.median(error, axis=0)}

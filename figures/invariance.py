@@ -1,11 +1,11 @@
-"""The same step in other parameters: undamped K-FAC does not see them, gradient descent does (the paper's sec. 10).
+"""Another parameterization: undamped K-FAC does not depend on it, gradient descent does (the paper's sec. 10).
 
     python figures/invariance.py [--quick] [--pdf] [--out DIR]
 
-A small network is re-parameterized at random. Both descriptions of the same function are trained by the same method,
-in steps of a fixed size, and the figure shows how far the two functions come apart: for F-breve and F-hat undamped
-(they do not, up to rounding), for F-breve at three dampings, and for gradient descent. No figure of the paper; it is
-its Theorem 1. Writes ``invariance.png`` and ``invariance.json``. Takes a few seconds.
+A small network is re-parameterized at random. Both parameterizations of the same function are trained by the same
+method with a fixed step size, and the figure shows the distance between the two functions: for undamped F-breve and
+F-hat (zero up to rounding), for F-breve at three dampings, and for gradient descent. The paper has no such figure; the
+subject is its Theorem 1. Writes ``invariance.png`` and ``invariance.json``. Takes a few seconds.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def methods() -> dict[str, tuple[Step, float]]:
 
 
 def distances(steps: int) -> dict[str, list[float]]:
-    """Return the distance of the two functions after each step, relative to what was moved, for each method."""
+    """Return the distance between the two functions after each step, relative to the distance moved, per method."""
     rng = np.random.default_rng(0)
     network = kr.MLP((5, 6, 6, 4), "tanh")
     x, y = rng.standard_normal((60, 5)), rng.standard_normal((60, 4))
-    # Random maps of condition 10: far from the identity, near enough to it for fifteen digits to show.
+    # Random maps of condition 10: far from the identity, but conditioned well enough for agreement to many digits.
     def well_conditioned(n: int) -> np.ndarray:
         Q, _ = np.linalg.qr(rng.standard_normal((n, n)))
         return Q * np.logspace(-0.5, 0.5, n)
@@ -63,7 +63,7 @@ def distances(steps: int) -> dict[str, list[float]]:
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
-    """Run all methods in both parameterizations and write picture and numbers to `out`; returns 0."""
+    """Run all methods in both parameterizations and write picture and numbers to `out`; return 0."""
     found = distances(3 if quick else 30)
     last = {name: values[-1] for name, values in found.items()}
     text = ("Two descriptions of one network, trained by the same method: distance of the two functions on 60 cases, "

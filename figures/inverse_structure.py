@@ -3,10 +3,10 @@
     python figures/inverse_structure.py [--quick] [--pdf] [--out DIR]
 
 F~, its inverse and the mean absolute entry of each block of the inverse, for the middle four layers of the network of
-``fisher_approximation.py``, at two dampings. The damping is the factored one (sec. 6.3), in the diagonal factors alone;
-an inverse is that of the part of F~ that belongs to these layers. The numbers beside it: for a range of dampings, the
-mean |entry| at each distance from the diagonal, for F~, its inverse, and the inverse of the exact Fisher with the same
-term added to it. Writes ``inverse_structure.png`` and ``inverse_structure.json``. Takes about ten seconds.
+``fisher_approximation.py``, at two dampings. The damping is factored (sec. 6.3) and only in the diagonal factors; the
+inverse is that of the part of F~ that belongs to these layers. The JSON has, for a range of dampings, the mean |entry|
+at each distance from the diagonal, for F~, its inverse, and the inverse of the exact Fisher with the same term added.
+Writes ``inverse_structure.png`` and ``inverse_structure.json``. Takes about ten seconds.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from kfac_ref.experiments import blocks, middle_layers, script
 from kfac_ref.kronecker import Cholesky
 
 HERE = Path(__file__).parent / "inverse_structure"
-#: Those in the picture, and those whose numbers are written; gamma is 1 at this step of the run.
+#: gamma in the picture and in the JSON; it is 1 at this step of the run.
 SHOWN, GAMMAS = (1.0, 0.01), (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 
 def by_offset(M: np.ndarray, sizes: Sequence[int]) -> list[float]:
-    """Return the mean |entry| of the blocks at each distance from the diagonal, relative to that on it."""
+    """Return the mean |entry| of the blocks at each distance from the diagonal, relative to that on the diagonal."""
     means, k = blocks.means(M, sizes), blocks.offsets(len(sizes))
     return [float(means[k == d].mean() / means[k == 0].mean()) for d in range(len(sizes))]
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
-    """Train, invert, and write picture and numbers to `out`; returns 0."""
+    """Train, invert, and write picture and numbers to `out`; return 0."""
     data_name, at, _ = middle_layers.point(width=5 if quick else 20, examples=200 if quick else None)
     sizes, fac = middle_layers.sizes(at.model), middle_layers.middle_factors(at)
     F, undamped = middle_layers.middle_fisher(at), kr.curvature.Full(fac).dense()
@@ -76,7 +76,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
             + (f"; F~ and inverse with two other seeds at gamma = {SHOWN[-1]:g}: {', '.join(elsewhere)}." if others
                else "."))
     layers = list(middle_layers.middle(at.model))
-    # A cell is 20 x 20: the weights that leave two units.
+    # A cell is 20 x 20 entries: the outgoing weights of two units.
     figure = plotting.block_structure(rows, sizes, text, [str(i) for i in layers], cells=84)
     numbers: dict[str, Any] = {"data": data_name, "cases": len(at), "network": at.model.network.sizes, "layers": layers,
                "start": "sparse", "steps": 7, "seed": 0, "sweep": sweep, "other_seeds": others}

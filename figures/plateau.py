@@ -1,17 +1,18 @@
-"""How long a run sits on the plateau of the mean image, over seeds: K-FAC and SGD on curves (not in the paper).
+"""How long a run stays on the plateau of the mean image, over seeds: K-FAC and SGD on curves (not in the paper).
 
     python figures/plateau.py [--quick] [--pdf] [--out DIR]
 
-The paper's deep autoencoder 784-400-200-100-50-25-6-...-784 on the generated stand-in for its CURVES, in float32. Soon
-every method has learned the mean image: the output hardly depends on the input, and the error is that of the best
-constant. The run sits there until the code begins to carry something; how long is a matter of the method, of its first
-damping, of the start and of the seed. K-FAC (m = 1000) from the paper's sparse start with lambda_0 = 0.001, 10 and 150
-(the paper's), and with lambda_0 = 10 from the dense Glorot start; beside it SGD with Nesterov's momentum (m = 500,
-learning rate 0.02, not tuned). A run has left the plateau when its error stays below 90% of that of the mean image;
-both are measured on the first 2000 training cases, at steps that are 7% apart, so iterations are coarser by that. Left:
-the error, median and range over seeds. Right: the variance over cases of the output, as a part of that of the images.
+The paper's deep autoencoder 784-400-200-100-50-25-6-...-784 on the generated stand-in for its CURVES, in float32. Every
+method soon learns the mean image: the output hardly depends on the input, and the error is that of the best constant.
+The run stays there until the code layer carries information. How long depends on the method, its initial damping, the
+initialization and the seed. K-FAC (m = 1000) is run from the paper's sparse start with lambda_0 = 0.001, 10 and 150
+(the paper's), and from the dense Glorot start with lambda_0 = 10; SGD with Nesterov's momentum (m = 500, learning rate
+0.02, not tuned) is the baseline. A run has left the plateau when its error stays below 90% of the error of the mean
+image. Both are measured on the first 2000 training examples, at steps that are 7% apart, which limits the accuracy of
+the iteration counts. Left: the error, median and range over seeds. Right: the variance of the output over the examples,
+as a fraction of the variance of the images.
 
-Writes ``plateau.png`` and ``plateau.json``. A long figure, some seven minutes: `make figures-paper` draws it, `make
+Writes ``plateau.png`` and ``plateau.json``. It takes about seven minutes, so `make figures-paper` draws it and `make
 figures` does not.
 """
 
@@ -30,13 +31,13 @@ from kfac_ref.experiments import script
 from kfac_ref.experiments.settings import PAPER_RULE, Settings
 
 HERE = Path(__file__).parent / "plateau"
-LEFT = 0.9                              # of the error of the mean image
-CASES = 2000                            # that the error is measured on
+LEFT = 0.9                              # fraction of the error of the mean image
+CASES = 2000                            # on which the error is measured
 SPACING = 1.07                          # between evaluated steps
 
 
 class Plan(NamedTuple):
-    """What is run under a name: settings, iterations, seeds."""
+    """One plan: settings, iterations, seeds."""
 
     settings: Settings
     iterations: int
@@ -60,12 +61,12 @@ def quick_plans() -> dict[str, Plan]:
 
 
 def mean_image_error(x: np.ndarray, cases: int = CASES) -> float:
-    """Return the error of a network that shows the mean of all images whatever it is given."""
+    """Return the error of a network that outputs the mean of all images for every input."""
     return float(np.sum((x[:cases] - x.mean(axis=0)) ** 2, axis=1).mean())
 
 
 def run(plan: Plan, seed: int, data: datasets.Dataset) -> dict[str, list[float]]:
-    """Train once; return steps, errors, variances of the output, and lambda and gamma where there are any."""
+    """Train once; return steps, errors, variances of the output, and lambda and gamma if the method has them."""
     task = replace(plan.settings, seed=seed).task(data)
     x = task.x[:CASES]
     spread = x.var(axis=0, dtype=np.float64).sum()
@@ -75,7 +76,7 @@ def run(plan: Plan, seed: int, data: datasets.Dataset) -> dict[str, list[float]]
     def look(history: training.History) -> None:
         if history.state.k in steps:
             at = task.model.at(history.state.weights, x)
-            # The means of the Bernoulli outputs; in float64, or rounding in `var` would hide a variance of 1e-10.
+            # The means of the Bernoulli outputs, in float64 because rounding in `var` would hide a variance of 1e-10.
             images = (1 + np.tanh(at.z.astype(np.float64) / 2)) / 2
             found["k"].append(history.state.k)
             found["error"].append(at.error(x))
@@ -89,14 +90,14 @@ def run(plan: Plan, seed: int, data: datasets.Dataset) -> dict[str, list[float]]
 
 
 def left_at(k: Sequence[float], error: Sequence[float], level: float) -> float:
-    """Return the first evaluated step after which the error stays below the level; infinite where there is none."""
+    """Return the first evaluated step after which the error stays below the level; infinite if there is none."""
     above = [i for i, e in enumerate(error) if not e < level]
     first = above[-1] + 1 if above else 0
     return k[first] if first < len(k) else math.inf
 
 
 def in_words(left: Sequence[float], iterations: int) -> str:
-    """Say when the runs of one plan left the plateau."""
+    """Return a phrase that says when the runs of one plan left the plateau."""
     there = sorted(k for k in left if math.isfinite(k))
     if not there:
         return f"not within {iterations} iterations ({len(left)} seed{'s' * (len(left) > 1)})"
@@ -142,7 +143,7 @@ def report(runs: Mapping[str, Sequence[Mapping[str, list[float]]]], plans: Mappi
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
-    """Run all plans over their seeds and write picture and numbers to `out`; returns 0."""
+    """Run all plans over their seeds and write picture and numbers to `out`; return 0."""
     plans = quick_plans() if quick else PLANS
     if quick:
         x = datasets.curves(100, 0, "float32")

@@ -1,21 +1,22 @@
-"""What the settings do in which this package differs from the paper: each change alone, over seeds (not in the paper).
+"""The effect of each setting that differs from the paper, changed one at a time, over seeds (not in the paper).
 
     python figures/safeguards.py [--quick] [--pdf] [--out DIR]
 
-`kfac_ref/optimizers/kfac_settings.py` has a table of what the paper sets and what this package sets. Here the digits
+`kfac_ref/optimizers/kfac_settings.py` has a table of the paper's settings and this package's. Here the digits
 autoencoder is trained with the demo's settings ("K-FAC, m = 500"; lambda_0, tau1 and T3 are tuned for the full
-algorithm, which favours it), and with one setting changed at a time, over five seeds that share their weights, batches
-and samples; in float32, which halves the time. All runs judge a step as in the paper, on its own batch; tutorial 9
-shows what judging on the next one does. A second group has batches of 60 cases, where a part tau2 of the batch is so
-few cases that the exact F on them is no longer that of the batch, and a step can explode. Then `undo` looks at every
-fifth step (T1) alone, and takes a step back where h rises by more than M promised that it would fall, or by more than h
-itself. So it is tried with a look at every step as well, and with any rise taken back (undo = 0).
+algorithm, which favours it), and with one setting changed at a time, in float32, which halves the time. For each of the
+five seeds, all settings share the initial weights, batches and samples. All runs judge a step on its own batch, as in
+the paper; tutorial 9 shows the effect of judging on the next batch. A second group has batches of 60 examples. A
+fraction tau2 of such a batch is so small that the exact F on it differs from that of the batch, and a step can explode.
+By default `undo` checks only every fifth step (T1), and rejects it if h rises by more than the decrease that M
+predicted, or by more than h itself. So it is also tried with a check of every step, and with every rise rejected
+(undo = 0).
 
 Left: the error after a fixed number of iterations, median and range over seeds, for each setting. Right: lambda and
-gamma along the run. h is measured after each step on the same 200 training cases; its largest single rise is in the
-numbers. A change is called within the spread where its range of errors overlaps that of the full algorithm.
+gamma during the run. h is measured after each step on the same 200 training examples; the JSON has its largest single
+rise. A change is called within the spread if its range of errors overlaps that of the full algorithm.
 
-Writes ``safeguards.png`` and ``safeguards.json``. Takes some fifty seconds.
+Writes ``safeguards.png`` and ``safeguards.json``. Takes about fifty seconds.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ Changes = Mapping[str, Mapping[str, Any]]
 FULL = "full algorithm"
 BASE = autoencoder.METHODS["K-FAC, m = 500"].settings
 UNCLIPPED = {"gamma_min": 0.0, "gamma_max": math.inf}
-#: Everything as in the paper, with the paper's values.
+#: All settings of the paper.
 PAPER = {"lambda_0": 150.0, "tau1": 1 / 8, "tau2": 1 / 4, "T3": 20, "lambda_floor": 0.0, "undo": None, **UNCLIPPED}
 LARGE: Changes = {
     FULL: {},
@@ -63,7 +64,7 @@ LARGE: Changes = {
     "no momentum": {"momentum": False},
     "all as in the paper": PAPER,
 }
-#: Where no step is undone, a run without the rule is the same to the bit, so it is tried where steps explode alone.
+#: If no step is undone, a run without the rule has the same bits, so it is tried only where steps explode.
 SMALL: Changes = {
     FULL: {},
     "tau2 = 1/2": {"tau2": 1 / 2},
@@ -73,31 +74,31 @@ SMALL: Changes = {
     "tau2 = 1/8, T1 = 1": {"tau2": 1 / 8, "T1": 1},
     "tau2 = 1/8, T1 = 1, undo = 0": {"tau2": 1 / 8, "T1": 1, "undo": 0.0},
 }
-#: Whose lambda and gamma are drawn.
+#: The settings whose lambda and gamma are drawn.
 DRAWN = (FULL, "lambda_floor = 0 (paper)", "gamma unclipped (paper)", "lambda_0 = 150 (paper)",
          "lambda_0 = 150, gamma unclipped")
-LEVEL = 1.0                             # an error; how many iterations until then
-LOOKED_AT = 200                         # training cases that h is measured on after each step
+LEVEL = 1.0                             # an error; the iterations to reach it are counted
+LOOKED_AT = 200                         # training examples on which h is measured after each step
 
 
 class Run(NamedTuple):
-    """What one run came to.
+    """The result of one run.
 
     Attributes
     ----------
     error : float
-        After the last iteration, on all training cases; infinite where the run broke off.
+        After the last iteration, on all training examples; infinite if the run broke off.
     reached : float
-        Iterations to `LEVEL`, in steps of five; infinite where it was not reached.
+        Iterations to `LEVEL`, in steps of five; infinite if it was not reached.
     rise, factor : float
         The largest rise of h in a step, and the largest ratio of h after a step to h before it.
     undone : int
-        Steps that were taken back.
+        Number of rejected steps.
     kept : (float, float, float)
-        Of the steps that were looked at and kept, the one that raised h on its batch most: h after it, and the decrease
-        that M promised, both as parts of h before it, and rho.
+        Of the steps that were checked and kept, the one that raised h on its batch most: h after it and the decrease
+        that M predicted, both as fractions of h before it, and rho.
     lambda_, gamma : list of float
-        Along the run.
+        One value per step.
     """
 
     error: float
@@ -140,7 +141,7 @@ def run(change: Mapping[str, Any], batch: int, iterations: int, seed: int, data:
 
 
 def summary(runs: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
-    """Return the numbers of each setting over its seeds, and its error against the full algorithm, seed by seed."""
+    """Return the numbers of each setting over its seeds, and its error relative to the full algorithm by seed."""
     found = {}
     full = np.array([r.error for r in runs[FULL]])
     for name, rows in runs.items():
@@ -161,7 +162,7 @@ def summary(runs: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
 
 
 def spread(numbers: Mapping[str, Mapping[str, Any]]) -> str:
-    """Say which settings are worse or better than the full algorithm beyond its spread, and which are within."""
+    """List the settings that are worse or better than the full algorithm beyond its spread, and those within it."""
     full = numbers[FULL]
     others = {name: n for name, n in numbers.items() if name != FULL}
     worse = [f"[{name}] {n['error_median']:.2f}" for name, n in others.items()
@@ -186,7 +187,7 @@ def spread(numbers: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def ran(numbers: Mapping[str, Mapping[str, Any]]) -> str:
-    """Say how far lambda and gamma ran."""
+    """Return a sentence with the ranges of lambda and gamma."""
     floor, free = numbers["lambda_floor = 0 (paper)"], numbers["gamma unclipped (paper)"]
     clipped, runaway = numbers["lambda_0 = 150 (paper)"], numbers["lambda_0 = 150, gamma unclipped"]
     return (f"Without the floor lambda falls to {floor['smallest_lambda']:.1g}; unclipped, gamma falls to "
@@ -195,7 +196,7 @@ def ran(numbers: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def exploded(numbers: Mapping[str, Mapping[str, Any]]) -> str:
-    """Say in how many runs h more than doubled in one step, and what the rule of undo did about it."""
+    """Return a sentence with the runs in which a step more than doubled h, and the effect of `undo`."""
     parts, others = [], []
     for name, n in numbers.items():
         if not (n["runs_where_h_doubled"] or sum(n["undone"])):
@@ -211,7 +212,7 @@ def exploded(numbers: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def panels(runs: Mapping[str, Sequence[Run]]) -> list[plotting.Panel]:
-    """Return lambda and gamma along the runs of `DRAWN`."""
+    """Return the panels of lambda and gamma during the runs of `DRAWN`."""
     found = []
     for title, name in (("lambda along the run", "lambda_"), ("gamma along the run", "gamma")):
         lines = {}
@@ -223,7 +224,7 @@ def panels(runs: Mapping[str, Sequence[Run]]) -> list[plotting.Panel]:
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
-    """Run all settings over their seeds and write picture and numbers to `out`; returns 0."""
+    """Run all settings over their seeds and write picture and numbers to `out`; return 0."""
     seeds, large, small = (1, 6, 6) if quick else (5, 150, 300)
     data = Settings(dtype="float32").dataset()
     groups = {"large": (LARGE, 500, large), "small": (SMALL, 60, small)}

@@ -1,15 +1,15 @@
-"""F~ against F-breve (block diagonal) and F-hat (block-tridiagonal inverse), and their inverses (figures 5 and 6).
+"""F~ compared with F-breve (block-diagonal) and F-hat (block-tridiagonal inverse): the paper's figures 5 and 6.
 
     python figures/tridiagonal.py [--quick] [--pdf] [--out DIR]
 
-The two approximations that K-FAC can invert, beside what they approximate, for the middle four layers of the network
-of ``fisher_approximation.py``. All three have the same factored damping of their diagonal factors and are made from the
-factors of these layers alone, so that F-breve has F~'s diagonal blocks, F-hat its tridiagonal ones, and an inverse is
-that of a matrix of these layers (not their part of the inverse of a larger one). The upper row is the paper's figure 5,
-the lower one its figure 6. The numbers beside it, for several dampings: relative Frobenius errors of the matrices and
-of their inverses, of the whole and at each distance from the diagonal; the range of the eigenvalues of C^-1 F~ for each
-C, which are all 1 where C is exact, and by which a good matrix and a good inverse are the same thing; and the angle
-between C^-1 grad h and F~^-1 grad h. Writes ``tridiagonal.png`` and ``tridiagonal.json``. Takes about fifteen seconds.
+The two approximations that K-FAC can invert, beside the matrix that they approximate, for the middle four layers of the
+network of ``fisher_approximation.py``. All three have the same factored damping of their diagonal factors and use only
+the factors of these layers. So F-breve has the diagonal blocks of F~, F-hat its tridiagonal blocks, and an inverse is
+that of a matrix of these layers (not a part of the inverse of a larger matrix). The upper row is the paper's figure 5,
+the lower row its figure 6. The JSON has, for several dampings, the relative Frobenius errors of the matrices and of
+their inverses, in total and at each distance from the diagonal; the range of the eigenvalues of C^-1 F~ for each C
+(all are 1 if C is exact; they judge the matrix and its inverse alike); and the angle between C^-1 grad h and
+F~^-1 grad h. Writes ``tridiagonal.png`` and ``tridiagonal.json``. Takes about fifteen seconds.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from kfac_ref import plotting
 from kfac_ref.experiments import blocks, middle_layers, script
 
 HERE = Path(__file__).parent / "tridiagonal"
-#: That in the picture, and those whose numbers are written; gamma is 1 at this step of the run.
+#: gamma in the picture, and in the JSON; it is 1 at this step of the run.
 SHOWN, GAMMAS = 0.01, (1.0, 0.1, 0.01, 0.001)
 STRUCTURES = {"F_breve": kr.curvature.BlockDiagonal, "F_hat": kr.curvature.BlockTridiagonal}
 
 
 def compare(C: np.ndarray, C_inverse: np.ndarray, F_tilde: np.ndarray, inverse: np.ndarray, grad: np.ndarray,
             sizes: Sequence[int]) -> dict[str, Any]:
-    """Return how far a matrix C and its inverse are from F~ and its inverse."""
+    """Compare a matrix C and its inverse with F~ and its inverse."""
     eigenvalues = scipy.linalg.eigh(F_tilde, C, eigvals_only=True)
     step, wanted = C_inverse @ grad, inverse @ grad
     cosine = float(step @ wanted / (np.linalg.norm(step) * np.linalg.norm(wanted)))
@@ -46,7 +46,7 @@ def compare(C: np.ndarray, C_inverse: np.ndarray, F_tilde: np.ndarray, inverse: 
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
-    """Train, build the three matrices and their inverses, and write picture and numbers to `out`; returns 0."""
+    """Train, build the three matrices and their inverses, and write picture and numbers to `out`; return 0."""
     data_name, at, data = middle_layers.point(width=5 if quick else 20, examples=200 if quick else None)
     sizes, fac = middle_layers.sizes(at.model), middle_layers.middle_factors(at)
     layers = list(middle_layers.middle(at.model))
@@ -84,7 +84,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
             f"F-hat^-1 F~ from {hat['least_eigenvalue']:.2g} to {hat['largest_eigenvalue']:.2g} (exact: 1). From "
             f"F~^-1 grad h, the steps of the two are {breve['step_degrees']:.0f} and {hat['step_degrees']:.0f} degrees "
             "away. Darkest: below a ten-thousandth of the largest.")
-    # A cell is 20 x 20: the weights that leave two units.
+    # A cell is 20 x 20 entries: the outgoing weights of two units.
     figure = plotting.matrix_rows(rows, sizes, text, [str(i) for i in layers], cells=84)
     numbers = {"data": data_name, "cases": len(at), "network": at.model.network.sizes, "layers": layers,
                "start": "sparse", "steps": 7, "seed": 0, "gamma": SHOWN,
