@@ -20,11 +20,13 @@ from .base import OfFactors, block_diagonal
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockDiagonal(OfFactors):
-    """F̆ with factored Tikhonov damping (sec. 4.2 and 6.3); not ``A ⊗ G + damping I``, which is `EigenDamped`."""
+    """F̆ with factored Tikhonov damping (sec. 4.2 and 6.3); not ``A ⊗ G + damping I``, which is `EigenDamped`.
 
-    #: How A and G share the damping: `trace_pi`, `frobenius_pi` or your own.
+    `pi` shares the damping between A and G: `trace_pi`, `frobenius_pi` or your own function. `factor` prepares a factor
+    for solves: `Cholesky`, or `Inverse` if it is applied many times.
+    """
+
     pi: Balance = trace_pi
-    #: How a factor is prepared for solves: `Cholesky`, or `Inverse` if it is applied many times.
     factor: type[Cholesky] | type[Inverse] = Cholesky
 
     @cached_property

@@ -266,10 +266,8 @@ class KFAC(Settings):
         return slope + curvature, (self.smoothing * old[0] + curvature, self.smoothing * old[1] + slope)
 
     def is_bad(self, actual: float, predicted: float, h: float) -> bool:
-        """Return whether to undo the step: ``actual > undo min(-predicted, |h|)``, or not finite (not in the paper).
-
-        If M predicts a negative h, the prediction is not a sensible scale, so ``|h|`` is used too.
-        """
+        """Return whether to undo the step: ``actual > undo min(-predicted, |h|)``, or not finite (not in the paper)."""
+        # If M predicts a negative h, the prediction is not a sensible scale, so |h| is used too.
         return self.undo is not None and not actual <= self.undo * min(-predicted, abs(h))
 
     def undone(self, state: State, sums: tuple[float, float]) -> State:
