@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        The arguments; those of the process unless told.
+        The arguments (default: those of the process).
 
     Returns
     -------
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(argv)
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()                          # what cannot be written is told here, not at exit
+                sys.stdout.flush()                          # an error of writing is reported here, not at exit
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -151,7 +151,7 @@ def _add_experiment(commands: Any) -> None:
   seeds         those that are reported (default: 0, 1, 2)
   tuning_seeds  those that the grids are tried on (default: 100)
   tuning_part   how long a trial is, as a part of the iterations (default: 1)
-  error         what the figure calls the error (default: mean over cases of the sum of squared differences)
+  error         what the figure calls the error (default: mean over examples of the sum of squared differences)
 Of each grid the setting with the lowest score is chosen: the mean log error over the last nine tenths of a trial,
 evaluated at steps that are spaced logarithmically, and over the tuning seeds. figures/convergence/digits.json is an
 example.""")
@@ -209,7 +209,7 @@ def _setting(text: str) -> tuple[str, Any]:
 def _experiment(arguments: argparse.Namespace) -> int:
     from .experiments import comparison, results, script
 
-    asked = comparison.read(arguments.file)         # a bad file is told before a folder is made
+    asked = comparison.read(arguments.file)         # a bad file is reported before a folder is made
     out = arguments.out or arguments.file.with_suffix("")
     script.make_folder(out)
     try:
@@ -240,9 +240,9 @@ def _demo(out: Path, seed: int, quick: bool, tune: bool, pdf: bool, force: bool)
     start = time.perf_counter()
     histories = autoencoder.convergence(data, seed, shorten)
     levels = report.format_table(autoencoder.level_table(histories))
-    print("Digits autoencoder: iterations and seconds until the training error (mean over cases of the sum of squared")
+    print("Digits autoencoder: iterations and seconds until the training error (mean over examples of the sum of")
     last = seed + len(autoencoder.SEEDS) - 1
-    print(f"differences) is at most ..., median (range) over the seeds {seed} to {last}\n")
+    print(f"squared differences) is at most ..., median (range) over the seeds {seed} to {last}\n")
     print(levels, end="\n\n")
     found = classifier.stages(data, seed, (3, 10) if quick else (10, 200), 200 if quick else None)
     print("Digits classifier: relative Frobenius error of the family; (best) is the least that any Kronecker product")

@@ -44,7 +44,7 @@ _LOOK_AHEAD = 10**6
 #: to this factor.
 SPACING = 1.1
 
-#: From the number of a step, from 1, to the number of cases in its batch.
+#: From the number of a step, from 1, to the number of examples in its batch.
 Schedule = Callable[[int], int]
 
 

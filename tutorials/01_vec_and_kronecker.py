@@ -50,7 +50,7 @@ assert np.array_equal(K, np.kron(A, G))
 #
 # A matrix of weights has to become a vector before a matrix with a row for each weight can act on it. There are two
 # ways: stack its columns, or stack its rows. This package stacks **columns**, as the paper does, and calls it vec;
-# NumPy's `ravel()` stacks rows unless it is told.
+# NumPy's `ravel()` stacks rows by default.
 
 # %%
 V = np.array([[1, 3, 5], [2, 4, 6]])

@@ -88,8 +88,8 @@ assert np.allclose(columns, kr.exact(at))
 # %% [markdown]
 # ### Confusion box: the root from the wrong side
 #
-# For one case root^T root has the same trace and eigenvalues as root root^T, so it looks right. It is another matrix,
-# and in the mean over the cases the trace alone is the same:
+# For one example root^T root has the same trace and eigenvalues as root root^T, so it looks right. It is another
+# matrix, and in the mean over the examples the trace alone is the same:
 
 # %%
 wrong = last_G(root.transpose(1, 0, 2))
@@ -102,15 +102,15 @@ assert np.linalg.norm(wrong - exact) > 0.01 * np.linalg.norm(exact)
 # %% [markdown]
 # ## Sampling: how many targets?
 #
-# The error falls like one over the root of the number of samples. One target for each case is what the paper uses:
-# there are many cases, and a running average over the steps of the training (tutorial 9) sees many batches. Late in a
-# training G falls fast, and a long average is of an older, larger one: then neither many steps nor few serve well
+# The error falls like one over the root of the number of samples. One target for each example is what the paper uses:
+# there are many examples, and a running average over the steps of the training (tutorial 9) sees many batches. Late in
+# a training G falls fast, and a long average is of an older, larger one: then neither many steps nor few serve well
 # (tutorials 9 and 11).
 
 # %%
 counts = np.array([1, 4, 16, 64])
 def off(M):
-    """Return the relative error of the last G with M targets drawn for each case."""
+    """Return the relative error of the last G with M targets drawn for each example."""
     G = kr.kronecker_factors(at, kr.sampled(at.sample(rng, M))).G[1]
     return np.linalg.norm(G - exact) / np.linalg.norm(exact)
 
@@ -125,12 +125,12 @@ assert -0.6 < slope < -0.4
 
 # %% tags=["hide-input"]
 figure = plotting.side_by_side([plotting.Panel(
-    "40 tries: median and range", "targets drawn for each case", "relative error of the last G",
+    "40 tries: median and range", "targets drawn for each example", "relative error of the last G",
     {"sampled": (counts, tries.T), "slope -1/2": (counts, errors[0] / np.sqrt(counts))})], "")
 figure.axes[0].set_xticks(counts, counts)
 figure.axes[0].minorticks_off()
-plotting.Picture(figure, "Error of the sampled G of the last layer against the number of targets for each case, both "
-                 f"logarithmic: the median falls from {errors[0]:.3f} with one target to {errors[-1]:.3f} with 64, "
+plotting.Picture(figure, "Error of the sampled G of the last layer against the number of targets for each example, "
+                 f"both logarithmic: the median falls from {errors[0]:.3f} with one target to {errors[-1]:.3f} with 64, "
                  f"along a line of slope {slope:.2f}.")
 
 # %% [markdown]
@@ -237,10 +237,10 @@ def likeliest_target(at):
 assert np.allclose(kr.kronecker_factors(at, likeliest_target).G[1], likeliest)
 
 # %% [markdown]
-# The optimizer samples one target for each case, as the paper does (`kr.one_draw`). If your own code samples and does
-# not keep its targets, the oracle judges the result by simulation. It guesses from the spread how many targets were
-# drawn (here, unknown to it, 20), and draws thousands of right G. Its *statistic* is how far a G is from the exact one,
-# in units of their spread:
+# The optimizer samples one target for each example, as the paper does (`kr.one_draw`). If your own code samples and
+# does not keep its targets, the oracle judges the result by simulation. It guesses from the spread how many targets
+# were drawn (here, unknown to it, 20), and draws thousands of right G. Its *statistic* is how far a G is from the exact
+# one, in units of their spread:
 
 # %%
 problem = v.problem.replace(targets=None)
@@ -258,7 +258,7 @@ assert report.ok
 # 3. Why is the trace of the last G at the likeliest target never above the exact one's? (The exact one is the mean of
 #    1 - ||p||^2.) For a confident model it is far below: how far?
 # 4. Train a classifier (tutorial 6 ends with how) until its loss is nearly zero. Which trace of G falls faster, the
-#    empirical one's or the exact one's? And which is the larger on cases that were held out?
+#    empirical one's or the exact one's? And which is the larger on examples that were held out?
 #
 # [Answers](answers/04_which_expectation.py). Graded exercises of this chapter: `tutorials/exercises/`.
 #

@@ -89,7 +89,7 @@ assert abs(orders[-1] - 3) < 0.05
 #
 # $$ d = -t\, F^{-1} \nabla h, \qquad t = \sqrt{2c \,/\, \nabla h^T F^{-1} \nabla h} $$
 #
-# This is the **natural gradient**. If length is ||d||, I stands in place of F, and d is gradient descent. The picture
+# This is the **natural gradient**. If length is ||d||, F is replaced by I, and d is gradient descent. The picture
 # has, at five places, all steps of one KL c, and both directions of descent, scaled to 1/2 d^T F d = c, so that they
 # end near that curve; the natural one is turned towards its long axis. The cell also tries brute force: in which of
 # 3600 directions does the true h fall most for each unit of sqrt(2 KL)?

@@ -35,8 +35,8 @@ from kfac_ref.params import add, flatten, inner, scale
 #    M(\delta) = Q(\delta) + \tfrac\lambda2 \|\delta\|^2, \qquad \delta(\lambda) = -(F + \lambda I)^{-1}\, \nabla h $$
 #
 # Let a model of two weights, slope and bias, fit five answers, yes (1) or no (0). Its h is the mean of -log p(answer)
-# over the cases, in *nats*, the unit of natural logarithms. The last columns are what h and M change by along the step,
-# and the quotient rho of the two, which the next section needs.
+# over the examples, in *nats*, the unit of natural logarithms. The last columns are what h and M change by along the
+# step, and the quotient rho of the two, which the next section needs.
 
 # %%
 model = kr.Model(kr.MLP((1, 1)), kr.Bernoulli())

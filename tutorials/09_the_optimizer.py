@@ -30,7 +30,7 @@ data, eta = kr.datasets.digits(), 1e-5                          # eta: the weigh
 model = kr.Model(kr.MLP((64, 20, 10), "tanh"), kr.Categorical(), weight_decay=eta)
 start = model.init(np.random.default_rng(0))
 rows = training.batches(1500, training.fixed(300), seed=0)
-batches = [(data.x[r], data.labels[r]) for _, r in zip(range(40), rows, strict=False)]       # forty, of 300 cases
+batches = [(data.x[r], data.labels[r]) for _, r in zip(range(40), rows, strict=False)]       # forty, of 300 examples
 opt = kr.optimizers.KFAC(model, lambda_0=0.001, judged_on="same batch", T1=5)              # the paper's rule of lambda
 
 # %% [markdown]
@@ -59,7 +59,7 @@ state = opt.init(start, seed=0)
 for x, y in batches[:19]:
     state, _ = opt.step(state, x, y)
 x, y = batches[19]
-told = opt.explain(state, x, y)                                 # what we compare with
+right = opt.explain(state, x, y)                                # what we compare with
 at = model.at(state.weights, x)                                 # a forward pass, tutorial 2
 grad = at.gradient(y)
 
@@ -92,7 +92,7 @@ def average(old, new, k):
     return [epsilon * o + (1 - epsilon) * n for o, n in zip(old or new, new, strict=True)]
 
 
-before, after = (list(kept.moments.arrays.values()) for kept in (state.average, told.average))
+before, after = (list(kept.moments.arrays.values()) for kept in (state.average, right.average))
 AG = average(before, factors(at, np.random.default_rng((0, 20))), 20)
 assert all(close([ours], [theirs]) for ours, theirs in zip(AG, after, strict=True))
 exact = kr.factors.second_moments(at).arrays.values()           # A and G of this batch
@@ -123,7 +123,7 @@ def direction(AG, gamma, grad):
 
 gammas = [state.gamma, state.gamma * 0.95**10, state.gamma / 0.95**10]
 Deltas = [direction(AG, gamma, grad) for gamma in gammas]
-assert all(close(Delta, c.Delta) for Delta, c in zip(Deltas, told.candidates, strict=True))
+assert all(close(Delta, c.Delta) for Delta, c in zip(Deltas, right.candidates, strict=True))
 
 # %% [markdown]
 # ## Line 3: how far, and how much of the last step?
@@ -143,7 +143,7 @@ assert all(close(Delta, c.Delta) for Delta, c in zip(Deltas, told.candidates, st
 # $$ \Delta^T F \Delta = \frac1N \sum_n (J_n \Delta)^T (\mathrm{diag}(p_n) - p_n p_n^T)\, (J_n \Delta) $$
 #
 # in which J_n Delta is one tangent (tutorial 2). The paper sums over a part of the batch, tau2 = 1/4; the package over
-# all of it unless told.
+# all of it by default.
 
 # %%
 def minimize(at, grad, V, damping):                             # V holds one direction or two
@@ -155,12 +155,12 @@ def minimize(at, grad, V, damping):                             # V holds one di
 
 
 found = [minimize(at, grad, [Delta, state.delta_0], state.lambda_ + eta) for Delta in Deltas]
-for gamma, (c, M), theirs in zip(gammas, found, told.candidates, strict=True):
+for gamma, (c, M), theirs in zip(gammas, found, right.candidates, strict=True):
     print(f"gamma {gamma:.4f}: alpha {c[0]:.3f}, mu {c[1]:6.3f}, M - h {M:.5f}")
     assert np.allclose([*c, M], [theirs.alpha, theirs.mu, theirs.decrease], rtol=1e-7)
 best = min(range(3), key=lambda i: found[i][1])                 # the gamma with the lowest M
 delta = params.add(params.scale(found[best][0][0], Deltas[best]), params.scale(found[best][0][1], state.delta_0))
-assert close(delta, told.delta)
+assert close(delta, right.delta)
 
 # %% [markdown]
 # ### Confusion box: no re-scaling
@@ -184,7 +184,7 @@ assert changes[0] < 0.7 * min(changes[1:]) < 0 < max(changes)
 # %%
 regression, rng = kr.Model(kr.MLP((4, 1)), kr.Gaussian(), weight_decay=0.1), np.random.default_rng(1)
 X, Y, zero = rng.standard_normal((20, 4)), rng.standard_normal((20, 1)), [np.zeros((1, 5))]
-P = kr.approximations.BLOCK_DIAGONAL.at(regression.at(zero, X[:6]), damping=1.0).dense()       # of six cases: poor
+P = kr.approximations.BLOCK_DIAGONAL.at(regression.at(zero, X[:6]), damping=1.0).dense()       # of six examples: poor
 H, b = kr.fisher_matrix(regression.at(zero, X)) + 0.1 * np.eye(5), -params.flatten(regression.at(zero, X).gradient(Y))
 
 
@@ -263,9 +263,10 @@ assert off < 1e-10
 
 # %% tags=["hide-input"]
 def frame(k):
-    panels = [("h before the step (nats a case)", ["h"], "log", {}), ("damping", ["lambda", "gamma"], "log", {}),
+    panels = [("h before the step (nats per example)", ["h"], "log", {}), ("damping", ["lambda", "gamma"], "log", {}),
               ("coefficients of the step", ["alpha", "mu"], "linear", {}),
-              ("fall of h (nats a case; linear below 0.01)", ["predicted", "actual"], "symlog", {"linthresh": 0.01})]
+              ("fall of h (nats per example; linear below 0.01)", ["predicted", "actual"], "symlog",
+               {"linthresh": 0.01})]
     with plotting.style():
         figure = Figure(figsize=(9, 5.4), layout="constrained")
         for axes, (title, names, scale, more) in zip(figure.subplots(2, 2).flat, panels, strict=True):
@@ -293,15 +294,16 @@ plotting.Player([frame(k) for k in shown], captions, "Forty steps of K-FAC on th
 # ## Whose batch is the judge?
 #
 # The paper measures rho on the batch that the step was fitted to. If it is small, nearly every step looks good there,
-# whatever it does to other cases: lambda falls to its floor, and steps grow without bound in directions that the batch
-# does not determine. So by default (`KFAC(model)`) the package judges a step on the batch of the *next* one. M predicts
-# badly there, since part of its promise was noise of the first batch. But what ends every step can be measured there:
+# whatever it does to other examples: lambda falls to its floor, and steps grow without bound in directions that the
+# batch does not determine. So by default (`KFAC(model)`) the package judges a step on the batch of the *next* one. M
+# predicts badly there, since part of its promise was noise of the first batch. But what ends every step can be measured
+# there:
 #
 # $$ h(\theta + \delta) - h(\theta) = \mathrm{slope} + \mathrm{curvature}, \quad \mathrm{slope} = \nabla h^T \delta,
 #    \qquad \rho = 2\, (1 - \mathrm{curvature} / |\mathrm{slope}|) $$
 #
 # On its own batch this is the rho above: M at its minimum falls by half of the slope. The slope counts both batches, by
-# their shares of all cases, and both are summed over recent steps. A smaller network, with batches of 50:
+# their shares of all examples, and both are summed over recent steps. A smaller network, with batches of 50:
 
 # %% tags=["hide-input"]
 small, every = kr.Model(kr.MLP((64, 8, 10), "tanh"), kr.Categorical(), weight_decay=eta), range(0, 401, 50)
@@ -319,10 +321,10 @@ with plotting.style():
     axes = figure.subplots()
     for (name, values), colour, dash in zip(loss.items(), plotting.COLOURS, plotting.DASHES, strict=False):
         axes.semilogy(every, values, color=colour, linestyle=dash, marker="o", label=f"judged on the {name}")
-    axes.set(xlabel="step", ylabel="loss on all cases (nats a case)")
+    axes.set(xlabel="step", ylabel="loss on all examples (nats per example)")
     axes.legend()
-message = ("Loss on all cases by the rule of lambda, batches of 50. In the first 250 steps rho is above 3/4 in {:.0f}% "
-           "of the judgements on the same batch, and then the fit is lost; in {:.0f}% on the next one, which keeps it.")
+message = ("Loss on all examples by the rule of lambda, batches of 50. In the first 250 steps rho is above 3/4 in {:.0f}"
+           "% of the judgements on the same batch, and then the fit is lost; in {:.0f}% on the next one, which keeps it.")
 plotting.Picture(figure, message.format(*(100 * good[name] for name in rules)))
 
 # %% [markdown]

@@ -43,7 +43,7 @@ def read(path):
 #
 # A classifier of the digits, whose 8 x 8 pixels are averaged to 4 x 4 so that the exact Fisher is small: 16-8-8-10
 # with relu, after 50 steps of K-FAC. All that follows happens at these weights. As in tutorial 4 the K columns of a
-# root of F_R are sent back: `g` is (K, N, m), K gradients for each of N cases, here at layer 1; `a`, (N, n), are its
+# root of F_R are sent back: `g` is (K, N, m), K gradients for each of N examples, here at layer 1; `a`, (N, n), are its
 # inputs with their ones. `off` is the error of a matrix in the block of layer 1: the Frobenius norm (the root of the
 # sum of all squared entries) of the difference, over that of the exact block.
 
@@ -66,7 +66,7 @@ def off(B):
     return np.linalg.norm(B - block) / np.linalg.norm(block)
 
 
-flat = g.reshape(-1, m)                                         # (K N, m): all columns of all cases
+flat = g.reshape(-1, m)                                         # (K N, m): all columns of all examples
 A, G = a.T @ a / N, flat.T @ flat / N
 found = {"A x G": np.kron(A, G)}
 print(f"g {g.shape}, a {a.shape}, the block {block.shape}; A kron G is off by {off(found['A x G']):.2f}")
@@ -75,9 +75,9 @@ assert np.allclose(found["A x G"], kr.approximations.FULL.at(at).dense()[layer_1
 # %% [markdown]
 # ## The relatives, by hand
 #
-# **Diagonal.** *Keep the diagonal of the Fisher and nothing else.* An entry of one case's gradient is g_j a_k, so the
-# mean of its square is a product of squared arrays. Adam keeps something like it, with these differences: it averages
-# over steps, squares the *mean* gradient of a batch, at the *labels*, and divides by the *root*.
+# **Diagonal.** *Keep the diagonal of the Fisher and nothing else.* An entry of one example's gradient is g_j a_k, so
+# the mean of its square is a product of squared arrays. Adam keeps something like it, with these differences: it
+# averages over steps, squares the *mean* gradient of a batch, at the *labels*, and divides by the *root*.
 
 # %%
 squares = np.square(g).sum(axis=0).T @ np.square(a) / N         # (m, n), shaped like the weights
@@ -86,7 +86,7 @@ assert np.allclose(kronecker.vec(squares), np.diag(block), atol=1e-12)
 assert np.allclose(squares, kr.curvature.Diagonal(at).scales[1], atol=1e-12)
 
 # %% [markdown]
-# **EKFAC.** *Keep the eigenvectors of A kron G, and measure the eigenvalues anew.* K-FAC's are products of one of A
+# **EKFAC.** *Keep the eigenvectors of A kron G, and measure the eigenvalues again.* K-FAC's are products of one of A
 # and one of G. EKFAC turns each gradient into the eigenbasis and takes the mean square of each coordinate there: the
 # true diagonal of the block in that basis.
 
@@ -128,10 +128,10 @@ assert np.allclose(found["FOOF"], foof, atol=1e-12)
 assert np.allclose(G_kfra, kr.factors.kfra_factors(at).G[1], atol=1e-12)
 
 # %% [markdown]
-# **TKFAC.** *Weigh each case in A by the squared length of its gradient, and in G by that of its input.* A case whose
-# gradient is zero adds nothing to the exact block; in K-FAC's A it counts like all others.
+# **TKFAC.** *Weigh each example in A by the squared length of its gradient, and in G by that of its input.* An example
+# whose gradient is zero adds nothing to the exact block; in K-FAC's A it counts like all others.
 #
-# **Shampoo.** *Take the mean of D^T D and of D D^T, D = g a^T being one case's gradient, and the square root of
+# **Shampoo.** *Take the mean of D^T D and of D D^T, D = g a^T being one example's gradient, and the square root of
 # both.* (Shampoo itself sums over steps, and D is a batch's mean gradient; we compare the structure.) Where
 # every D has rank one, as here, the product of the roots minus the block is positive semi-definite: a bound from
 # above, too large and meant to be. Without the roots, and divided by the trace, it is TKFAC once more.
@@ -287,8 +287,8 @@ assert last["average"] > 5 * last["fresh_part"]
 # ## In practice
 #
 # `kr.approximations` is the table of the family. A row pairs an estimator of A and G with a structure that is made of
-# them; rows such as EKFAC need the cases themselves and are made from a point. The optimizer takes any row, or one of
-# your own, and an expectation (tutorial 4). `docs/which_approximation.md` has the whole comparison, and the costs.
+# them; rows such as EKFAC need the examples themselves and are made from a point. The optimizer takes any row, or one
+# of your own, and an expectation (tutorial 4). `docs/which_approximation.md` has the whole comparison, and the costs.
 
 # %%
 ekfac = kr.optimizers.KFAC(model, approximation=kr.approximations.EKFAC, expectation=kr.exact)
@@ -300,7 +300,7 @@ assert record.predicted < 0
 # ## Exercises
 #
 # 1. Show that EKFAC's S is the best diagonal in its basis. (The Frobenius norm does not change under rotations.)
-# 2. Which of these matrices are exact for a single case (N = 1), in the block of a layer, and in the whole? Try it.
+# 2. Which of these matrices are exact for a single example (N = 1), in the block of a layer, and in the whole? Try it.
 # 3. KFRA's G is the exact G of a linear network. Replace "relu" by "identity", and its slopes by ones, and check. Is
 #    A kron G then the block? For which likelihood?
 # 4. Multiply FOOF's matrix by the number that makes its trace right. What becomes of its error, what of its step? And

@@ -30,7 +30,7 @@ F = kr.fisher_matrix(here)
 #
 # For one bit -log p(y | z) = log(1 + exp(z)) - y z, with the derivative p - y. The bits are independent, so the loss is
 # a sum over them and entry c of D z is p_c - y_c. Its mean over the model's own bits is zero, and F_R = E[(p - y)(p -
-# y)^T] is the covariance matrix of the bits. Off the diagonal it is 0, since they are independent. On it stands the
+# y)^T] is the covariance matrix of the bits. Off the diagonal it is 0, since they are independent. On it is the
 # variance of a bit, p (1 - p)^2 + (1 - p) p^2 = p (1 - p).
 #
 # The other way: H_L is the derivative of p - y with respect to z, diag(p (1 - p)) once more. It contains no y.
@@ -99,7 +99,7 @@ assert max(limits) < 0.1
 # stays as it is: the natural gradient does not know the unit in which the loss is measured.
 #
 # Damping does. (F / sigma^2 + lambda I)^-1 grad / sigma^2 = (F + sigma^2 lambda I)^-1 grad, so the same lambda damps
-# sigma^2 times as much. For the same step lambda is divided by sigma^2 as well.
+# sigma^2 times as much. For the same step lambda is divided by sigma^2, too.
 
 # %%
 sigma, lambda_ = 3.0, 0.1

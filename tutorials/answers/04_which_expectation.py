@@ -24,7 +24,7 @@ weights = [rng.standard_normal(s) for s in network.shapes]
 x = rng.standard_normal((40, 2))
 
 
-def mean_squares(g):                                            # G of a stack: summed over K, averaged over the cases
+def mean_squares(g):                                            # G of a stack: summed over K, a mean over the examples
     rows = g.reshape(-1, g.shape[-1])
     return rows.T @ rows / g.shape[1]
 
@@ -84,7 +84,8 @@ assert np.linalg.norm(gradients[1]) > 0.1
 # %% [markdown]
 # ## 3. The trace at the likeliest target
 #
-# Let m be the likeliest class. The trace of one case at it is ||p - e_m||^2 = 1 - 2 p_m + ||p||^2. The exact one, 1 -
+# Let m be the likeliest class. The trace of one example at it is ||p - e_m||^2 = 1 - 2 p_m + ||p||^2. The exact one, 1
+# -
 # ||p||^2, is more than that by 2 (p_m - ||p||^2). Since no p_c is above p_m, ||p||^2 = sum_c p_c p_c <= sum_c p_m p_c =
 # p_m, so the difference is not negative. It is zero where all classes that are possible at all are equally likely.
 #
@@ -113,13 +114,13 @@ for e in (0.3, 0.1, 0.01, 0.001):
 # ## 4. Empirical and exact, as the loss goes to zero
 #
 # The empirical one. Once every label has a probability of 1 - e, the label *is* the likeliest class, and answer 3
-# applies, with an e for each case. The exact trace of the last G is about 2 mean(e), the empirical one between
+# applies, with an e for each example. The exact trace of the last G is about 2 mean(e), the empirical one between
 # mean(e^2) and 2 mean(e^2). The loss is the mean of -log(1 - e), about mean(e), so the exact trace falls in step with
 # it. The empirical one falls like the square of e. So it does in the layers below: there g is a matrix times what is
 # sent back, the same matrix for both.
 #
 # Which of the two is larger is another matter. At the start the empirical one is: labels that do not fit give larger
-# gradients than the model expects. On the training cases it soon is the smaller one. On held-out digits it is the
+# gradients than the model expects. On the training examples it soon is the smaller one. On held-out digits it is the
 # larger one at the end, too. On some of them the model is wrong with confidence, and p - onehot(y) does not become
 # small, while the exact trace, which asks the model alone, does. The empirical one measures the misfit.
 

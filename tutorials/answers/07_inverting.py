@@ -34,7 +34,7 @@ F, g = kr.curvature.Full(f).dense(), kr.params.flatten(grad)    # F~
 # layer 0 is explained by the next layer *alone* says something only if there is a third. What is left is to eliminate
 # a block: with Psi_0 = F~_01 F~_11^-1 the matrix Xi F~ Xi^T is block diagonal, of Sigma_0 = F~_00 - Psi_0 F~_10 and
 # F~_11. That is Lambda^-1, which is also Xi F-hat Xi^T; Xi can be inverted, so F~ = F-hat. It holds for any symmetric
-# matrix whose block of layer 1 can be inverted: factors of random numbers, of no network, show it as well.
+# matrix whose block of layer 1 can be inverted: factors of random numbers, of no network, show it too.
 
 # %%
 def off(factors):
@@ -106,11 +106,11 @@ assert 0.5 < max(shares["F-breve"], shares["first wrong"], shares["both wrong"])
 # regression on a_(i+1) explains. As K_1 makes both matrices diagonal, s1 are such shares, between 0 and 1, and the
 # largest s1 is the largest share that any u has. (Statistics calls them squared canonical correlations.) The appended 1
 # is in both, and explains itself: undamped, the largest s1 is 1. Damping adds to A_ii and not to A_i,i+1, as a noise
-# would: the largest s fall. s2 says the same of g_i and g_(i+1); the slopes of tanh, which differ from case to case,
-# keep it below 1. Without tanh g_i = W^T g_(i+1), with the weights W of layer i + 1 (no bias column). Then g_(i+1)
-# explains all of g_i: E^G = G_i, and **all** s2 are 1. So 1 - s1 s2 is zero where s1 is 1, in the direction of the
-# biases: undamped Sigma is singular, and F-hat has no inverse. Here it is worse still. W is square and can be inverted,
-# so a_(i+1) determines a_i, all s1 are 1 too, and Sigma = 0.
+# would: the largest s fall. s2 says the same of g_i and g_(i+1); the slopes of tanh, which differ from example to
+# example, keep it below 1. Without tanh g_i = W^T g_(i+1), with the weights W of layer i + 1 (no bias column). Then
+# g_(i+1) explains all of g_i: E^G = G_i, and **all** s2 are 1. So 1 - s1 s2 is zero where s1 is 1, in the direction of
+# the biases: undamped Sigma is singular, and F-hat has no inverse. Here it is worse still. W is square and can be
+# inverted, so a_(i+1) determines a_i, all s1 are 1 too, and Sigma = 0.
 
 # %%
 def s(f, i=0):

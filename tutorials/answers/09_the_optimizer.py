@@ -26,7 +26,7 @@ start = model.init(np.random.default_rng(0))
 RULE = {"judged_on": "same batch", "T1": 5}                     # the paper's, as in the tutorial
 
 
-def batches(n, seed=0):                                         # n of 300 cases, those of the tutorial for seed 0
+def batches(n, seed=0):                                         # n of 300 examples, those of the tutorial for seed 0
     rows = training.batches(1500, training.fixed(300), seed=seed)
     return [(data.x[r], data.labels[r]) for _, r in zip(range(n), rows, strict=False)]
 
@@ -105,8 +105,8 @@ assert np.linalg.norm(ridge - solution) > 0.01
 # ## 3. gamma tied to lambda
 #
 # At step 6. gamma is sqrt(lambda + eta) at first in both, so the two runs are one until lambda changes, which it does
-# first after step 5. That is so in `kfac`, which damps anew at each step. (The package uses the inverses of step 3
-# until step 20, so that a subclass with other `gammas` alone would part at step 20. `Tied` damps the old factors anew
+# first after step 5. That is so in `kfac`, which damps again at each step. (The package uses the inverses of step 3
+# until step 20, so that a subclass with other `gammas` alone would part at step 20. `Tied` damps the old factors again
 # at each step, as `kfac` does.) Neither is clearly ahead: on three seeds the last h of the one is between 2/3 and 3/2
 # of that of the other. gamma decides only the direction of Delta, and alpha and mu mend some of what it gets wrong. One
 # run does not say which rule is better.
@@ -117,7 +117,7 @@ class Tied(kr.optimizers.KFAC):
         return (math.sqrt(state.lambda_ + eta),)
 
     def refresh_is_due(self, k):
-        return True                                             # damp anew at each step ...
+        return True                                             # damp again at each step ...
 
     def source(self, state, at, average, gamma, draws):         # ... the factors of the steps where they are renewed
         new = super().source(state, at, average, gamma, draws)
@@ -129,7 +129,7 @@ for seed in range(3):                                           # of batches and
     apart = [np.abs(params.flatten(v) - params.flatten(w)).max() for (v, _), (w, _) in zip(free, tied, strict=True)]
     h = [model.at(found[-1][0], data.x).loss(data.labels) for found in (free, tied)]
     print(f"seed {seed}: at step 5 {apart[4]:.3f} apart, at step 6 {apart[5]:.3f}; "
-          f"h on all cases in the end {h[0]:.4f}, gamma tied {h[1]:.4f}")
+          f"h on all examples in the end {h[0]:.4f}, gamma tied {h[1]:.4f}")
     assert apart[4] < 1e-7 < 1e-4 < apart[5]
     assert 2 / 3 < h[1] / h[0] < 3 / 2
 
@@ -157,7 +157,7 @@ for settings in ({}, {"omega1": 0.5}):
     found = run(kr.optimizers.KFAC(model, lambda_0=0.0001, **(RULE | {"T1": 1} | settings)), 120)
     undone = [record.k for _, record in found if "undone" in record.safeguards]
     h = [model.at(found[k - 1][0], data.x).loss(data.labels) for k in (40, 120)]
-    print(f"T1 = 1, {settings or 'omega1 = 0.95'}: {len(undone)} undone; h on all cases after 40 and 120 steps: "
+    print(f"T1 = 1, {settings or 'omega1 = 0.95'}: {len(undone)} undone; h on all examples after 40 and 120 steps: "
           f"{h[0]:.2g}, {h[1]:.2g}")
     assert undone == list(range(1, len(undone) + 1))            # those at the beginning
     assert h[1] < 0.2

@@ -22,7 +22,7 @@ data = kr.datasets.digits()
 x, y = data.x[:300].reshape(-1, 4, 2, 4, 2).mean(axis=(2, 4)).reshape(-1, 16), data.labels[:300]
 
 
-def trained(hidden, likelihood, y, steps=50):                   # the model on all cases after some steps of K-FAC
+def trained(hidden, likelihood, y, steps=50):                   # the model on all examples after some steps of K-FAC
     model = kr.Model(kr.MLP((16, 8, 8, 10), hidden), likelihood, weight_decay=1e-5)
     opt = kr.optimizers.KFAC(model, judged_on="same batch", T1=5)
     state = opt.init(model.init(np.random.default_rng(0), "glorot"), seed=0)
@@ -64,9 +64,9 @@ for name, s in (("products", products), ("ones", np.ones(len(S))), ("half of S",
     assert np.isclose(squares[0], squares[1] + np.sum((s - S)**2))
 
 # %% [markdown]
-# ## 2. A single case
+# ## 2. A single example
 #
-# For one case a is fixed, so the expectation of a product over the cases is the product:
+# For one example a is fixed, so the expectation of a product over the examples is the product:
 #
 # $$ F_{11} = \mathrm{E}[a a^T \otimes g g^T] = a a^T \otimes \mathrm{E}[g g^T] $$
 #
@@ -103,9 +103,9 @@ assert distance(shampoo, found) < 1e-6
 #
 # With slopes of one, g of layer 1 is W^T (p - y) with W fixed: G is W^T E[F_R] W, and nothing had to be taken as
 # independent. A kron G is another question. The block is E[a a^T kron W^T F_R W], and F_R = diag(p) - p p^T depends on
-# the case, as a does: so A kron G is not the block of a classifier. At the start, where p is nearly the same
-# everywhere, it is near; after 50 steps it is not. With the Gaussian likelihood F_R is the identity for all cases, and
-# A kron G of a linear network is exact.
+# the example, as a does: so A kron G is not the block of a classifier. At the start, where p is nearly the same
+# everywhere, it is near; after 50 steps it is not. With the Gaussian likelihood F_R is the identity for all examples,
+# and A kron G of a linear network is exact.
 
 # %%
 for name, likelihood, labels in (("Categorical", kr.Categorical(), y), ("Gaussian", kr.Gaussian(), np.eye(10)[y])):
