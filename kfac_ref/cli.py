@@ -158,8 +158,8 @@ example.""")
     experiment.add_argument("file", type=Path, metavar="FILE.json", help="what is compared with what")
     experiment.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: FILE without .json)")
     experiment.add_argument("--force", action="store_true",
-                            help="replace a comparison.json, .md and .png that no earlier comparison wrote; those that "
-                                 "one wrote are known by the hashes in comparison.json, and replaced without this")
+                            help="replace a results.json, .md and .png that no earlier comparison wrote; those that "
+                                 "one wrote are known by the hashes in results.json, and replaced without this")
     experiment.set_defaults(run=_experiment)
 
 

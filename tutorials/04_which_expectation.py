@@ -130,7 +130,7 @@ figure = plotting.side_by_side([plotting.Panel(
 figure.axes[0].set_xticks(counts, counts)
 figure.axes[0].minorticks_off()
 plotting.Picture(figure, "Error of the sampled G of the last layer against the number of targets for each example, "
-                 f"both logarithmic: the median falls from {errors[0]:.3f} with one target to {errors[-1]:.3f} with 64, "
+                 f"both logarithmic: the median falls from {errors[0]:.3f} with one target to {errors[-1]:.3f} with 64 "
                  f"along a line of slope {slope:.2f}.")
 
 # %% [markdown]

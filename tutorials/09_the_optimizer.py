@@ -323,8 +323,9 @@ with plotting.style():
         axes.semilogy(every, values, color=colour, linestyle=dash, marker="o", label=f"judged on the {name}")
     axes.set(xlabel="step", ylabel="loss on all examples (nats per example)")
     axes.legend()
-message = ("Loss on all examples by the rule of lambda, batches of 50. In the first 250 steps rho is above 3/4 in {:.0f}"
-           "% of the judgements on the same batch, and then the fit is lost; in {:.0f}% on the next one, which keeps it.")
+message = ("Loss on all examples by the rule of lambda, batches of 50. In the first 250 steps rho is above 3/4 in "
+           "{:.0f}% of the judgements on the same batch, and then the fit is lost; in {:.0f}% on the next one, which "
+           "keeps it.")
 plotting.Picture(figure, message.format(*(100 * good[name] for name in rules)))
 
 # %% [markdown]
