@@ -45,7 +45,7 @@ def matrices() -> dict[str, list[float]]:
             strong["tridiagonal_ratio"], strong["tridiagonal_ratio_F_tilde"], 0.01, weak["tridiagonal_ratio"], 1],
         r"$\hat F$ is also accurate outside the tridiagonal blocks": [
             min(far[0.01]), max(far[0.01]), 0.01, min(far[1]), max(far[1]), 1],
-        r"The inverse of $\breve F$ is accurate although $\breve F$ is a poor approximation of $F$": [
+        r"The inverse of $\breve F$ is a fair approximation although $\breve F$ is a poor one": [
             tridiagonal["F_breve_inverse_error"], tridiagonal["F_breve_error"],
             tridiagonal["F_breve_least_eigenvalue"]]}
 
