@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-kernels lint dist bench figures figures-paper findings vectors oracle-report docs notebooks handout mutants peers clean
+.PHONY: help demo test test-all test-kernels lint dist bench figures figures-paper vectors oracle-report docs notebooks handout mutants peers clean
 
 help:  ## list the targets
 	@awk -F':.*## | [|] ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %7s  %s\n", $$1, (NF > 2 ? $$2 : ""), $$NF}' $(MAKEFILE_LIST)
@@ -76,16 +76,13 @@ bench: $(VENV)/run  ## 5 min | time one step and its bare BLAS calls, all approx
 	$(BIN)/python tests/bench/family.py
 	$(BIN)/python tests/bench/peers.py
 
-# convergence.py draws its committed runs; these two scripts take more than five minutes each.
+# convergence.py draws its committed results; these two scripts take more than five minutes each.
 LONG := figures/approximations.py figures/plateau.py
 figures: $(VENV)/run  ## 5 min | draw the committed figures again
 	for script in $(filter-out $(LONG),$(wildcard figures/*.py)); do $(BIN)/python $$script || exit 1; done
 
 figures-paper: $(VENV)/run  ## 150 min | run the long comparisons again, in the folder figures-paper; resumable
 	for script in figures/convergence.py $(LONG); do $(BIN)/python $$script --out figures-paper/$$(basename $$script .py) || exit 1; done
-
-findings: $(VENV)/run  ## 1 min | write docs/what_we_found.md from the numbers of the figures
-	$(BIN)/python docs/what_we_found.py
 
 vectors: $(VENV)/test  ## 1 min | compute the test vectors again from the definitions, and print which bytes changed
 	$(BIN)/python -m tests.vectors.make

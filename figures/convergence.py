@@ -3,13 +3,15 @@
     python figures/convergence.py [--quick] [--pdf] [--out DIR]
 
 MNIST, generated curves (a stand-in for CURVES) and digits: K-FAC block-diagonal, block-tridiagonal and without
-momentum, SGD with Nesterov's momentum and Adam at m = 100 and 500. What is run is in ``figures/convergence/*.json``:
-all methods of a problem have as many trials, on other seeds; one setting is chosen for all error levels, and three
-seeds are reported. The JSON has the ratios twice: of the iterates, and where their average counts if it is the better.
-The runs take about two hours; each is kept in ``results/`` when it is done, and the picture is drawn from those. From
-the committed ones this script draws at once; with ``--out`` elsewhere it runs everything anew, and goes on where it was
-interrupted. MNIST is read from the folder that the variable KFAC_REF_MNIST names, and left out where there
-is none. Writes ``convergence.png`` and ``convergence.json``, and a table and a figure for each problem.
+momentum, SGD with Nesterov's momentum and Adam at m = 100 and 500. ``figures/convergence/*.json`` define the
+comparisons: all methods of a problem have as many trials, on other seeds; one setting is chosen for all error levels,
+and three seeds are reported. The JSON has the ratios twice: for the iterates, and for the better of the iterate and the
+average of the iterates.
+
+The picture is drawn from the committed ``results.json`` of each problem. With ``--out DIR`` a problem without
+``DIR/NAME/results.json`` is run first, all of them in about two hours; the same command continues an interrupted run.
+MNIST is read from the folder that the variable KFAC_REF_MNIST names, and left out if it is not set. Writes
+``convergence.png`` and ``convergence.json``, and for each problem that it runs its results, a table and a figure.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from typing import Any
 import numpy as np
 
 from kfac_ref import plotting, training
-from kfac_ref.experiments import comparison, script
+from kfac_ref.experiments import comparison, results, script, tables
 from kfac_ref.experiments.comparison import Comparison, Method
 from kfac_ref.experiments.settings import Settings
 
 HERE = Path(__file__).parent / "convergence"
-#: The problems, and the BLAS threads that suit their size: None is one a core.
+#: The problems, and the BLAS threads that suit their size: None is one per core.
 PROBLEMS = {"mnist": None, "curves": None, "digits": "1"}
 TITLES = {"mnist": "MNIST", "curves": "Generated curves", "digits": "Digits", "small": "Digits"}
 SMALL = Comparison("Digits autoencoder 64-8-64", Settings(net="64-8-64"), {
@@ -41,24 +43,19 @@ SMALL = Comparison("Digits autoencoder 64-8-64", Settings(net="64-8-64"), {
 
 
 def run(name: str, out: Path) -> None:
-    """Run a problem in a process of its own, since the number of threads is read when NumPy is imported."""
+    """Run a problem in its own process, since OpenBLAS reads its variables when NumPy is imported."""
     threads = {"OPENBLAS_NUM_THREADS": PROBLEMS[name] or str(os.cpu_count()), "OPENBLAS_THREAD_TIMEOUT": "4"}
     command = [sys.executable, "-m", "kfac_ref", "experiment", str(HERE / f"{name}.json"), "--out", str(out)]
     if subprocess.run(command, env=os.environ | threads, check=False).returncode:
-        raise ValueError(f"{name} was not run to its end: the same command goes on where it stopped")
-
-
-def refuse(comparison: Comparison, method: Method, settings: object, seed: int, *_: object) -> training.History:
-    """Stand in for training where only kept runs are to be drawn."""
-    raise ValueError(f"the kept runs lack {method} with {settings} and seed {seed}: they are of another definition")
+        raise ValueError(f"{name} did not finish: the same command continues it")
 
 
 def ratios(histories: dict[str, list[training.History]],
            levels: Sequence[float]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return for each level how K-FAC stands to the best baseline at any batch size, in iterations and in seconds."""
+    """Compare K-FAC with the best baseline at any batch size, in iterations and in seconds, for each level."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for level in levels:
-        hits = {name: hit for name, runs in histories.items() if (hit := comparison.medians(runs, level))}
+        hits = {name: hit for name, runs in histories.items() if (hit := tables.medians(runs, level))}
         found[f"{level:g}"] = {}
         for i, what in enumerate(("iterations", "seconds")):
             best = {}
@@ -72,13 +69,13 @@ def ratios(histories: dict[str, list[training.History]],
 
 
 def better_iterate(history: training.History) -> training.History:
-    """Return a run in which the average of the iterates counts where it is better than the iterate."""
+    """Return a run whose errors are those of the averaged iterate wherever that is better than the iterate."""
     return replace(history, evaluations=[replace(e, error=np.fmin(e.error, e.averaged_error))
                                          for e in history.evaluations])
 
 
 def sentence(title: str, found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Say how K-FAC stands to the best baseline at the lowest level that both reach."""
+    """Compare K-FAC with the best baseline in words, at the lowest level that both reach."""
     both = [level for level, row in found.items() if math.isfinite(row["iterations"]["ratio"])]
     if not both:
         return f"{title}: no level was reached by K-FAC and a baseline."
@@ -90,30 +87,34 @@ def sentence(title: str, found: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",), force: bool = False) -> int:
-    """Run what is not done yet, and draw all; returns 0."""
+    """Run what has no results yet, and draw all; returns 0."""
     asked = {"small": SMALL} if quick else {name: comparison.read(HERE / f"{name}.json") for name in PROBLEMS}
-    curves, numbers, averaged, text = {}, {}, {}, []
+    curves, numbers, averaged, environments, text = {}, {}, {}, {}, []
     for name, compared in asked.items():
-        done = (out / name / "comparison.json").exists()
-        if not done and (out == HERE or (name == "mnist" and not os.environ.get("KFAC_REF_MNIST"))):
-            print(f"{name} is left out: " + ("it is not among the committed runs" if out == HERE else
+        file = out / name / results.RESULTS
+        if quick:
+            results.run_all(compared, out / name, force=force)
+        elif not file.exists() and (out == HERE or (name == "mnist" and not os.environ.get("KFAC_REF_MNIST"))):
+            print(f"{name} is left out: " + ("it has no committed results" if out == HERE else
                                              "KFAC_REF_MNIST does not name the folder of its IDX files"))
             continue
-        if not quick and not done:
+        elif not file.exists():
             run(name, out / name)
-        histories = comparison.run_all(compared, out / name, print, None if quick else refuse, force)
-        curves[TITLES[name]] = comparison.curves(histories)
+        histories = results.read(file)
+        if list(histories) != list(compared.methods):
+            raise ValueError(f"{file} has other methods than {name}.json defines")
+        curves[TITLES[name]] = tables.curves(histories)
         numbers[name] = ratios(histories, compared.levels)
         averaged[name] = ratios({method: [better_iterate(h) for h in runs] for method, runs in histories.items()},
                                 compared.levels)
+        environments[name] = json.loads(file.read_text())["environment"]
         text.append(sentence(TITLES[name], numbers[name]))
     if not curves:
         return 0
     seeds = {len(compared.seeds) for compared in asked.values()}
     line = f"Median and range of {' or '.join(map(str, sorted(seeds)))} seeds. {' '.join(text)}"
-    figure = plotting.convergence_rows(curves, "training error\n(mean over cases of the sum of squared differences)",
-                                       line)
-    environments = {name: json.loads((out / name / "comparison.json").read_text())["environment"] for name in numbers}
+    label = "training error\n(mean over examples of the\nsum of squared differences)"
+    figure = plotting.convergence_rows(curves, label, line)
     script.save(figure, {"environment": environments, "ratios": numbers,
                          "ratios_of_the_better_iterate": averaged}, out / "convergence", formats, force)
     print(line)

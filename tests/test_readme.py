@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import re
-import runpy
 import shlex
 from pathlib import Path
 
@@ -109,35 +108,3 @@ def test_its_targets_are_in_the_makefile(target: str) -> None:
 def test_every_figure_is_in_the_gallery_with_its_command() -> None:
     for script in sorted((ROOT / "figures").glob("*.py")):
         assert f"`python figures/{script.name}`" in FIGURES
-
-
-def test_the_findings_tell_medians_of_ratios_and_what_the_grids_hold() -> None:
-    page = (ROOT / "docs" / "what_we_found.md").read_text()
-    damping = json.loads((ROOT / "figures/damping/damping.json").read_text())
-    for key, form in (("factored_gain_from_re_scaling", ".1f"), ("factored_gain_from_momentum", ".1f"),
-                      ("factored_over_exact_no_re_scaling", ".2f"), ("factored_over_exact_re_scaling", ".2f")):
-        early, late = (np.median([seed[key] for seed in damping[stage]["seeds"]])
-                       for stage in ("after_20_steps", "after_300_steps"))
-        assert f"{early:{form}} and {late:{form}} times" in page
-    for name, method in json.loads((ROOT / "figures/convergence/digits.json").read_text())["methods"].items():
-        row, = re.findall(rf"^\| {name} \| iterations \|.*\| (.*) \|$", page.split("### Digits")[1], re.MULTILINE)
-        ((setting, values),) = method["grid"].items()
-        chosen, = re.fullmatch(rf"{setting} = (\S+) \(of {len(values)}(?:, the (?:lowe|highe)st)?\)", row).groups()     # type: ignore[union-attr]
-        assert float(chosen) in values
-
-
-def test_the_findings_are_written_from_the_numbers_beside_the_figures() -> None:
-    page = runpy.run_path(str(ROOT / "docs" / "what_we_found.py"))["page"]
-    assert (ROOT / "docs" / "what_we_found.md").read_text() == page()
-
-
-def test_the_average_of_the_iterates_counts_where_it_is_better() -> None:
-    folder = ROOT / "figures" / "convergence"
-    row = json.loads((folder / "convergence.json").read_text())["ratios_of_the_better_iterate"]["mnist"]["2"]["seconds"]
-    seconds = []
-    for path in (folder / "mnist" / "results").glob("*.json"):
-        run = json.loads(path.read_text())
-        if run["method"] == row["baseline"] and run["seed"] in (0, 1, 2):
-            seconds.append(next(e["seconds"] for e in run["evaluations"] if min(e["error"], e["averaged_error"]) <= 2))
-    assert len(seconds) == 3
-    assert sorted(seconds)[1] == row["baseline_value"]

@@ -36,7 +36,7 @@ def read(path):
     return json.loads((FIGURES / path).read_text())
 
 
-results = {name: read(f"convergence/{name}/comparison.json")["methods"] for name in ("mnist", "digits")}
+results = {name: read(f"convergence/{name}/results.json")["methods"] for name in ("mnist", "digits")}
 ours = {"mnist": "K-FAC, m = 1000", "digits": "K-FAC, m = 500"}  # what is called K-FAC below: the block-diagonal one
 
 # %% [markdown]
@@ -155,7 +155,7 @@ print(oracle.CATALOGUE["last step never kept"])
 # steps, as the paper reports it: that serves SGD, not K-FAC (`docs/what_we_found.md` has the seconds).
 
 # %%
-last = {name: [np.median([run["last"][which] for run in results["mnist"][name]["runs"]])
+last = {name: [np.median([run["evaluations"][which][-1] for run in results["mnist"][name]["runs"]])
                for which in ("error", "averaged_error", "test_error")] for name in ("K-FAC, m = 1000", "SGD, m = 100")}
 for name, (train, averaged, held_out) in last.items():
     print(f"mnist, {name:15}: error at the end {train:.2f} ({averaged:.2f}), on held-out images {held_out:.2f}")
@@ -202,7 +202,7 @@ for method in [name for name in in_demo if again[name]["settings"] == digits.get
     print(f"{method} to an error of 1: {k:.0f} and {k2:.0f} iterations; {s:.2f} and {s2:.2f} s")
     assert 0.5 < k2 / k < 2
 for name in results:
-    ran_on = read(f"convergence/{name}/comparison.json")["environment"]
+    ran_on = read(f"convergence/{name}/results.json")["environment"]
     machines = {f"{e.get('cpu')}, {e['cores']} cores, {e['threads']} BLAS threads" for e in ran_on}
     print(f"{name} ran on {', '.join(machines)}")
     assert len(machines) == 1                                   # else the seconds of one table would not compare
@@ -300,7 +300,8 @@ assert not set(c.seeds) & set(c.tuning_seeds)
 # 1. An iteration of K-FAC is 5 times dearer than one of SGD, and you need 4 times fewer. What could you change to win?
 # 2. On which of your own problems would you expect a plateau, or very uneven curvature? How could you find out cheaply?
 # 3. "K-FAC is ten times faster" is reported of one seed, with Adam at its default rate. Which runs do you ask for?
-# 4. `figures/convergence/mnist/results` holds the held-out error along each run. Does stopping K-FAC earlier help?
+# 4. `figures/convergence/mnist/results.json` has the held-out error along each run (`test_error`). Does stopping K-FAC
+#    earlier help?
 #
 # [Answers](answers/10_does_it_pay.py).
 #

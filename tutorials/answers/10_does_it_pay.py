@@ -19,7 +19,7 @@ import numpy as np
 
 import kfac_ref as kr
 from kfac_ref import training
-from kfac_ref.experiments import autoencoder
+from kfac_ref.experiments import autoencoder, results
 
 FIGURES = Path(kr.__file__).parents[1] / "figures"              # comes with the repository, not with the package
 data = kr.datasets.digits()
@@ -109,7 +109,7 @@ assert found["autoencoder"][2] > 10 * found["classifier"][2]
 # - Seconds as well as iterations, on the same quiet machine, each method at the batch size that suits it best.
 
 # %%
-methods = {name: read(f"convergence/{name}/comparison.json")["methods"] for name in ("digits", "mnist")}
+methods = {name: read(f"convergence/{name}/results.json")["methods"] for name in ("digits", "mnist")}
 default = kr.optimizers.Adam(autoencoder.untrained()).learning_rate
 rates = {name: tried["Adam, m = 500"]["settings"]["learning_rate"] / default for name, tried in methods.items()}
 print("tuned rate of Adam over its default:", rates)
@@ -133,17 +133,16 @@ assert fewer["3"] > 2 * fewer["0.6"]
 # cases.
 
 # %%
-files = [json.loads(path.read_text()) for path in sorted((FIGURES / "convergence/mnist/results").glob("*.json"))]
+runs = results.read(FIGURES / "convergence/mnist/results.json")
 best, last, at_3, soon = {}, {}, {}, {}
 for name in ("K-FAC, m = 1000", "SGD, m = 100"):
-    runs = {c["seed"]: c["evaluations"] for c in files if c["method"] == name and c["seed"] in (0, 1, 2)}.values()
-    lowest = [min(run, key=lambda e: e["test_error"]) for run in runs]
-    best[name] = np.median([e["test_error"] for e in lowest])
-    last[name] = np.median([run[-1]["test_error"] for run in runs])
-    at_3[name] = np.median([next(e["test_error"] for e in run if e["error"] <= 3) for run in runs])
-    soon[name] = np.median([[next(e[which] for e in run if e["test_error"] <= 8) for which in ("k", "seconds")]
-                            for run in runs], axis=0)
-    print(f"{name}: held-out error {best[name]:.2f} at best (iterations {', '.join(str(e['k']) for e in lowest)}), "
+    evaluations = [run.evaluations for run in runs[name]]
+    lowest = [min(es, key=lambda e: e.test_error) for es in evaluations]
+    best[name] = np.median([e.test_error for e in lowest])
+    last[name] = np.median([es[-1].test_error for es in evaluations])
+    at_3[name] = np.median([next(e.test_error for e in es if e.error <= 3) for es in evaluations])
+    soon[name] = np.median([next((e.k, e.seconds) for e in es if e.test_error <= 8) for es in evaluations], axis=0)
+    print(f"{name}: held-out error {best[name]:.2f} at best (iterations {', '.join(str(e.k) for e in lowest)}), "
           f"{last[name]:.2f} in the end,\n  {at_3[name]:.2f} at a training error of 3; at 8 after {soon[name][0]:.0f} "
           f"iterations, {soon[name][1]:.0f} s")
 assert best["K-FAC, m = 1000"] < 0.95 * last["K-FAC, m = 1000"]
