@@ -24,9 +24,9 @@ from kfac_ref.experiments import family, script
 HERE = Path(__file__).parent / "cost"
 N = 128
 #: The exponent of the flop count in the width d at fixed N, and the largest width to try (dense ones grow fast).
-EXPONENTS = {"exact F": (6, 32), "exact blocks": (6, 32), "F-hat (tridiagonal inverse)": (3, 512),
-             "F-breve (factored damping)": (3, 512), "A x G (exact damping)": (3, 512), "EKFAC": (3, 512),
-             "nearest A x G": (3, 128), "FOOF (A alone)": (3, 512), "diagonal": (2, 512)}
+EXPONENTS = {"exact F": (6, 32), "exact blocks": (6, 32), "F̂ (tridiagonal inverse)": (3, 512),
+             "F̆ (factored damping)": (3, 512), "A ⊗ G (exact damping)": (3, 512), "EKFAC": (3, 512),
+             "nearest A ⊗ G": (3, 128), "FOOF (A alone)": (3, 512), "diagonal": (2, 512)}
 DUAL = "exact F, dual"
 
 
@@ -78,10 +78,10 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
     wins = [d for d in both if times[DUAL][d] < times["exact F"][d]]
     where = f"from width {wins[0]} on" if wins else "nowhere among these widths"
     steepest = slopes["exact F"]["seconds"]
-    kfac = slopes["F-breve (factored damping)"]["seconds"]
+    kfac = slopes["F̆ (factored damping)"]["seconds"]
     text = (f"Networks d-d-d-10 with {N} cases: seconds to make the damped matrix and solve once, and the peak of "
             f"memory. At its largest widths the dense Fisher grows with the power {steepest:.1f} of the width (flops: "
-            f"6 in the end), K-FAC's F-breve with {kfac:.1f} (flops: 3 in the end); the dual form of the exact Fisher "
+            f"6 in the end), K-FAC's F̆ with {kfac:.1f} (flops: 3 in the end); the dual form of the exact Fisher "
             f"is faster than the dense one {where}.")
     figure = plotting.cost({name: np.array(rows) for name, rows in found.items()}, text)
     script.save(figure, {"cases": N, "rows": found, "slopes": slopes}, out / "cost", formats, force)

@@ -4,7 +4,7 @@
 
 The digits autoencoder 64-32-16-8-16-32-64 is trained by K-FAC on the full training set. After 20 and after 300 steps
 the next update is computed at every strength of the damping: with factored damping, A + pi gamma I and G + gamma / pi
-I, and with exact damping, A kron G + (lambda + eta) I, drawn at sqrt(lambda + eta). Each gives three steps: Delta
+I, and with exact damping, A ⊗ G + (lambda + eta) I, drawn at sqrt(lambda + eta). Each gives three steps: Delta
 itself (no re-scaling), alpha Delta with the best alpha (sec. 6.4), and alpha Delta + mu delta_0 with the last step of
 the run (sec. 7). The picture shows h(theta) - h(theta + delta), with h over all training examples.
 
@@ -101,7 +101,7 @@ def spread(summaries: Sequence[dict[str, float]], key: str, form: str = "{:.2g}"
 def describe(stages: dict[int, list[dict[str, float]]]) -> str:
     """Return the caption, with the ranges over the seeds."""
     text = ("What one update of K-FAC gains on the digits autoencoder, against the strength of its damping: the "
-            "decrease of h over all training cases, by the factored and by the exact damping of A x G, for Delta "
+            "decrease of h over all training cases, by the factored and by the exact damping of A ⊗ G, for Delta "
             "itself (no re-scaling), alpha Delta (re-scaling) and alpha Delta + mu delta_0 (and momentum). Lines: one "
             "seed, the best of each marked; numbers: range over seeds.")
     for k, s in stages.items():

@@ -4,7 +4,7 @@
 
 The same as ``kfac-ref demo``, written to the folder of the figures: ``convergence.png``, ``fisher.png``, ``budget.png``
 and ``summary.json`` with every number in them. The first resembles the paper's figures 10 and 11 (error against seconds
-and iterations), the second its figure 2 (|F|, |F~|, |F - F~|); the third has no counterpart in the paper.
+and iterations), the second its figure 2 (|F|, |F̃|, |F - F̃|); the third has no counterpart in the paper.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 With Alpha = a a^T for the inputs a of a layer (the 1 of the bias included) and Gamma = g g^T for its gradients, both
 random over the examples and over y ~ model, and R the rearrangement of Van Loan and Pitsianis::
 
-    R(F_ii) = E[vec(Gamma) vec(Alpha)^T]        R(A kron G) = E[vec Gamma] E[vec Alpha]^T
+    R(F_ii) = E[vec(Gamma) vec(Alpha)^T]        R(A ⊗ G) = E[vec Gamma] E[vec Alpha]^T
     their difference = Cov(vec Gamma, vec Alpha)
 
 The upper row shows these three matrices for one hidden layer of the digits classifier on one colour scale; the second
@@ -107,11 +107,11 @@ def caption(numbers: dict[str, float], i: int, steps: int, cases: int) -> str:
     k = numbers
     third = k["share_of_first_mean"] + k["share_of_second_mean"]
     return ("A block of the exact Fisher and its approximation, rearranged: R(.) orders the entries of a block so that "
-            "a row belongs to a pair of gradients g and a column to a pair of inputs a, and A x G has rank one. Each "
+            "a row belongs to a pair of gradients g and a column to a pair of inputs a, and A ⊗ G has rank one. Each "
             "pair is drawn once, grouped as marked and sorted in a group by its mean (that is, by the entries of G and "
             f"A). Digits classifier 64-20-20-20-10 (tanh), layer {i} (20 x 21) after {steps} steps of K-FAC, {cases} "
-            "cases. R(F_ii) - R(A x G) is the covariance of vec Gamma and vec Alpha (verified: residual "
-            f"{k['residual_of_the_covariance']:.0e} of ||F_ii||). A x G is "
+            "cases. R(F_ii) - R(A ⊗ G) is the covariance of vec Gamma and vec Alpha (verified: residual "
+            f"{k['residual_of_the_covariance']:.0e} of ||F_ii||). A ⊗ G is "
             f"off by {100 * k['error_of_A_kron_G']:.1f}% of ||F_ii||; the best Kronecker product, the leading singular "
             f"triple, leaves {100 * k['error_of_the_best_product']:.1f}%: that much no choice of A and G can remove. "
             f"By the paper's eq. (3) the fourth-order cumulant makes {100 * k['share_of_fourth']:.0f}% of the error, "

@@ -5,8 +5,8 @@
 The digits classifier 64-20-20-20-10, trained by K-FAC on all 1500 training examples, one seed. From the start to step
 200: the relative Frobenius error of each approximation against the exact Fisher over the same 1500 examples, nearly
 undamped (1e-8), for the whole matrix and for its diagonal blocks only. (The error of the diagonal blocks is relative to
-these blocks, so the blocks between layers, which most approximations drop, do not count.) "A x G (exact damping)" is
-left out because without damping it is F-breve. FOOF has G = I, so its scale has no meaning; it is multiplied by the
+these blocks, so the blocks between layers, which most approximations drop, do not count.) "A ⊗ G (exact damping)" is
+left out because without damping it is F̆. FOOF has G = I, so its scale has no meaning; it is multiplied by the
 number that brings it closest to F. The paper has no such figure; its figures 2 and 5 show these matrices at one point
 of training. Writes
 ``error_over_training.png`` and ``error_over_training.json``. Takes about half a minute.
@@ -28,10 +28,10 @@ from kfac_ref.experiments.settings import PAPER_RULE
 
 HERE = Path(__file__).parent / "error_over_training"
 STEPS = (0, 1, 2, 5, 10, 20, 50, 100, 200)
-LEFT_OUT = ("exact F", "A x G (exact damping)")
+LEFT_OUT = ("exact F", "A ⊗ G (exact damping)")
 FOOF = "FOOF (A alone)"
-#: Their diagonal blocks are exact, or equal to those of F-breve: F-hat has the tridiagonal blocks of F~.
-BLOCKS_KNOWN = ("exact blocks", "F~ (all blocks A x G)", "F-hat (tridiagonal inverse)")
+#: Their diagonal blocks are exact, or equal to those of F̆: F̂ has the tridiagonal blocks of F̃.
+BLOCKS_KNOWN = ("exact blocks", "F̃ (all blocks A ⊗ G)", "F̂ (tridiagonal inverse)")
 DAMPING = 1e-8
 
 
@@ -87,14 +87,14 @@ def caption(found: dict[str, Any], steps: Sequence[int], cases: int) -> str:
     blocks = {name: values for name, values in found["blocks"].items() if name not in BLOCKS_KNOWN}
     mean = {name: float(np.mean(values)) for name, values in blocks.items()}
     ranked = ", ".join(f"{name} {mean[name]:.2f}" for name in sorted(mean, key=lambda name: mean[name]))
-    sampled = [v / w for v, w in zip(blocks["A x G, sampled"], blocks["F-breve (factored damping)"], strict=True)]
+    sampled = [v / w for v, w in zip(blocks["A ⊗ G, sampled"], blocks["F̆ (factored damping)"], strict=True)]
     k = int(np.argmax(sampled))
-    return (f"Relative Frobenius error against the exact Fisher along one K-FAC run, over {cases} cases. F~ is off by "
-            f"{course('whole', 'F~ (all blocks A x G)')}; the exact diagonal blocks without the rest by "
-            f"{course('whole', 'exact blocks')}; F-breve by {course('whole', 'F-breve (factored damping)')}. On the "
-            f"blocks alone A x G is off by {course('blocks', 'F-breve (factored damping)')}; means over the run: "
+    return (f"Relative Frobenius error against the exact Fisher along one K-FAC run, over {cases} cases. F̃ is off by "
+            f"{course('whole', 'F̃ (all blocks A ⊗ G)')}; the exact diagonal blocks without the rest by "
+            f"{course('whole', 'exact blocks')}; F̆ by {course('whole', 'F̆ (factored damping)')}. On the "
+            f"blocks alone A ⊗ G is off by {course('blocks', 'F̆ (factored damping)')}; means over the run: "
             f"{ranked}. One sampled target a case (a single draw) costs most after {steps[k]} steps: there "
-            f"{sampled[k]:.1f} times the error of A x G. Wrong labels at the end: "
+            f"{sampled[k]:.1f} times the error of A ⊗ G. Wrong labels at the end: "
             f"{100 * found['train_error'][-1]:.1f}%.")
 
 
@@ -105,7 +105,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
     names = [name for name in family.FAMILY if name not in LEFT_OUT]
     if quick:
         data = kr.datasets.Dataset(data.x[:50], data.labels[:50], data.x_test, data.labels_test)
-        names = [name for name in names if name not in ("Shampoo (roots)", "F-hat (tridiagonal inverse)", "EKFAC")]
+        names = [name for name in names if name not in ("Shampoo (roots)", "F̂ (tridiagonal inverse)", "EKFAC")]
     found = measure(data, steps, names)
     x, text = np.array(steps, dtype=float), caption(found, steps, len(data.x))
     label = {name: f"{name}, times the best number" if name == FOOF else name for name in names}

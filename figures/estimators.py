@@ -5,9 +5,9 @@
 The digits classifier 64-20-20-20-10, trained by K-FAC on all training examples. Distances are relative Frobenius
 distances to the exact factors at the same weights and examples, root mean square over the layers. Three panels:
 
-* after 10 steps, G from M sampled targets per example, and G and A kron G from n examples (drawn with replacement) with
+* after 10 steps, G from M sampled targets per example, and G and A ⊗ G from n examples (drawn with replacement) with
   one target each. The errors fall with the square root of M and n. If only the targets are sampled, A is exact, and the
-  error of A kron G is that of G. The expected error is known in closed form, from the fourth moments of g over all ten
+  error of A ⊗ G is that of G. The expected error is known in closed form, from the fourth moments of g over all ten
   outcomes; it is drawn too;
 * empirical against exact G during training. If the model gives the label the probability 1 - e, the exact G is of first
   order in e and the empirical G of second order: when the model fits, the empirical G does not estimate the exact one;
@@ -48,7 +48,7 @@ def _pairs(estimate: kr.Factors, exact: kr.Factors, factor: str) -> list[tuple[n
 
 
 def product_distance(estimate: kr.Factors, exact: kr.Factors) -> float:
-    """Return the same of A kron G, by ``A' kron G' - A kron G = A' kron (G' - G) + (A' - A) kron G``."""
+    """Return the same of A ⊗ G, by ``A' kron G' - A ⊗ G = A' kron (G' - G) + (A' - A) kron G``."""
     squares = []
     for (A1, G1), (A, G) in zip(estimate.layers, exact.layers, strict=True):
         dA, dG = A1 - A, G1 - G
@@ -92,12 +92,12 @@ def sampling(at: kr.Point, draws: Sequence[int], cases: Sequence[int], repeats: 
     rng, exact = np.random.default_rng(1), kr.kronecker_factors(at)
     by_draws = [[distance(kr.kronecker_factors(at, kr.sampled(at.sample(rng, M))), exact) for M in draws]
                 for _ in range(repeats)]
-    by_cases: dict[str, list[list[float]]] = {"G": [], "A kron G": []}
+    by_cases: dict[str, list[list[float]]] = {"G": [], "A ⊗ G": []}
     for _ in range(5 * repeats):                                # cheap, with longer tails
         parts = [at.take(rng.integers(0, len(at), n)) for n in cases]
         found = [kr.kronecker_factors(part, kr.sampled(part.sample(rng))) for part in parts]
         by_cases["G"].append([distance(f, exact) for f in found])
-        by_cases["A kron G"].append([product_distance(f, exact) for f in found])
+        by_cases["A ⊗ G"].append([product_distance(f, exact) for f in found])
     return {"G by draws": np.array(by_draws), **{f"{k} by cases": np.array(v) for k, v in by_cases.items()}}
 
 
@@ -190,7 +190,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
     numbers: dict[str, Any] = {"cases": N, "after": min(AFTER, steps[-1] - 1), "repeats_draws": repeats,
                                "repeats_cases": 5 * repeats}
     for name, key, at_x in (("slope_draws", "G by draws", draws), ("slope_cases", "G by cases", cases),
-                            ("slope_product", "A kron G by cases", cases)):
+                            ("slope_product", "A ⊗ G by cases", cases)):
         numbers[name], numbers[f"{name}_se"] = slope(np.array(at_x), found[key])
     for axis in ("draws", "cases"):
         ratio = np.sqrt(np.mean(found[f"G by {axis}"] ** 2, axis=0)) / expected[axis]
@@ -204,7 +204,7 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
                        "relative distance to the exact factor",
                        {f"G, M targets for each of {N} cases": (np.array(draws), found["G by draws"]),
                         "G, n cases, one target each": (np.array(cases), found["G by cases"]),
-                        "A ⊗ G, n cases, one target each": (np.array(cases), found["A kron G by cases"]),
+                        "A ⊗ G, n cases, one target each": (np.array(cases), found["A ⊗ G by cases"]),
                         "expected for M targets": (np.array(draws), expected["draws"]),
                         "expected for n cases": (np.array(cases), expected["cases"])}),
         plotting.Panel("empirical against exact G", "step", "relative to the exact G; rate of errors",

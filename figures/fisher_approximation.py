@@ -2,7 +2,7 @@
 
     python figures/fisher_approximation.py [--quick] [--pdf] [--out DIR]
 
-|F|, |F~| and |F - F~| for the middle four layers of a tanh classifier 256-20-20-20-20-20-10 after seven steps of K-FAC
+|F|, |F̃| and |F - F̃| for the middle four layers of a tanh classifier 256-20-20-20-20-20-10 after seven steps of K-FAC
 from a sparse start, on one colour scale. The JSON has the error of the whole matrix and of each block, the smallest
 error that one Kronecker product per block can have, and both during training from sparse starts and from Glorot's. The
 data are the package's digits, enlarged to 16 x 16 pixels, or MNIST if KFAC_REF_MNIST names the folder of its IDX files.
@@ -27,7 +27,7 @@ SHOWN = 7       # steps
 
 
 def errors(at: kr.Point) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Return F, F~ and the relative errors of F~, for the whole matrix and by block."""
+    """Return F, F̃ and the relative errors of F̃, for the whole matrix and by block."""
     sizes = middle_layers.sizes(at.model)
     F, fac = middle_layers.middle_fisher(at), middle_layers.middle_factors(at)
     F_tilde = kr.curvature.Full(fac).dense()
@@ -66,16 +66,16 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
     low, high = min(shown["diagonal_errors"]), max(shown["diagonal_errors"])
     low_best, high_best = min(shown["diagonal_errors_best"]), max(shown["diagonal_errors_best"])
     text = (f"The exact Fisher F of the middle layers of {'-'.join(map(str, model.network.sizes))} (tanh), "
-            f"{data_name}, {SHOWN} full-batch steps of K-FAC after a sparse start; F~ has a Kronecker product in each "
-            f"block. In relative Frobenius norm F~ is off by {100 * shown['error']:.0f}% here "
+            f"{data_name}, {SHOWN} full-batch steps of K-FAC after a sparse start; F̃ has a Kronecker product in each "
+            f"block. In relative Frobenius norm F̃ is off by {100 * shown['error']:.0f}% here "
             f"(seeds {', '.join(map(str, seeds))}: {', '.join(f'{100 * e:.0f}%' for e in at_shown)}), its diagonal "
             f"blocks by {100 * low:.0f}% to {100 * high:.0f}%. With the nearest Kronecker product in each block it "
             f"would be {100 * shown['error_best_kronecker']:.0f}%, the diagonal blocks {100 * low_best:.0f}% to "
-            f"{100 * high_best:.0f}%. Between two biases (the last cells of each block) F~ is off by "
+            f"{100 * high_best:.0f}%. Between two biases (the last cells of each block) F̃ is off by "
             f"{shown['bias_error']:.0e}: their inputs are constant. After {', '.join(map(str, steps))} steps the "
-            f"median error of F~ is {path['sparse']} from sparse starts, {path['glorot']} from Glorot's.")
+            f"median error of F̃ is {path['sparse']} from sparse starts, {path['glorot']} from Glorot's.")
     layers = list(middle_layers.middle(model))
-    titles = ("|F|, exact", "|F~|, Kronecker-factored", "|F - F~|")
+    titles = ("|F|, exact", "|F̃|, Kronecker-factored", "|F - F̃|")
     figure = plotting.matrix_rows({f"after {SHOWN} steps": dict(zip(titles, (*picture, picture[0] - picture[1]),
                                                                     strict=True))},
                                   middle_layers.sizes(model), text, [str(i) for i in layers], decades=3)

@@ -3,8 +3,8 @@
     python figures/invariance.py [--quick] [--pdf] [--out DIR]
 
 A small network is re-parameterized at random. Both parameterizations of the same function are trained by the same
-method with a fixed step size, and the figure shows the distance between the two functions: for undamped F-breve and
-F-hat (zero up to rounding), for F-breve at three dampings, and for gradient descent. The paper has no such figure; the
+method with a fixed step size, and the figure shows the distance between the two functions: for undamped F̆ and
+F̂ (zero up to rounding), for F̆ at three dampings, and for gradient descent. The paper has no such figure; the
 subject is its Theorem 1. Writes ``invariance.png`` and ``invariance.json``. Takes a few seconds.
 """
 
@@ -30,8 +30,8 @@ def methods() -> dict[str, tuple[Step, float]]:
         return lambda at, y: row.at(at, damping).solve(at.gradient(y))
 
     F_breve, F_hat = kr.approximations.BLOCK_DIAGONAL, kr.approximations.BLOCK_TRIDIAGONAL
-    return {"F-breve, undamped": (kfac(F_breve, 0.0), 0.2), "F-hat, undamped": (kfac(F_hat, 0.0), 0.2),
-            **{f"F-breve, damping {d:g}": (kfac(F_breve, d), 0.2) for d in (1e-12, 1e-8, 1e-4)},
+    return {"F̆, undamped": (kfac(F_breve, 0.0), 0.2), "F̂, undamped": (kfac(F_hat, 0.0), 0.2),
+            **{f"F̆, damping {d:g}": (kfac(F_breve, d), 0.2) for d in (1e-12, 1e-8, 1e-4)},
             "gradient descent": (lambda at, y: at.gradient(y), 0.002)}
 
 

@@ -2,10 +2,10 @@
 
     python figures/inverse_structure.py [--quick] [--pdf] [--out DIR]
 
-F~, its inverse and the mean absolute entry of each block of the inverse, for the middle four layers of the network of
+F̃, its inverse and the mean absolute entry of each block of the inverse, for the middle four layers of the network of
 ``fisher_approximation.py``, at two dampings. The damping is factored (sec. 6.3) and only in the diagonal factors; the
-inverse is that of the part of F~ that belongs to these layers. The JSON has, for a range of dampings, the mean |entry|
-at each distance from the diagonal, for F~, its inverse, and the inverse of the exact Fisher with the same term added.
+inverse is that of the part of F̃ that belongs to these layers. The JSON has, for a range of dampings, the mean |entry|
+at each distance from the diagonal, for F̃, its inverse, and the inverse of the exact Fisher with the same term added.
 Writes ``inverse_structure.png`` and ``inverse_structure.json``. Takes about ten seconds.
 """
 
@@ -61,19 +61,19 @@ def main(out: Path = HERE, quick: bool = False, formats: Sequence[str] = ("png",
                            "tridiagonal_ratio": blocks.tridiagonal_ratio(full.inverse_dense(), sizes),
                            "tridiagonal_ratio_F_tilde": blocks.tridiagonal_ratio(full.dense(), sizes)})
     ratios = [next(row for row in sweep if row["gamma"] == gamma) for gamma in SHOWN]
-    told = [f"at gamma = {row['gamma']:g}: {row['tridiagonal_ratio_F_tilde']:.2f} in F~, "
+    told = [f"at gamma = {row['gamma']:g}: {row['tridiagonal_ratio_F_tilde']:.2f} in F̃, "
             f"{row['tridiagonal_ratio']:.2f} in its inverse ({row['tridiagonal_ratio_exact']:.2f} in that of the exact "
             "F with the same term added)" for row in ratios]
     elsewhere = [f"{row['tridiagonal_ratio_F_tilde']:.2f} and {row['tridiagonal_ratio']:.2f}" for row in others
                  if row["gamma"] == SHOWN[-1]]
-    text = (f"F~ of the middle layers of {'-'.join(map(str, at.model.network.sizes))} (tanh), {data_name}, 7 "
+    text = (f"F̃ of the middle layers of {'-'.join(map(str, at.model.network.sizes))} (tanh), {data_name}, 7 "
             "full-batch steps of K-FAC after a sparse start, with factored Tikhonov damping of its diagonal factors, "
             "and its inverse. Mean |entry| of the blocks beside the diagonal over that of the blocks further off (1: "
             f"no sign of a tridiagonal pattern), {'; '.join(told)}. Over dampings from {sweep[0]['gamma']:g} to "
             f"{sweep[-1]['gamma']:g} the ratio in the inverse is between "
             f"{min(row['tridiagonal_ratio'] for row in sweep):.2f} and "
             f"{max(row['tridiagonal_ratio'] for row in sweep):.2f}"
-            + (f"; F~ and inverse with two other seeds at gamma = {SHOWN[-1]:g}: {', '.join(elsewhere)}." if others
+            + (f"; F̃ and inverse with two other seeds at gamma = {SHOWN[-1]:g}: {', '.join(elsewhere)}." if others
                else "."))
     layers = list(middle_layers.middle(at.model))
     # A cell is 20 x 20 entries: the outgoing weights of two units.

@@ -276,8 +276,8 @@ def test_a_row_of_a_user_s_own_is_judged_and_compared_with_the_family() -> None:
     F = kr.fisher_matrix(p.at) + 0.1 * np.eye(43)
     close(judged.error, relative(MINE.at(p.at, 0.1).dense(), F), 1e-13)
     assert judged.angle > plain.angle
-    ours, theirs = family.compare(p.at, p.y, 0.1, targets, [MINE, "F-breve (factored damping)"])
-    assert (ours.name, theirs.name) == ("mine", "F-breve (factored damping)")
+    ours, theirs = family.compare(p.at, p.y, 0.1, targets, [MINE, "F̆ (factored damping)"])
+    assert (ours.name, theirs.name) == ("mine", "F̆ (factored damping)")
     close(ours.error, relative(MINE.at(p.at, 1e-8).dense(), kr.fisher_matrix(p.at)), 1e-6)
     best = max(judge(p.at, p.y, 0.1, [("", MINE.at(p.at, d)) for d in family.DAMPINGS], dense=False),
                key=lambda j: j.decrease)

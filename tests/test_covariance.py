@@ -22,7 +22,7 @@ SMALL = (2, 2, 2)
 
 
 def block_and_product(p, i, expectation=kr.exact):
-    """Return F_ii and A kron G."""
+    """Return F_ii and A ⊗ G."""
     fac = kr.kronecker_factors(p.at, expectation)
     return kr.fisher_block(p.at, i, i, expectation), np.kron(fac.A[i], fac.G[i])
 

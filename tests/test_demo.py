@@ -584,7 +584,7 @@ def compared(few):
 
 
 def by_kronecker(at, diagonal_only):
-    """Return F~, or its diagonal blocks alone, from np.kron of means over examples of A_ij and G_ij."""
+    """Return F̃, or its diagonal blocks alone, from np.kron of means over examples of A_ij and G_ij."""
     C = at.z.shape[1]
     p = np.exp(at.z - at.z.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
@@ -676,13 +676,13 @@ def test_the_family_of_a_stage(compared):
     _, stage = compared
     F, found = stage.F, stage.errors["family"]
     assert set(found) == set(family.FAMILY) - {"exact F"}
-    # The damping of 1e-8 that F-hat needs shows as its root at most, in structures that are damped in their factors.
-    close(found["F~ (all blocks A x G)"], stage.errors["whole"]["F_tilde"], rtol=1e-6)
-    close(found["A x G (exact damping)"], stage.errors["whole"]["F_breve"], rtol=1e-6)
-    close(found["F-breve (factored damping)"], stage.errors["whole"]["F_breve"], rtol=1e-2)
+    # The damping of 1e-8 that F̂ needs shows as its root at most, in structures that are damped in their factors.
+    close(found["F̃ (all blocks A ⊗ G)"], stage.errors["whole"]["F_tilde"], rtol=1e-6)
+    close(found["A ⊗ G (exact damping)"], stage.errors["whole"]["F_breve"], rtol=1e-6)
+    close(found["F̆ (factored damping)"], stage.errors["whole"]["F_breve"], rtol=1e-2)
     close(found["diagonal"], relative(np.diag(np.diag(F)), F), rtol=1e-6)
-    assert found["exact blocks"] < min(found[name] for name in ("nearest A x G", "EKFAC", "KFRA", "TKFAC", "diagonal"))
-    assert found["nearest A x G"] <= min(found[name] for name in ("A x G (exact damping)", "TKFAC", "KFRA"))
+    assert found["exact blocks"] < min(found[name] for name in ("nearest A ⊗ G", "EKFAC", "KFRA", "TKFAC", "diagonal"))
+    assert found["nearest A ⊗ G"] <= min(found[name] for name in ("A ⊗ G (exact damping)", "TKFAC", "KFRA"))
 
 
 def test_each_of_the_family_judged_at_its_best_damping(compared):

@@ -54,9 +54,9 @@ def test_the_blocks_that_are_not_drawn_are_known(name):
     def blocks(name):
         return script.errors(F, family.FAMILY[name](p.at, script.DAMPING, targets).dense(), sizes, scaled=False)[1]
 
-    expected = 0 if name == "exact blocks" else blocks("F-breve (factored damping)")
+    expected = 0 if name == "exact blocks" else blocks("F̆ (factored damping)")
     assert blocks(name) == pytest.approx(expected, abs=1e-3)
-    assert blocks("F-breve (factored damping)") > 0.05
+    assert blocks("F̆ (factored damping)") > 0.05
 
 
 def test_at_most_as_many_lines_as_there_are_markers():

@@ -41,7 +41,7 @@ def p(request):
 
 
 def products(fac):
-    """Return A kron G of each layer: factors alone are defined up to a number."""
+    """Return A ⊗ G of each layer: factors alone are defined up to a number."""
     return [np.kron(A, G) for A, G in fac.layers]
 
 

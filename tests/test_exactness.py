@@ -22,7 +22,7 @@ def factors(at, expectation=kr.exact):
 
 
 def errors(at, expectation=kr.exact):
-    """Return the relative errors of all blocks of F~ against the Fisher of the same expectation, (L, L)."""
+    """Return the relative errors of all blocks of F̃ against the Fisher of the same expectation, (L, L)."""
     fac = factors(at, expectation)
     layers = range(len(fac))
     return np.array([[relative(np.kron(fac.A[i, j], fac.G[i, j]), kr.fisher_block(at, i, j, expectation))
@@ -116,7 +116,7 @@ def test_the_last_layer_is_not_exact_with_the_other_losses(likelihood):
 
 
 def enumerated(p):
-    """Return F and F~ from gradients at every outcome, example by example, weighted by its probability."""
+    """Return F and F̃ from gradients at every outcome, example by example, weighted by its probability."""
     F, A, G, N = 0, [], [], len(p.at)
     L = len(p.shapes)
     for n in range(N):

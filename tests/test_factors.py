@@ -111,7 +111,7 @@ def test_layers_and_pairs_that_are_not_there_are_refused():
 
 def test_factors_and_moments_are_written_in_one_line():
     at = problem(sizes=(4, 5, 3)).at
-    assert repr(factors(at)) == "Factors of 2 layers (A x G: 5 x 5, 6 x 3; 1 cross factors) from 7 examples"
+    assert repr(factors(at)) == "Factors of 2 layers (A ⊗ G: 5 x 5, 6 x 3; 1 cross factors) from 7 examples"
     assert repr(kr.factors.second_moments(at)) == "Moments of 7 examples: A 0 0, A 1 1, G 0 0, G 1 1"
 
 

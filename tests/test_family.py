@@ -62,7 +62,7 @@ def norm(S):
 
 
 def written_out(fac, damping, pi=trace_pi):
-    """Return F-hat and its inverse, from Psi, Sigma, Xi and Lambda."""
+    """Return F̂ and its inverse, from Psi, Sigma, Xi and Lambda."""
     root, layers = np.sqrt(damping), range(len(fac))
     A = [S + pi(S, T) * root * np.eye(len(S)) for S, T in fac.layers]
     G = [T + root / pi(S, T) * np.eye(len(T)) for S, T in fac.layers]

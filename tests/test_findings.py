@@ -31,7 +31,7 @@ def matrices() -> dict[str, list[float]]:
     fisher, inverse, tridiagonal = (numbers(n) for n in ("fisher_approximation", "inverse_structure", "tridiagonal"))
     covariance, over = numbers("error_as_covariance"), numbers("error_over_training")
     residuals = [block["residual_of_the_cumulants"] for block in covariance["blocks"].values()]
-    whole = over["whole"]["F~ (all blocks A x G)"]
+    whole = over["whole"]["F̃ (all blocks A ⊗ G)"]
     strong, weak = ({s["gamma"]: s for s in inverse["sweep"]}[gamma] for gamma in (0.01, 1))
     far = {s["gamma"]: s["F_hat"]["error_by_offset"][2:] for s in tridiagonal["sweep"]}
     return {
@@ -73,10 +73,10 @@ def updates() -> dict[str, list[float]]:
 
 def invariance_and_batches() -> dict[str, list[float]]:
     distances, levels = numbers("invariance")["distances"], numbers("batch_size")["levels"]
-    exact = [distances[f"{name}, undamped"][-1] for name in ("F-breve", "F-hat")]
+    exact = [distances[f"{name}, undamped"][-1] for name in ("F̆", "F̂")]
     return {
         "Undamped updates do not depend on the parameterization": [
-            max(exact), 0.0001, distances["F-breve, damping 0.0001"][-1], distances["gradient descent"][-1]],
+            max(exact), 0.0001, distances["F̆, damping 0.0001"][-1], distances["gradient descent"][-1]],
         "K-FAC's progress per iteration grows more than linearly with $m$, the baseline's hardly at all": [
             1, 100, 1500, *(levels[name]["1"]["exponent"]["100-1500"] for name in ("K-FAC", "SGD"))]}
 

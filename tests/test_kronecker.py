@@ -197,14 +197,14 @@ def test_kronecker_products_become_rank_one(rng, p, n, q, m):
 
 
 def best_G(B, A, G_shape):
-    """Return the G that brings A kron G nearest to B: least squares, block by block of B."""
+    """Return the G that brings A ⊗ G nearest to B: least squares, block by block of B."""
     (n1, n2), (m1, m2) = A.shape, G_shape
     blocks = [A[i, j] * B[i * m1:(i + 1) * m1, j * m2:(j + 1) * m2] for i in range(n1) for j in range(n2)]
     return sum(blocks) / np.sum(A**2)
 
 
 def best_A(B, G, A_shape):
-    """Return the A that brings A kron G nearest to B."""
+    """Return the A that brings A ⊗ G nearest to B."""
     (n1, n2), (m1, m2) = A_shape, G.shape
     return np.array([[np.sum(B[i * m1:(i + 1) * m1, j * m2:(j + 1) * m2] * G) for j in range(n2)]
                      for i in range(n1)]) / np.sum(G**2)

@@ -314,7 +314,7 @@ def test_layers_are_marked_where_they_end(sizes):
 def test_the_panels_say_what_they_show():
     figure = plotting.fisher_rows(pairs(), SIZES, "")
     shown = np.reshape(panels(figure), (2, 3))
-    assert [axes.get_title() for axes in shown[0]] == ["|F|, exact", "|F~|, Kronecker-factored", "|F - F~|"]
+    assert [axes.get_title() for axes in shown[0]] == ["|F|, exact", "|F̃|, Kronecker-factored", "|F - F̃|"]
     assert [axes.get_xlabel() for axes in shown[-1]] == ["layer"] * 3
     assert [axes.get_ylabel() for axes in shown[:, 0]] == ["stage 0\nlayer", "stage 1\nlayer"]
     bars = [axes for axes in figure.axes if axes not in shown.ravel().tolist()]

@@ -325,7 +325,7 @@ def test_the_other_steps_solve_theirs(v: Vector, kind: str) -> None:
 
 
 def test_the_tridiagonal_step_solves_the_matrix_that_it_is_the_inverse_of(v: Vector) -> None:
-    """F-hat itself, not its inverse: its tridiagonal blocks are Kronecker products, the others follow (sec. 4.3)."""
+    """F̂ itself, not its inverse: its tridiagonal blocks are Kronecker products, the others follow (sec. 4.3)."""
     if "step_tridiagonal" not in v:
         assert len(v.sizes) == 2
         return

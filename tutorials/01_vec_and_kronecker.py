@@ -36,7 +36,7 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## A Kronecker product by hand
 #
-# `A kron G` is a block matrix: block (i, j) is the number A[i, j] times the whole of G.
+# `A ⊗ G` is a block matrix: block (i, j) is the number A[i, j] times the whole of G.
 
 # %%
 A = np.array([[1.0, 2.0], [3.0, 4.0]])
@@ -96,7 +96,7 @@ assert np.linalg.norm(wrong - right) > 0.5 * np.linalg.norm(right)
 # %% [markdown]
 # ## Inverting: two small matrices in place of a large one
 #
-# `(A kron G)^-1 = A^-1 kron G^-1`, and so
+# `(A ⊗ G)^-1 = A^-1 kron G^-1`, and so
 #
 # $$ (A \otimes G)^{-1}\, \mathrm{vec}(V) = \mathrm{vec}(G^{-1} V A^{-T}) $$
 #
@@ -182,7 +182,7 @@ for k in range(n * n):
         for axes, M in ((left, K), (right, shown)):
             image = axes.imshow(M, cmap="RdBu_r", vmin=-top, vmax=top)
             axes.grid(False)
-        left.set(title="A kron G, 12 x 12", xticks=np.arange(-0.5, 12, m), yticks=np.arange(-0.5, 12, m))
+        left.set(title="A ⊗ G, 12 x 12", xticks=np.arange(-0.5, 12, m), yticks=np.arange(-0.5, 12, m))
         left.tick_params(labelbottom=False, labelleft=False, length=0)
         left.grid(True, color="black", alpha=1)
         left.add_patch(Rectangle((j * m - 0.5, i * m - 0.5), m, m, fill=False, linewidth=4))
@@ -190,7 +190,7 @@ for k in range(n * n):
         right.add_patch(Rectangle((k - 0.5, -0.5), 1, m * m, fill=False, linewidth=4))
         figure.colorbar(image, ax=right, label="entry")
     frames.append(figure)
-    captions.append(f"Block ({i}, {j}) of A kron G is {A[i, j]:.2f} G. Its columns, stacked, are column {k} of R.")
+    captions.append(f"Block ({i}, {j}) of A ⊗ G is {A[i, j]:.2f} G. Its columns, stacked, are column {k} of R.")
 plotting.Player(frames, captions, "The rearrangement of a Kronecker product, block by block")
 
 # %% [markdown]
@@ -235,10 +235,10 @@ assert all(np.allclose(-s, d) for s, d in zip(step, v.expected["step"], strict=T
 # %% [markdown]
 # ## Exercises
 #
-# 1. Show that `(A kron G)(C kron D) = AC kron GD`: by their blocks, and with random matrices.
+# 1. Show that `(A ⊗ G)(C kron D) = AC kron GD`: by their blocks, and with random matrices.
 # 2. Write `vec` and its inverse without `order="F"`.
-# 3. The trace of `A kron G` is the product of the traces. What is its determinant? Check your guess.
-# 4. The eigenvalues of `A kron G` are all products of an eigenvalue of A and one of G. Use this to solve with `A kron
+# 3. The trace of `A ⊗ G` is the product of the traces. What is its determinant? Check your guess.
+# 4. The eigenvalues of `A ⊗ G` are all products of an eigenvalue of A and one of G. Use this to solve with `A kron
 #    G + damping I` exactly, for symmetric A and G, from two small eigendecompositions. (Tutorial 8 needs it.)
 #
 # [Answers](answers/01_vec_and_kronecker.py). Graded exercises of this chapter: `tutorials/exercises/`.

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # 6. From the Fisher to A kron G
+# # 6. From the Fisher to A ⊗ G
 #
 # **What you will do.** Make the approximation that gives K-FAC its name, by hand and small, and take its error apart.
 #
@@ -75,14 +75,14 @@ assert np.allclose(np.outer(v, v), np.kron(np.outer(a[0], a[0]), np.outer(g[0], 
 
 # %%
 def factored(k):
-    """Return F_00, A and G as means over the first k cases (weights made to add up to 1), and the error of A kron G."""
+    """Return F_00, A and G as means over the first k cases (weights made to add up to 1), and the error of A ⊗ G."""
     both = np.array([np.kron(*pair) for pair in zip(a, g, strict=True)])
     F, A, G = ((v[:k].T * w[:k] / w[:k].sum()) @ v[:k] for v in (both, a, g))
     return F, A, G, norm(F - np.kron(A, G)) / norm(F)
 
 
 F, A, G, off = factored(6)
-print(f"A =\n{A.round(3) + 0.0}\nG =\n{G}\nA kron G is off by {off:.2f} of the norm of F_00")
+print(f"A =\n{A.round(3) + 0.0}\nG =\n{G}\nA ⊗ G is off by {off:.2f} of the norm of F_00")
 assert np.allclose(F, kr.fisher_block(at, 0, 0))
 assert all(map(np.allclose, (A, G), kr.kronecker_factors(at).layers[0]))
 aa, gg = a[:, 0]**2, g[:, 0]**2
@@ -124,7 +124,7 @@ plotting.Player(frames, captions, "Means over cases: F, A and G form")
 #
 # ## The error is a covariance
 #
-# The rearrangement R turns `A kron G` into `vec(G) vec(A)^T`. It only moves entries, so R of a mean is the mean of the
+# The rearrangement R turns `A ⊗ G` into `vec(G) vec(A)^T`. It only moves entries, so R of a mean is the mean of the
 # R. Apply it to both sides of the approximation:
 #
 # $$ R(F_{00}) = E[\mathrm{vec}(\mathrm{Gamma})\, \mathrm{vec}(\mathrm{Alpha})^T] $$
@@ -132,8 +132,8 @@ plotting.Player(frames, captions, "Means over cases: F, A and G form")
 # $$ R(A \otimes G) = E[\mathrm{vec}(\mathrm{Gamma})]\; E[\mathrm{vec}(\mathrm{Alpha})]^T $$
 #
 # Their difference is Cov(vec Gamma, vec Alpha): each row a pair of gradients, each column a pair of inputs, each entry
-# the covariance of the two products. **A kron G is exact where products of inputs and of gradients are uncorrelated,
-# and only there.** And since `A kron G` has become a matrix of rank one, the best that *any* A and G can do is the
+# the covariance of the two products. **A ⊗ G is exact where products of inputs and of gradients are uncorrelated,
+# and only there.** And since `A ⊗ G` has become a matrix of rank one, the best that *any* A and G can do is the
 # leading singular triple of R(F_00); the norm of the other singular values is an error that stays.
 
 # %% tags=["hide-input"]
@@ -143,7 +143,7 @@ R, R_product = (kronecker.rearrange(M, (3, 3), (2, 2)) for M in (F, np.kron(A, G
 assert np.allclose(R - R_product, covariance, rtol=0, atol=1e-14)
 assert np.allclose(kr.analysis.covariance_error(at, 0), covariance, rtol=0, atol=1e-14)
 best = norm(np.linalg.svd(R, compute_uv=False)[1:]) / norm(F)
-print(f"relative error of A kron G: {off:.2f}, of the nearest Kronecker product: {best:.2f}")
+print(f"relative error of A ⊗ G: {off:.2f}, of the nearest Kronecker product: {best:.2f}")
 assert best < off / 2
 pairs = [[f"{s}{i} {s}{j}" for j in range(n) for i in range(n)] for s, n in (("a", 3), ("g", 2))]      # as in vec
 with plotting.style():
@@ -235,7 +235,7 @@ for steps in (1, 50):
     here = opt.model.at(run.state.weights, data.x)
     values = kronecker.nearest_product(kr.fisher_block(here, 1, 1), (13, 13), (12, 12))[2]
     ours, best = (norm(M) / norm(values) for M in (kr.analysis.covariance_error(here, 1), values[1:]))
-    print(f"after {steps:2} steps: A kron G off by {ours:.2f}, the nearest product by {best:.2f}")
+    print(f"after {steps:2} steps: A ⊗ G off by {ours:.2f}, the nearest product by {best:.2f}")
     assert ours / 2 < best < ours
     assert (ours > 0.4) == (steps == 50)
 
@@ -245,7 +245,7 @@ for steps in (1, 50):
 #
 # ## Exercises
 #
-# 1. Between two biases `A kron G` is always exact. Why? Find these entries in F_00.
+# 1. Between two biases `A ⊗ G` is always exact. Why? Find these entries in F_00.
 # 2. Make the covariance and its three terms for the block between layers 0 and 1 (`at.a_bar[1]`, `g[1]`), with `A_01
 #    = E[a_0 a_1^T]` and `G_01 = E[g_0 g_1^T]`.
 # 3. Take labels in place of the model's targets. Is the error still a covariance? Are the three terms still cumulants?

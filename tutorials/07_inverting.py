@@ -9,11 +9,11 @@
 # %% [markdown]
 # # 7. Inverting
 #
-# **What you will do.** Invert F~, the matrix of all blocks A kron G, in two ways that never form it: block by block,
+# **What you will do.** Invert F̃, the matrix of all blocks A ⊗ G, in two ways that never form it: block by block,
 # and as a chain of layers in three sweeps.
 #
-# **What you will learn.** What the entries of an inverse covariance say; why the inverse of F~ is nearly
-# block-tridiagonal although F~ is not, and how nearly; what Psi, Sigma and Xi are; and which layers need damping.
+# **What you will learn.** What the entries of an inverse covariance say; why the inverse of F̃ is nearly
+# block-tridiagonal although F̃ is not, and how nearly; what Psi, Sigma and Xi are; and which layers need damping.
 #
 # **What you need.** Tutorials 1, 4 and 6; what a covariance and a linear regression are.
 
@@ -29,7 +29,7 @@ from kfac_ref.experiments import blocks, middle_layers
 # ## The matrix
 #
 # A classifier of digits, 64-8-8-8-8-8-10 with tanh, after seven steps of training. We look at its four middle layers,
-# 8 x 9 weights each, and call them 0 to 3: F~ is 288 x 288, with the blocks A_ij kron G_ij (tutorial 6). Their factors
+# 8 x 9 weights each, and call them 0 to 3: F̃ is 288 x 288, with the blocks A_ij kron G_ij (tutorial 6). Their factors
 # have full rank. Those of the outer layers have not: G of the softmax layer has rank 9 of 10 (the gradients of an
 # example add up to zero), A of the pixels rank 62 of 65 (three are always black). So inverting a whole network needs
 # **damping**, and we damp these four as one damps all, with a small gamma and a number pi_i > 0 for each layer:
@@ -51,9 +51,9 @@ F = np.block([[np.kron(f.A[i, j], f.G[i, j]) for j in range(L)] for i in range(L
 assert np.allclose(F, kr.curvature.Full(f).dense())
 
 # %% [markdown]
-# ## Block by block: F-breve
+# ## Block by block: F̆
 #
-# Leave out all blocks off the diagonal; the paper calls what is left F-breve. It is inverted layer by layer, with the
+# Leave out all blocks off the diagonal; the paper calls what is left F̆. It is inverted layer by layer, with the
 # formula of tutorial 1 for the part V_i of layer i. The package takes gamma^2 and damps by itself.
 #
 # $$ U_i = G_{ii}^{-1}\, V_i\, A_{ii}^{-1} $$
@@ -89,7 +89,7 @@ assert np.isclose(1 / P[0, 0], S[0, 0] - S[0, 1:] @ others)
 #
 # F is a covariance too, that of D theta (its mean under the model is zero: tutorial 3). Let D_i = vec(g_i a_i^T) be
 # the part of layer i. The forward pass makes a_(i+1) from a_i, the backward pass g_i from g_(i+1): so a chain is a
-# fair guess, and a chain reads alike in both directions. The guess is of F, but we use it of F~, as if F~ were the
+# fair guess, and a chain reads alike in both directions. The guess is of F, but we use it of F̃, as if F̃ were the
 # covariance; how well F itself obeys it, we see below. What share of the variance of D_i does a regression on other
 # layers leave?
 
@@ -107,7 +107,7 @@ for i in (0, 1):
     assert next_ - all_later < 0.05                              # ... but little that the next one does not say
 
 # %% [markdown]
-# So the inverse should be small in block (i, j) with |i - j| > 1. The picture has F~, its inverse, and the mean |entry|
+# So the inverse should be small in block (i, j) with |i - j| > 1. The picture has F̃, its inverse, and the mean |entry|
 # of the blocks of the inverse, at two dampings; a *cell*, one square dot of it, is 2 x 2 entries. Damping acts like
 # noise of its own in each layer: the more of it, the less a layer tells of the next, and the less it hides what is
 # behind it.
@@ -120,8 +120,8 @@ for level in (1.0, 0.01):
     rows[f"gamma = {level}"] = (M, np.linalg.inv(M), blocks.means(np.linalg.inv(M), sizes))
     inverse_of_exact = np.linalg.inv(exact_minus_F_tilde + M)    # with the same damping
     ratio[level] = [blocks.tridiagonal_ratio(X, sizes) for X in (M, np.linalg.inv(M), inverse_of_exact)]
-text = "F~, its inverse, and block means. Mean |entry| beside the diagonal blocks over that further off: " + "; ".join(
-    f"{r[0]:.1f} in F~, {r[1]:.1f} in its inverse, {r[2]:.1f} in that of the exact F, damped alike, at gamma = {level}"
+text = "F̃, its inverse, and block means. Mean |entry| beside the diagonal blocks over that further off: " + "; ".join(
+    f"{r[0]:.1f} in F̃, {r[1]:.1f} in its inverse, {r[2]:.1f} in that of the exact F, damped alike, at gamma = {level}"
     for level, r in ratio.items()) + "."
 assert 2 * ratio[0.01][0] > ratio[0.01][1] > 1.5 * ratio[0.01][0]
 assert ratio[0.01][0] < ratio[0.01][2] < 0.8 * ratio[0.01][1]    # the exact F is less of a chain
@@ -129,16 +129,16 @@ assert max(ratio[1.0]) < 1.1 * min(ratio[1.0])                   # no sign of a 
 plotting.Picture(plotting.block_structure(rows, sizes, ""), text)
 
 # %% [markdown]
-# ## The chain: F-hat
+# ## The chain: F̂
 #
 # At small damping the far blocks of the inverse are small beside the neighbouring ones, though not zero; at gamma = 1
-# they are not. In the inverse of the exact F the pattern is weaker. Now *assume* the chain for F~: each D_i is
+# they are not. In the inverse of the exact F the pattern is weaker. Now *assume* the chain for F̃: each D_i is
 # explained by the next layer alone, up to noises that are independent of each other:
 #
 # $$ D_i = \Psi_i D_{i+1} + \mathrm{noise}_i, \qquad \Psi_i = \tilde F_{i,i+1} \tilde F_{i+1,i+1}^{-1}
 #    = \Psi^A_i \otimes \Psi^G_i, \qquad \Psi^A_i = A_{i,i+1} A_{i+1,i+1}^{-1} $$
 #
-# and Psi^G alike, since all blocks of F~ are Kronecker products. Sigma_i, the covariance of noise_i (in the paper it
+# and Psi^G alike, since all blocks of F̃ are Kronecker products. Sigma_i, the covariance of noise_i (in the paper it
 # has the index i|i+1), is then a **difference of two Kronecker products**; the second is what layer i + 1 explains:
 #
 # $$ \Sigma_i = \tilde F_{ii} - \Psi_i \tilde F_{i+1,i+1} \Psi_i^T = A_{ii} \otimes G_{ii} - E^A_i \otimes E^G_i,
@@ -157,7 +157,7 @@ assert np.allclose(Sigma[0], F[:72, :72] - Psi_0 @ F[72:144, :72], atol=1e-8)
 
 # %% [markdown]
 # All layers at once: Xi D theta = noise, where Xi is I with -Psi_i on the block superdiagonal. The covariance of the
-# noise is block diagonal, of the Sigma_i; call its inverse Lambda. F-hat is the covariance that D theta then has:
+# noise is block diagonal, of the Sigma_i; call its inverse Lambda. F̂ is the covariance that D theta then has:
 #
 # $$ \Xi \hat F\, \Xi^T = \Lambda^{-1}, \qquad \mathrm{so} \qquad \hat F^{-1} = \Xi^T \Lambda\, \Xi $$
 
@@ -168,35 +168,35 @@ hat_inverse = Xi.T @ scipy.linalg.block_diag(*map(np.linalg.inv, Sigma)) @ Xi
 F_hat = np.linalg.inv(hat_inverse)
 far = np.kron(blocks.offsets(L) > 1, np.ones((72, 72))) == 1     # more than one layer apart
 assert np.all(hat_inverse[far] == 0)                             # exactly block-tridiagonal
-assert np.allclose(F_hat[~far], F[~far], atol=1e-8)              # and F-hat has these blocks of F~ unchanged
-matrices = {"F~": F, "F-hat": F_hat, "F-breve": F_breve}
-inverses = {name: hat_inverse if name == "F-hat" else np.linalg.inv(M) for name, M in matrices.items()}
-text = (f"gamma = {gamma}. Between layers that are no neighbours F-hat is off by "
+assert np.allclose(F_hat[~far], F[~far], atol=1e-8)              # and F̂ has these blocks of F̃ unchanged
+matrices = {"F̃": F, "F̂": F_hat, "F̆": F_breve}
+inverses = {name: hat_inverse if name == "F̂" else np.linalg.inv(M) for name, M in matrices.items()}
+text = (f"gamma = {gamma}. Between layers that are no neighbours F̂ is off by "
         f"{np.linalg.norm((F_hat - F)[far]) / np.linalg.norm(F[far]):.0%}, and its inverse is zero.")
 plotting.Picture(plotting.matrix_rows({"matrix": matrices, "inverse": inverses}, sizes, ""),
-                 f"Three matrices, their inverses. {text} F-breve and its inverse have the diagonal blocks alone.")
+                 f"Three matrices, their inverses. {text} F̆ and its inverse have the diagonal blocks alone.")
 
 # %% [markdown]
 # ## How good are they?
 #
-# Solve M d = grad with each matrix M. *Angle*: between d and F~^-1 grad. *Decrease*: by how much the best multiple of d
+# Solve M d = grad with each matrix M. *Angle*: between d and F̃^-1 grad. *Decrease*: by how much the best multiple of d
 # lowers the quadratic model -grad^T d + 1/2 d^T C d, as a share of the most that any d can do. C is the **exact** F of
-# these layers, with what damping adds to F~ added to it.
+# these layers, with what damping adds to F̃ added to it.
 
 # %%
 g, shares = kr.params.flatten(grad), {}
 C_exact = exact_minus_F_tilde + F
 print("          matrix off by   inverse off by   angle   decrease")
 for name in matrices:
-    d, ideal = inverses[name] @ g, inverses["F~"] @ g
-    off = [np.linalg.norm(X[name] - X["F~"]) / np.linalg.norm(X["F~"]) for X in (matrices, inverses)]
+    d, ideal = inverses[name] @ g, inverses["F̃"] @ g
+    off = [np.linalg.norm(X[name] - X["F̃"]) / np.linalg.norm(X["F̃"]) for X in (matrices, inverses)]
     angle = np.degrees(np.arccos(min(d @ ideal / np.linalg.norm(d) / np.linalg.norm(ideal), 1)))
     shares[name] = (g @ d)**2 / (d @ C_exact @ d) / (g @ np.linalg.solve(C_exact, g))
     print(f"{name:8} {off[0]:14.0%} {off[1]:16.0%} {angle:7.0f} {shares[name]:10.0%}")
-assert 0 < shares["F~"] - shares["F-hat"] < (shares["F~"] - shares["F-breve"]) / 3
+assert 0 < shares["F̃"] - shares["F̂"] < (shares["F̃"] - shares["F̆"]) / 3
 
 # %% [markdown]
-# F-hat gives nearly all that F~ gives, F-breve less. What F~ lacks to 100% is its own error (tutorial 6).
+# F̂ gives nearly all that F̃ gives, F̆ less. What F̃ lacks to 100% is its own error (tutorial 6).
 #
 # ## The solve in three sweeps
 #
@@ -236,8 +236,8 @@ assert np.allclose(U, kr.curvature.BlockTridiagonal(undamped, gamma**2).solve(gr
 # %% [markdown]
 # ### Confusion box: cross factors ignored
 #
-# With cross factors of zero (never made, or not averaged) every Psi is zero, and F-hat is F-breve. That goes unnoticed,
-# since F-breve works too, only less well (see the table). The block-diagonal step, given for the tridiagonal one:
+# With cross factors of zero (never made, or not averaged) every Psi is zero, and F̂ is F̆. That goes unnoticed,
+# since F̆ works too, only less well (see the table). The block-diagonal step, given for the tridiagonal one:
 
 # %%
 stored = oracle.vector("three-layers-bernoulli")
@@ -259,12 +259,12 @@ assert model.at(state.weights, data.x).loss(data.labels) < record.loss
 # %% [markdown]
 # ## Exercises
 #
-# 1. Show that with two layers F-hat = F~, whatever the factors. Why is there nothing to approximate?
+# 1. Show that with two layers F̂ = F̃, whatever the factors. Why is there nothing to approximate?
 # 2. Write the first and the third sweep in place. In which order must i run in each? How wrong is the other order?
 # 3. Print the largest s1 and the largest s2 of a layer for several gammas, and undamped. Why is that s1 then exactly 1?
 #    (Which entry of a is the same in all layers?) Were there no tanh, g_i would be a matrix times g_(i+1): what would
 #    s2 be, undamped, and what would become of Sigma? (To try it, start from "glorot" weights.)
-# 4. Turn the chain around (layer i + 1 predicted from layer i). Is F-hat another matrix?
+# 4. Turn the chain around (layer i + 1 predicted from layer i). Is F̂ another matrix?
 #
 # [Answers](answers/07_inverting.py). Graded exercises of this chapter: `tutorials/exercises/`.
 #

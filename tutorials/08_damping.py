@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 8. Damping
 #
-# **What you will do.** Watch a step turn as its damping grows, damp `A kron G` in two ways, measure what a step gains.
+# **What you will do.** Watch a step turn as its damping grows, damp `A ⊗ G` in two ways, measure what a step gains.
 #
 # **What you will learn.** What lambda does to a step; what the factored damping of K-FAC adds that nobody wanted, and
 # what pi is; why rescaling by the exact F makes the strength matter less; and why gamma is not lambda.
@@ -110,7 +110,7 @@ plotting.Player(frames, captions, "A step that turns and shrinks as lambda grows
 # %% [markdown]
 # ## A Kronecker product, damped exactly
 #
-# `A kron G + damping I` is no Kronecker product. But from A = Q_A diag(a) Q_A^T and G = Q_G diag(g) Q_G^T it has the
+# `A ⊗ G + damping I` is no Kronecker product. But from A = Q_A diag(a) Q_A^T and G = Q_G diag(g) Q_G^T it has the
 # eigenvectors Q_A kron Q_G and the eigenvalues a_i g_j + damping. Let A and G be those of layer 1 of an autoencoder of
 # the digits, after 20 steps of K-FAC. It has *weight decay*:
 #
@@ -212,7 +212,7 @@ plotting.Picture(plotting.decreases(strengths, {"step 21": gain}, {"step 21": st
 #
 # ## Why gamma is not lambda
 #
-# lambda says how far Q is trusted, in which F is exact. The strength inside Delta has to make up for A kron G not
+# lambda says how far Q is trusted, in which F is exact. The strength inside Delta has to make up for A ⊗ G not
 # being F. Without re-scaling that takes far more than sqrt(lambda + eta), see above. With re-scaling it takes less:
 # alpha sees to the length, and what is left to choose, the direction, is better with a weaker damping; in the factors
 # weaker still, since there it brings the unwanted terms. That is so *here*; in the runs of tutorials 9 and 11 it ends

@@ -45,7 +45,7 @@ opt = kr.optimizers.KFAC(model, lambda_0=0.001, judged_on="same batch", T1=5)   
 #    grad  = gradient of h
 #    A, G  = epsilon (A, G before) + (1 - epsilon) (A, G of a part of the batch)        line 1
 #    for each gamma that is tried (three if T2 divides k, else the one in use):
-#       Delta      = -(damped A kron G)^-1 grad, with A, G renewed every T3 steps       line 2
+#       Delta      = -(damped A ⊗ G)^-1 grad, with A, G renewed every T3 steps       line 2
 #       alpha, mu  = where M(alpha Delta + mu delta_0) is lowest                        line 3
 #    keep the gamma with the lowest M, and its alpha, mu, Delta
 #    delta = alpha Delta + mu delta_0;   theta = theta + delta
@@ -176,7 +176,7 @@ assert changes[0] < 0.7 * min(changes[1:]) < 0 < max(changes)
 # %% [markdown]
 # ### Momentum is conjugate gradients
 #
-# In linear regression h is quadratic, theta^T H theta / 2 - b^T theta. If the damped A kron G stays as it is (a
+# In linear regression h is quadratic, theta^T H theta / 2 - b^T theta. If the damped A ⊗ G stays as it is (a
 # *preconditioner* P) and lambda = 0, steps with the best (alpha, mu) are those of preconditioned conjugate gradients,
 # which arrive after as many steps as there are weights. Steps with alpha alone are not, nor are those that keep
 # alpha Delta in place of delta for the next step:

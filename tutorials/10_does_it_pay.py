@@ -46,7 +46,7 @@ ours = {"mnist": "K-FAC, m = 1000", "digits": "K-FAC, m = 500"}  # what is calle
 # since the 60000 others were not at hand) and of the digits (64-32-16-8-..., 1500 images). Each method ran from three
 # seeds, with batches of m cases. For an error *level* we ask: after how many iterations, and how many seconds, is a run
 # there? We take the median of the three, with infinity for never. **K-FAC** means the block-diagonal one on this page,
-# with the paper's rule of lambda (tutorial 9); **K-FAC tridiagonal** inverts F-hat (tutorial 7).
+# with the paper's rule of lambda (tutorial 9); **K-FAC tridiagonal** inverts F̂ (tutorial 7).
 
 # %%
 def to_level(method, level):                                    # (iterations, seconds)

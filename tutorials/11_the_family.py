@@ -14,10 +14,10 @@
 #
 # **What you will learn.** What EKFAC (eigenvalue-corrected K-FAC), FOOF (A alone), KFRA (a recursion for G), TKFAC
 # (with the block's trace), Shampoo (from gradients alone) and the diagonal change; which of them must be nearer to
-# the Fisher than A kron G; that a small error of the matrix does not make a good step; and where K-FAC's own error
+# the Fisher than A ⊗ G; that a small error of the matrix does not make a good step; and where K-FAC's own error
 # comes from, part by part.
 #
-# **What you need.** Tutorials 1 (rearrangement), 4 (root of F_R), 5 (natural gradient), 6 (A kron G), 7 and 8
+# **What you need.** Tutorials 1 (rearrangement), 4 (root of F_R), 5 (natural gradient), 6 (A ⊗ G), 7 and 8
 # (damping).
 
 # %%
@@ -68,9 +68,9 @@ def off(B):
 
 flat = g.reshape(-1, m)                                         # (K N, m): all columns of all examples
 A, G = a.T @ a / N, flat.T @ flat / N
-found = {"A x G": np.kron(A, G)}
-print(f"g {g.shape}, a {a.shape}, the block {block.shape}; A kron G is off by {off(found['A x G']):.2f}")
-assert np.allclose(found["A x G"], kr.approximations.FULL.at(at).dense()[layer_1, layer_1], atol=1e-12)
+found = {"A ⊗ G": np.kron(A, G)}
+print(f"g {g.shape}, a {a.shape}, the block {block.shape}; A ⊗ G is off by {off(found['A ⊗ G']):.2f}")
+assert np.allclose(found["A ⊗ G"], kr.approximations.FULL.at(at).dense()[layer_1, layer_1], atol=1e-12)
 
 # %% [markdown]
 # ## The relatives, by hand
@@ -86,7 +86,7 @@ assert np.allclose(kronecker.vec(squares), np.diag(block), atol=1e-12)
 assert np.allclose(squares, kr.curvature.Diagonal(at).scales[1], atol=1e-12)
 
 # %% [markdown]
-# **EKFAC.** *Keep the eigenvectors of A kron G, and measure the eigenvalues again.* K-FAC's are products of one of A
+# **EKFAC.** *Keep the eigenvectors of A ⊗ G, and measure the eigenvalues again.* K-FAC's are products of one of A
 # and one of G. EKFAC turns each gradient into the eigenbasis and takes the mean square of each coordinate there: the
 # true diagonal of the block in that basis.
 
@@ -101,14 +101,14 @@ assert np.allclose(S, kr.curvature.EKFAC(at).scales[1], atol=1e-12)
 # %% [markdown]
 # ### Confusion box: products of eigenvalues
 #
-# The wrong code takes EKFAC's scales to be the products of the eigenvalues. That is A kron G again, whatever its
+# The wrong code takes EKFAC's scales to be the products of the eigenvalues. That is A ⊗ G again, whatever its
 # name:
 
 # %%
 wrong = Q @ np.diag(np.kron(np.linalg.eigvalsh(A), np.linalg.eigvalsh(G))) @ Q.T
-print(f"off by {off(wrong):.3f}, as A kron G is: {off(found['A x G']):.3f}; EKFAC: {off(found['EKFAC']):.3f}")
+print(f"off by {off(wrong):.3f}, as A ⊗ G is: {off(found['A ⊗ G']):.3f}; EKFAC: {off(found['EKFAC']):.3f}")
 print(oracle.CATALOGUE["EKFAC scales as products of eigenvalues"])
-assert np.allclose(wrong, found["A x G"], atol=1e-12)
+assert np.allclose(wrong, found["A ⊗ G"], atol=1e-12)
 
 # %% [markdown]
 # **FOOF.** *Put the identity in place of G.* No backward pass for the curvature at all. Its scale has nothing to do
@@ -156,7 +156,7 @@ assert np.linalg.eigvalsh(found["Shampoo"] - block).min() > -1e-9
 assert np.allclose(found["Shampoo"], np.kron(shampoo.A[1], shampoo.G[1]), atol=1e-9)
 
 # %% [markdown]
-# Two orders are theorems: no Kronecker product beats the nearest, and EKFAC is at least as near as A kron G. And
+# Two orders are theorems: no Kronecker product beats the nearest, and EKFAC is at least as near as A ⊗ G. And
 # three of them have the trace of the exact block: the diagonal, EKFAC and TKFAC. All else could be otherwise
 # elsewhere.
 
@@ -164,8 +164,8 @@ assert np.allclose(found["Shampoo"], np.kron(shampoo.A[1], shampoo.G[1]), atol=1
 print("block of layer 1    off by   trace over the exact one")
 for name, B in sorted(found.items(), key=lambda item: off(item[1])):
     print(f"{name:18} {off(B):7.3f} {np.trace(B) / np.trace(block):12.3f}")
-assert off(found["EKFAC"]) <= off(found["A x G"])
-assert all(off(found["nearest"]) <= off(found[name]) for name in ("A x G", "KFRA", "TKFAC", "FOOF", "Shampoo"))
+assert off(found["EKFAC"]) <= off(found["A ⊗ G"])
+assert all(off(found["nearest"]) <= off(found[name]) for name in ("A ⊗ G", "KFRA", "TKFAC", "FOOF", "Shampoo"))
 assert all(np.isclose(np.trace(found[name]), np.trace(block)) for name in ("diagonal", "EKFAC", "TKFAC"))
 
 # %% [markdown]
@@ -180,8 +180,8 @@ assert all(np.isclose(np.trace(found[name]), np.trace(block)) for name in ("diag
 # per cent of what the natural gradient gives, and the angle to the latter. The angle is the Euclidean one; the
 # decrease is the squared cosine of the same angle in the metric of F + d I, so that the two need not agree.
 #
-# "Off by" is said of matrices that are not damped (but for 1e-8, since F-hat does not exist without). For the step
-# each chooses the damping that suits it best, out of fifteen from 1e-5 to 100; for F-hat and F-breve it is gamma^2.
+# "Off by" is said of matrices that are not damped (but for 1e-8, since F̂ does not exist without). For the step
+# each chooses the damping that suits it best, out of fifteen from 1e-5 to 100; for F̂ and F̆ it is gamma^2.
 
 # %%
 entries = {e.name: e for e in family.compare(at, y, 1e-3, at.sample(np.random.default_rng(1)))}
@@ -230,16 +230,16 @@ plotting.Picture(figure, "The approximations, the smallest error on top: error o
 # %% [markdown]
 # One network at one moment is no league table. Here are three networks at three stages, out of the numbers
 # committed beside `figures/approximations.py`. The nearest Kronecker product, nearer by definition, gives no
-# better step than A kron G: it fits the large entries. (A few points, on nine cases, are no result by themselves.)
+# better step than A ⊗ G: it fits the large entries. (A few points, on nine cases, are no result by themselves.)
 
 # %%
 stages = [s for net in read("approximations/approximations.json")["networks"].values() for s in net.values()]
 steps = [{e["name"]: e["judgement"]["decrease"] for e in stage} for stage in stages]
-worse = sum(s["nearest A x G"] < s["A x G (exact damping)"] for s in steps)
-print(f"the nearest gives less than A kron G in {worse} of {len(steps)} cases; mean decrease in per cent:")
+worse = sum(s["nearest A ⊗ G"] < s["A ⊗ G (exact damping)"] for s in steps)
+print(f"the nearest gives less than A ⊗ G in {worse} of {len(steps)} cases; mean decrease in per cent:")
 means = {name: 100 * np.mean([s[name] for s in steps]) for name in steps[0]}
 print("\n".join(f"{name:28}{mean:4.0f}" for name, mean in means.items()))
-assert means["nearest A x G"] < means["A x G (exact damping)"] + 1
+assert means["nearest A ⊗ G"] < means["A ⊗ G (exact damping)"] + 1
 
 # %% [markdown]
 # ## The error budget of K-FAC
@@ -302,7 +302,7 @@ assert record.predicted < 0
 # 1. Show that EKFAC's S is the best diagonal in its basis. (The Frobenius norm does not change under rotations.)
 # 2. Which of these matrices are exact for a single example (N = 1), in the block of a layer, and in the whole? Try it.
 # 3. KFRA's G is the exact G of a linear network. Replace "relu" by "identity", and its slopes by ones, and check. Is
-#    A kron G then the block? For which likelihood?
+#    A ⊗ G then the block? For which likelihood?
 # 4. Multiply FOOF's matrix by the number that makes its trace right. What becomes of its error, what of its step? And
 #    with a number for each layer?
 #

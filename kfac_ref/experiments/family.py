@@ -37,7 +37,7 @@ def _sampled(row: Approximation) -> Make:
 
 #: Every row of the table by its label, and the factors once more with sampled targets.
 FAMILY: dict[str, Make] = {row.label: _exact(row) for row in TABLE.values() if row is not EXACT_SMALLER}
-FAMILY["A x G, sampled"] = _sampled(EIGEN_DAMPED)
+FAMILY["A ⊗ G, sampled"] = _sampled(EIGEN_DAMPED)
 #: The dampings that each approximation may choose from.
 DAMPINGS = tuple(float(d) for d in 10.0 ** np.arange(-5, 2.5, 0.5))
 

@@ -151,10 +151,10 @@ def fisher_product(g_exact: Layers, a_bar: Layers, direction: Layers) -> Layers:
 
 @quantity("G V A", "(m, n) per layer", "sec. 4.2", fields=("direction",))
 def kfac_product(A: Layers, G: Layers, direction: Layers) -> Layers:
-    """(A kron G) vec(V), undamped"""
+    """(A ⊗ G) vec(V), undamped"""
     return tuple(kronecker.product(A, G, V) for A, G, V in zip(A, G, direction, strict=True))
 
-@quantity("A kron G", "(mn, mn) per layer", "sec. 3")
+@quantity("A ⊗ G", "(mn, mn) per layer", "sec. 3")
 def kfac_block(A: Layers, G: Layers) -> Layers:
     """kron(A_ii, G_ii), undamped"""
     size = max(len(A) * len(G) for A, G in zip(A, G, strict=True))
@@ -205,13 +205,13 @@ def step_empirical(reference: Reference, G_empirical: Layers) -> Layers:
 @quantity("Delta", "(m, n) per layer", "sec. 4.3", "solve", fields=("two layers",))
 def step_tridiagonal(A_damped: Layers, G_damped: Layers, A_cross_solve: Layers, G_cross_solve: Layers,
                      gradient: Layers, N: int) -> Layers:
-    """-F-hat^-1 grad h, with the diagonal factors damped"""
+    """-F̂^-1 grad h, with the diagonal factors damped"""
     C = BlockTridiagonal(Factors.of_layers(A_damped, G_damped, N, A_cross_solve, G_cross_solve))
     return tuple(params.scale(-1, C.solve(gradient)))
 
 @quantity("Delta", "(m, n) per layer", "sec. 6.3, app. B", "solve")
 def step_exact_damping(A_solve: Layers, G_solve: Layers, damping: float, gradient: Layers, N: int) -> Layers:
-    """-(A kron G + damping I)^-1 grad h"""
+    """-(A ⊗ G + damping I)^-1 grad h"""
     return tuple(params.scale(-1, EigenDamped(Factors.of_layers(A_solve, G_solve, N), damping).solve(gradient)))
 
 @quantity("Delta", "(m, n) per layer", "sec. 2.2", "solve")

@@ -34,7 +34,7 @@ def fisher_rows(rows: Mapping[str, tuple[Array, Array]], sizes: Sequence[int], t
             shown = [pooled(np.abs(M), cells) for M in (F, Ft, F - Ft)]
             top = max(M.max() for M in shown)
             bottom = top * 1e-4                             # four decades
-            for axes, M, title in zip(axes_row, shown, ("|F|, exact", "|F~|, Kronecker-factored", "|F - F~|"),
+            for axes, M, title in zip(axes_row, shown, ("|F|, exact", "|F̃|, Kronecker-factored", "|F - F̃|"),
                                       strict=True):
                 image = _show(axes, M, (bottom, top), sizes)
                 if axes in grid[0]:
@@ -86,7 +86,7 @@ def block_structure(rows: Mapping[str, tuple[Array, Array, Array]], sizes: Seque
         for axes, (name, (M, inverse, _)) in zip(grid, rows.items(), strict=True):
             small = pooled(np.abs(inverse), cells)
             scales = ((top * 1e-4, top), (small.max() * 1e-4, small.max()))
-            for panel, whole, scale, title in zip(axes, (M, inverse), scales, ("|F~|", "|inverse of F~|"),
+            for panel, whole, scale, title in zip(axes, (M, inverse), scales, ("|F̃|", "|inverse of F̃|"),
                                                   strict=False):
                 image = _show(panel, pooled(np.abs(whole), cells), scale, sizes, names)
                 panel.set_title(title)

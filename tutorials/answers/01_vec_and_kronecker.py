@@ -22,7 +22,7 @@ n, m = 3, 4
 # %% [markdown]
 # ## 1. The product of two Kronecker products
 #
-# Random matrices show that it holds; the blocks show why. Block (i, k) of `A kron G` is A[i, k] G and block (k, j) of
+# Random matrices show that it holds; the blocks show why. Block (i, k) of `A ⊗ G` is A[i, k] G and block (k, j) of
 # `C kron D` is C[k, j] D. Blocks multiply like entries, so block (i, j) of the product is
 #
 # $$ \sum_k A_{ik} G\, C_{kj} D = \Big(\sum_k A_{ik} C_{kj}\Big)\, G D = (AC)_{ij}\, GD $$
@@ -67,13 +67,13 @@ assert np.sum(slip != V) > m * n / 2
 # %% [markdown]
 # ## 3. The determinant
 #
-# With A (n, n) and G (m, m), det(A kron G) = det(A)^m det(G)^n: each is raised to the size of the *other* matrix. The
-# reason: by answer 1, `A kron G` is `(A kron I)(I kron G)`. The second is block diagonal with n copies of G, so its
+# With A (n, n) and G (m, m), det(A ⊗ G) = det(A)^m det(G)^n: each is raised to the size of the *other* matrix. The
+# reason: by answer 1, `A ⊗ G` is `(A kron I)(I kron G)`. The second is block diagonal with n copies of G, so its
 # determinant is det(G)^n. The first is `I kron A`, m copies of A, after rows and columns are put into another order,
 # the same for both, which changes no determinant. The trace has no powers, since the diagonal of
-# `A kron G` holds each product A[i, i] G[j, j] once.
+# `A ⊗ G` holds each product A[i, i] G[j, j] once.
 #
-# The guess det(A) det(G) fails already for A = I: there `A kron G` is n copies of G.
+# The guess det(A) det(G) fails already for A = I: there `A ⊗ G` is n copies of G.
 
 # %%
 K = np.kron(A, G)
@@ -88,7 +88,7 @@ assert np.isclose(np.trace(K), np.trace(A) * np.trace(G), rtol=1e-10)
 # ## 4. Damping added to the product, exactly
 #
 # A and G are symmetric: A = Q_A diag(a) Q_A^T and G = Q_G diag(g) Q_G^T, with orthogonal Q. By answer 1,
-# `A kron G = (Q_A kron Q_G)(diag(a) kron diag(g))(Q_A kron Q_G)^T`. The matrix in the middle is diagonal and holds all
+# `A ⊗ G = (Q_A kron Q_G)(diag(a) kron diag(g))(Q_A kron Q_G)^T`. The matrix in the middle is diagonal and holds all
 # products a_i g_j. `damping I` is the same in every orthogonal basis, so the sum is diagonal in this one, with the
 # entries a_i g_j + damping. Turn V into that basis, divide entry by entry, and turn back:
 #

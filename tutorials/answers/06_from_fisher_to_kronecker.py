@@ -55,7 +55,7 @@ assert np.allclose(F, kr.fisher_block(at, 0, 0))
 # layers the biases are in nor which expectation is taken.
 
 # %%
-print(f"error of A kron G\n{(F - product).round(3) + 0.0}")
+print(f"error of A ⊗ G\n{(F - product).round(3) + 0.0}")
 assert np.allclose(F[4:, 4:], mean(w, g[0], g[0]))
 assert np.allclose((F - product)[4:, 4:], 0, rtol=0, atol=1e-14)
 assert norm((F - product)[:4, 4:]) > 0.01

@@ -25,15 +25,15 @@ model = kr.Model(kr.MLP(sizes, "tanh"), kr.Categorical())
 at = model.at(middle_layers.trained(model, data, "sparse", steps=(7,))[7], data.x)
 undamped, gamma, L = middle_layers.middle_factors(at), 0.01, 4
 f, grad = middle_layers.damped(undamped, gamma), at.gradient(data.labels)[1:-1]
-F, g = kr.curvature.Full(f).dense(), kr.params.flatten(grad)    # F~
+F, g = kr.curvature.Full(f).dense(), kr.params.flatten(grad)    # F̃
 
 # %% [markdown]
 # ## 1. Two layers
 #
-# F-hat has the tridiagonal blocks of F~, and with two layers there are no others. Nothing was assumed either: that
+# F̂ has the tridiagonal blocks of F̃, and with two layers there are no others. Nothing was assumed either: that
 # layer 0 is explained by the next layer *alone* says something only if there is a third. What is left is to eliminate
-# a block: with Psi_0 = F~_01 F~_11^-1 the matrix Xi F~ Xi^T is block diagonal, of Sigma_0 = F~_00 - Psi_0 F~_10 and
-# F~_11. That is Lambda^-1, which is also Xi F-hat Xi^T; Xi can be inverted, so F~ = F-hat. It holds for any symmetric
+# a block: with Psi_0 = F̃_01 F̃_11^-1 the matrix Xi F̃ Xi^T is block diagonal, of Sigma_0 = F̃_00 - Psi_0 F̃_10 and
+# F̃_11. That is Lambda^-1, which is also Xi F̂ Xi^T; Xi can be inverted, so F̃ = F̂. It holds for any symmetric
 # matrix whose block of layer 1 can be inverted: factors of random numbers, of no network, show it too.
 
 # %%
@@ -48,7 +48,7 @@ A, G = ([X @ X.T for X in (rng.standard_normal((n, 2 * n)) for n in ns)] for ns 
 random = kr.Factors({(0, 0): A[0], (1, 1): A[1], (0, 1): rng.standard_normal((3, 4))},
                     {(0, 0): G[0], (1, 1): G[1], (0, 1): rng.standard_normal((2, 3))}, n=1)
 two, three = (middle_layers.restrict(undamped, range(n)) for n in (2, 3))
-print(f"with two layers F-hat = F~ to rounding, with three it is off by {off(three):.2f}")
+print(f"with two layers F̂ = F̃ to rounding, with three it is off by {off(three):.2f}")
 assert max(off(random), off(two)) < 1e-10
 assert off(three) > 1e-3
 
@@ -57,7 +57,7 @@ assert off(three) > 1e-3
 #
 # Both sweeps want the *unchanged* neighbour. The first changes V_i and reads V_(i+1): i runs up, so that i + 1 is
 # changed after it was read. The third changes U_(i+1) and reads U_i: i runs down. In the other order a layer reads what
-# its neighbour has become. With the first sweep in the wrong order the step loses what the chain gains over F-breve;
+# its neighbour has become. With the first sweep in the wrong order the step loses what the chain gains over F̆;
 # with the third in the wrong order it loses less. The quadratic model still falls in both cases. Two tests would not
 # notice: with two layers there is one i and no order, and at gamma = 1 the Psi are so small that the step is off by
 # less than 3%.
@@ -85,11 +85,11 @@ def decrease(d):
 
 
 up, down = range(L - 1), range(L - 2, -1, -1)
-C = F + middle_layers.middle_fisher(at) - kr.curvature.Full(undamped).dense()       # the exact F, damped as F~ is
+C = F + middle_layers.middle_fisher(at) - kr.curvature.Full(undamped).dense()       # the exact F, damped as F̃ is
 right, weak = sweeps(gamma, up, down), sweeps(1.0, up, down)
 assert np.allclose(right, kr.params.flatten(kr.curvature.BlockTridiagonal(undamped, gamma**2).solve(grad)), rtol=1e-6)
-shares = {"F-breve": decrease(kr.params.flatten(kr.curvature.BlockDiagonal(undamped, gamma**2).solve(grad)))}
-print(f"F-breve: decrease {shares['F-breve']:.0%} of that of F-hat")
+shares = {"F̆": decrease(kr.params.flatten(kr.curvature.BlockDiagonal(undamped, gamma**2).solve(grad)))}
+print(f"F̆: decrease {shares['F̆']:.0%} of that of F̂")
 for name, first, third in (("first wrong", down, down), ("third wrong", up, up), ("both wrong", down, up)):
     wrong = sweeps(gamma, first, third)
     change = np.linalg.norm(wrong - right) / np.linalg.norm(right)
@@ -97,7 +97,7 @@ for name, first, third in (("first wrong", down, down), ("third wrong", up, up),
     print(f"{name}: off by {change:.0%}, decrease {shares[name]:.0%}")
     assert 0.03 < change < 1
     assert np.linalg.norm(sweeps(1.0, first, third) - weak) < 0.03 * np.linalg.norm(weak)
-assert 0.5 < max(shares["F-breve"], shares["first wrong"], shares["both wrong"]) < 0.9 < shares["third wrong"]
+assert 0.5 < max(shares["F̆"], shares["first wrong"], shares["both wrong"]) < 0.9 < shares["third wrong"]
 
 # %% [markdown]
 # ## 3. Where Sigma is nearly singular
@@ -109,7 +109,7 @@ assert 0.5 < max(shares["F-breve"], shares["first wrong"], shares["both wrong"])
 # would: the largest s fall. s2 says the same of g_i and g_(i+1); the slopes of tanh, which differ from example to
 # example, keep it below 1. Without tanh g_i = W^T g_(i+1), with the weights W of layer i + 1 (no bias column). Then
 # g_(i+1) explains all of g_i: E^G = G_i, and **all** s2 are 1. So 1 - s1 s2 is zero where s1 is 1, in the direction of
-# the biases: undamped Sigma is singular, and F-hat has no inverse. Here it is worse still. W is square and can be
+# the biases: undamped Sigma is singular, and F̂ has no inverse. Here it is worse still. W is square and can be
 # inverted, so a_(i+1) determines a_i, all s1 are 1 too, and Sigma = 0.
 
 # %%
@@ -135,8 +135,8 @@ assert np.allclose(np.concatenate([s1, s2]), 1, rtol=0, atol=1e-4)
 # ## 4. The chain turned around
 #
 # No. "Layers i - 1 and i + 1 are uncorrelated given layer i" names no direction, and it fixes all the far blocks of
-# F-hat: block (i - 1, i + 1) is F~_(i-1,i) F~_ii^-1 F~_(i,i+1), and so on outwards, from the blocks that F-hat shares
-# with F~. There is one matrix that has these blocks and a block-tridiagonal inverse. Psi and Sigma do become others:
+# F̂: block (i - 1, i + 1) is F̃_(i-1,i) F̃_ii^-1 F̃_(i,i+1), and so on outwards, from the blocks that F̂ shares
+# with F̃. There is one matrix that has these blocks and a block-tridiagonal inverse. Psi and Sigma do become others:
 # now the first layer is the one of which nothing is subtracted.
 
 # %%
@@ -145,7 +145,7 @@ turned = kr.Factors(*({(i, j): X[L - 1 - i, L - 1 - j] for i, j in pairs} for X 
 backwards = np.concatenate([np.arange(72 * i, 72 * i + 72) for i in (3, 2, 1, 0)])
 hat = kr.curvature.BlockTridiagonal(f).dense()
 difference = kr.curvature.BlockTridiagonal(turned).dense()[np.ix_(backwards, backwards)] - hat
-print("the chain turned around: F-hat is the same to rounding")
+print("the chain turned around: F̂ is the same to rounding")
 assert np.linalg.norm(difference) < 1e-10 * np.linalg.norm(hat)
 zero, one, two = (slice(72 * i, 72 * i + 72) for i in range(3))
 assert np.allclose(hat[zero, two], F[zero, one] @ np.linalg.solve(F[one, one], F[one, two]), rtol=0, atol=1e-8)

@@ -20,7 +20,7 @@ from kfac_ref.params import add, flatten, inner, scale
 # %% [markdown]
 # ## 1. What pi makes up for
 #
-# `A kron G` does not change, so the damped product should not. With pi it does not: pi is the root of a quotient of
+# `A ⊗ G` does not change, so the damped product should not. With pi it does not: pi is the root of a quotient of
 # traces and grows a hundredfold, so that A + pi r I is multiplied by 100 and G + (r/pi) I divided by 100, as A and G
 # are. With pi = 1 it does: the same r is added to both, nearly nothing beside 100 A and far too much beside G / 100.
 # All that has changed is how one scale is shared: a is ten times as large and g a tenth, so that the gradient g a^T is

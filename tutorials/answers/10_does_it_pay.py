@@ -71,7 +71,7 @@ assert fewer["1500"] > 2 * fewer["100"]
 #
 # Plateaus are found out by some dozen steps of SGD and one forward pass: is the error that of the best constant, and do
 # the outputs vary over cases at all? Uneven curvature by one batch: A takes a forward pass, G a backward pass, and the
-# eigenvalues of A kron G are the products of theirs. The largest bounds the rate of gradient descent: at a rate of 1 /
+# eigenvalues of A ⊗ G are the products of theirs. The largest bounds the rate of gradient descent: at a rate of 1 /
 # (the largest) the error along an eigenvector with eigenvalue f shrinks by a factor 1 - f / (the largest) in a step. So
 # the largest over the median is, roughly, the number of steps that an ordinary direction needs. Here the autoencoder
 # has both, the classifier less of the second and nothing of the first.

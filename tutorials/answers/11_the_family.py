@@ -44,14 +44,14 @@ block = F[layers[1], layers[1]]
 # %% [markdown]
 # ## 1. The best diagonal in a basis
 #
-# Let Q be the eigenbasis of A kron G and s any diagonal. The norm does not change when both matrices are rotated:
+# Let Q be the eigenbasis of A ⊗ G and s any diagonal. The norm does not change when both matrices are rotated:
 #
 # $$ \|Q\, \mathrm{diag}(s)\, Q^T - F\|^2 = \|\mathrm{diag}(s) - Q^T F Q\|^2
 #    = \sum_i \left(s_i - (Q^T F Q)_{ii}\right)^2 + \sum_{i \ne j} (Q^T F Q)_{ij}^2 $$
 #
 # The second sum does not depend on s. (F stands for the block of the layer.) The first is zero at s_i = (Q^T F Q)_ii,
 # and that is the mean square of coordinate i of the gradients: EKFAC's S. For any other s, such as the products of
-# eigenvalues that A kron G has, the squared error is larger by exactly ||s - S||^2.
+# eigenvalues that A ⊗ G has, the squared error is larger by exactly ||s - S||^2.
 
 # %%
 Q = np.kron(*(np.linalg.eigh(M)[1] for M in (factors.A[1], factors.G[1])))
@@ -70,9 +70,9 @@ for name, s in (("products", products), ("ones", np.ones(len(S))), ("half of S",
 #
 # $$ F_{11} = \mathrm{E}[a a^T \otimes g g^T] = a a^T \otimes \mathrm{E}[g g^T] $$
 #
-# where the expectation that is left is over the targets. So in the block of a layer A kron G is exact, and so are all
+# where the expectation that is left is over the targets. So in the block of a layer A ⊗ G is exact, and so are all
 # that are exact wherever the block is a Kronecker product: EKFAC, TKFAC, the nearest. So is KFRA: its slopes do not
-# vary. Between layers the same holds, so F~ is the whole F. F-hat is, too: with a fixed and the slopes fixed, g_i is a
+# vary. Between layers the same holds, so F̃ is the whole F. F̂ is, too: with a fixed and the slopes fixed, g_i is a
 # constant matrix times g_(i+1), so the next layer explains a layer completely, as the chain assumes. (It is off by a
 # little, since it needs a damping: of 1e-8 the factors get the root, 1e-4.) Not exact are: the diagonal; FOOF, which
 # does not know G; one sampled target, as E[g g^T] takes all of them; and Shampoo, whose roots give
@@ -89,9 +89,9 @@ for name, make in family.FAMILY.items():
     made = make(one, 1e-8, targets).dense()[layers[1], layers[1]]
     in_block[name] = distance(made, F_1[layers[1], layers[1]])
     print(f"{name:28} off by {in_block[name]:.0e} in the block of layer 1, {whole[name]:.0e} in all")
-not_exact = {"A x G, sampled", "Shampoo (roots)", "FOOF (A alone)", "diagonal"}
+not_exact = {"A ⊗ G, sampled", "Shampoo (roots)", "FOOF (A alone)", "diagonal"}
 assert all((error > 0.1) if name in not_exact else (error < 0.01) for name, error in in_block.items())
-exact = {"exact F", "F~ (all blocks A x G)", "F-hat (tridiagonal inverse)"}
+exact = {"exact F", "F̃ (all blocks A ⊗ G)", "F̂ (tridiagonal inverse)"}
 assert all((error < 0.01) if name in exact else (error > 0.1) for name, error in whole.items())
 a, (w, U) = one.a_bar[1], np.linalg.eigh(kr.kronecker_factors(one).G[1])
 shampoo = np.sqrt(w.sum()) * np.kron(a.T @ a, U * np.sqrt(np.maximum(w, 0)) @ U.T)
@@ -102,10 +102,10 @@ assert distance(shampoo, found) < 1e-6
 # ## 3. A linear network
 #
 # With slopes of one, g of layer 1 is W^T (p - y) with W fixed: G is W^T E[F_R] W, and nothing had to be taken as
-# independent. A kron G is another question. The block is E[a a^T kron W^T F_R W], and F_R = diag(p) - p p^T depends on
-# the example, as a does: so A kron G is not the block of a classifier. At the start, where p is nearly the same
+# independent. A ⊗ G is another question. The block is E[a a^T kron W^T F_R W], and F_R = diag(p) - p p^T depends on
+# the example, as a does: so A ⊗ G is not the block of a classifier. At the start, where p is nearly the same
 # everywhere, it is near; after 50 steps it is not. With the Gaussian likelihood F_R is the identity for all examples,
-# and A kron G of a linear network is exact.
+# and A ⊗ G of a linear network is exact.
 
 # %%
 for name, likelihood, labels in (("Categorical", kr.Categorical(), y), ("Gaussian", kr.Gaussian(), np.eye(10)[y])):
@@ -115,7 +115,7 @@ for name, likelihood, labels in (("Categorical", kr.Categorical(), y), ("Gaussia
         W, both = linear.weights[2][:, :-1], kr.kronecker_factors(linear)
         kfra = W.T @ likelihood.fisher(linear.z).mean(axis=0) @ W
         off[steps] = distance(np.kron(both.A[1], both.G[1]), kr.fisher_matrix(linear)[layers[1], layers[1]])
-        print(f"{name}, {steps} steps: KFRA's G off by {distance(kfra, both.G[1]):.3f}, A kron G by {off[steps]:.3f}")
+        print(f"{name}, {steps} steps: KFRA's G off by {distance(kfra, both.G[1]):.3f}, A ⊗ G by {off[steps]:.3f}")
         assert np.allclose(kfra, both.G[1], rtol=1e-9, atol=1e-12)
     assert max(off.values()) < 1e-9 if name == "Gaussian" else off[50] > 3 * off[0] > 0.03
 

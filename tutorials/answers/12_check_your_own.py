@@ -74,7 +74,7 @@ assert min(row.digits for row in oracle.check(problem, right).rows) > 12
 # Then it checks each quantity separately, given your values for its inputs, and still finds each mistake.
 #
 # One can hide another where their factors cancel. A summed over the examples is N times too large. With a G that is N
-# times too small the product A kron G is right, and the damping does not help either: pi grows N-fold, so that the
+# times too small the product A ⊗ G is right, and the damping does not help either: pi grows N-fold, so that the
 # damped A is N times too large and the damped G N times too small. The step is right to the last digit, both factors
 # are wrong. So give A and G, not the step alone. And a mistake hides where it has nothing to do: "bare traces" in a
 # square layer, "no root" at a damping of 1.

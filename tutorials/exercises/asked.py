@@ -47,7 +47,7 @@ def _all(*names: str, more: Callable[[Reference], tuple[Any, ...]] = lambda r: (
 TANH = ("categorical-tanh", "gaussian-tanh", "deep-tanh")
 ROWS = "rows were stacked, not columns"
 SYMMETRIC = Slip("right only for symmetric A", "A stands where its transpose belongs",
-                "(A kron G) vec(V) = vec(G V A^T); A and A^T are the same only where A is symmetric",
+                "(A ⊗ G) vec(V) = vec(G V A^T); A and A^T are the same only where A is symmetric",
                 "transpose A", lambda A, G, V: kronecker.product(A.T, G, V))
 
 
@@ -364,11 +364,11 @@ PARTS: dict[str, tuple[Part, ...]] = {
             Slip("transposed", "the transpose of Psi was returned", "Psi maps the next layer to this one: (d_i, "
                  "d_{i+1})", "transpose it", lambda X, S: Cholesky.factor(S).solve_right(X).T))),),
     "tridiagonal_solve": (ByOracle(("categorical-tanh", "three-layers-gaussian"), _tridiagonal_call, slips=(
-        Slip("first sweep left out", "V was not multiplied by Xi before the solves", "F-hat^-1 = Xi^T Lambda Xi",
+        Slip("first sweep left out", "V was not multiplied by Xi before the solves", "F̂^-1 = Xi^T Lambda Xi",
              "start with V_i - Psi_G V_{i+1} Psi_A^T", _sweeps_missing("first")),
-        Slip("third sweep left out", "the result was not multiplied by Xi^T", "F-hat^-1 = Xi^T Lambda Xi",
+        Slip("third sweep left out", "the result was not multiplied by Xi^T", "F̂^-1 = Xi^T Lambda Xi",
              "end with the third sweep", _sweeps_missing("third")),
-        Slip("first and third sweep left out", "each layer was solved with Sigma by itself", "F-hat^-1 = Xi^T Lambda "
+        Slip("first and third sweep left out", "each layer was solved with Sigma by itself", "F̂^-1 = Xi^T Lambda "
              "Xi", "put in the sweeps before and after the solves", _sweeps_missing("first", "third"))),
         **at_once("step_tridiagonal")),),
     "trace_pi": (ByOracle(("categorical-tanh", "gaussian-relu"), _zip("A", "G"), slips=(

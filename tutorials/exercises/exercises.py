@@ -39,10 +39,10 @@ def unvec(v, m, n):
 
 
 def kron_times(A, G, V):
-    """Multiply (A kron G) with vec(V), without forming the Kronecker product. (1 point)
+    """Multiply (A ⊗ G) with vec(V), without forming the Kronecker product. (1 point)
 
     A : (n, n) array, G : (m, m) array, neither symmetric; V : (m, n) array
-    Return the product as a matrix: the (m, n) array X with vec(X) = (A kron G) vec(V). One of the tests is so large
+    Return the product as a matrix: the (m, n) array X with vec(X) = (A ⊗ G) vec(V). One of the tests is so large
     that the Kronecker product does not fit into memory.
 
     Hints:
@@ -323,7 +323,7 @@ def covariance_error(g, a_bar):
 
     g : (K, N, m) array, what comes back from the columns of a root of F_R; a_bar : (N, n) array, the inputs
     With Gamma_n = sum_k g_kn g_kn^T and Alpha_n = a_bar_n a_bar_n^T, return the (m^2, n^2) array
-    Cov(vec Gamma, vec Alpha) over the N examples, (1/N) times the sum. It is the rearranged F_ii - A kron G.
+    Cov(vec Gamma, vec Alpha) over the N examples, (1/N) times the sum. It is the rearranged F_ii - A ⊗ G.
 
     Hints:
     1. Make an (N, m^2) array of the vec Gamma_n and an (N, n^2) array of the vec Alpha_n.
@@ -341,10 +341,10 @@ def kfac_step(A, G, grad):
     """Take the step of K-FAC in one layer. (1 point)
 
     A : (n, n) array, G : (m, m) array, symmetric, positive definite, damped already; grad : (m, n) array
-    Return the (m, n) array Delta with vec(Delta) = -(A kron G)^-1 vec(grad).
+    Return the (m, n) array Delta with vec(Delta) = -(A ⊗ G)^-1 vec(grad).
 
     Hints:
-    1. (A kron G)^-1 = A^-1 kron G^-1.
+    1. (A ⊗ G)^-1 = A^-1 kron G^-1.
     2. np.linalg.solve divides from the left. To divide from the right, transpose, solve, transpose.
     """
     return -np.linalg.solve(A, np.linalg.solve(G, grad).T).T
@@ -385,13 +385,13 @@ def regression(S_cross, S_next):
 
 
 def tridiagonal_solve(V, Psi_A, Psi_G, Sigma):
-    """Multiply with the inverse of F-hat, the block-tridiagonal approximation, in three sweeps. (3 points)
+    """Multiply with the inverse of F̂, the block-tridiagonal approximation, in three sweeps. (3 points)
 
     V : list of L arrays (m_i, n_i)
     Psi_A, Psi_G : lists of L - 1 arrays (n_i, n_{i+1}) and (m_i, m_{i+1}); Psi_i = Psi_A[i] kron Psi_G[i]
     Sigma : list of L arrays (m_i n_i, m_i n_i)
-    F-hat^-1 = Xi^T blockdiag(Sigma^-1) Xi, where Xi is the identity with -Psi_i in block (i, i + 1).
-    Return F-hat^-1 V as a list of L arrays (m_i, n_i).
+    F̂^-1 = Xi^T blockdiag(Sigma^-1) Xi, where Xi is the identity with -Psi_i in block (i, i + 1).
+    Return F̂^-1 V as a list of L arrays (m_i, n_i).
 
     Hints:
     1. From the right: first Xi, then each Sigma^-1 by itself, then Xi^T.
@@ -424,7 +424,7 @@ def damped_factors(A, G, damping, pi):
     """Damp the two factors of a layer (factored Tikhonov, the paper's section 6.3). (1 point)
 
     A : (n, n) array, G : (m, m) array; damping : float, lambda + eta; pi : float
-    Return the pair (A_damped, G_damped): their Kronecker product holds A kron G + damping I and two terms more.
+    Return the pair (A_damped, G_damped): their Kronecker product holds A ⊗ G + damping I and two terms more.
     A and G themselves must not change.
 
     Hints:
@@ -439,10 +439,10 @@ def eigen_damped_step(A, G, damping, grad):
     """Take the step of one layer with exact damping. (2 points)
 
     A : (n, n) array, G : (m, m) array, symmetric, undamped; damping : float; grad : (m, n) array
-    Return the (m, n) array Delta with vec(Delta) = -(A kron G + damping I)^-1 vec(grad). Do not form the product.
+    Return the (m, n) array Delta with vec(Delta) = -(A ⊗ G + damping I)^-1 vec(grad). Do not form the product.
 
     Hints:
-    1. The eigenvectors of A kron G are Kronecker products of those of A and G, its eigenvalues the products of theirs.
+    1. The eigenvectors of A ⊗ G are Kronecker products of those of A and G, its eigenvalues the products of theirs.
     2. The identity is the identity in every orthonormal basis. So: into the eigenbasis, divide, and back.
     3. Into the eigenbasis: Q_G^T V Q_A, where entry (j, i) belongs to the eigenvalue j of G and i of A.
     """
@@ -598,11 +598,11 @@ def nearest_product(B, n, m):
     """Find the Kronecker product nearest to a matrix. (3 points)
 
     B : (n m, n m) array; n, m : int
-    Return the pair (A, G), (n, n) and (m, m) arrays, for which ||B - A kron G|| (Frobenius) is smallest. Only A kron G
+    Return the pair (A, G), (n, n) and (m, m) arrays, for which ||B - A ⊗ G|| (Frobenius) is smallest. Only A ⊗ G
     is compared: how a factor is shared between A and G is up to you.
 
     Hints:
-    1. Rearrange B so that every m x m block becomes a row: then A kron G becomes the outer product of vec A and vec G.
+    1. Rearrange B so that every m x m block becomes a row: then A ⊗ G becomes the outer product of vec A and vec G.
     2. B.reshape(n, m, n, m)[i, p, j, q] = A[i, j] G[p, q]. Bring (i, j) to the front.
     3. The nearest matrix of rank one comes from the leading singular triple.
     """

@@ -110,13 +110,13 @@ def _natural_gradient(r: Reference, right: Right) -> tuple[Array, ...]:
 
 
 add("damping", "exact Fisher in place of the factors", "the step is the natural gradient with the exact F",
-    "K-FAC solves with A kron G; the two differ by the error of the approximation", "compare natural_gradient",
+    "K-FAC solves with A ⊗ G; the two differ by the error of the approximation", "compare natural_gradient",
     {"step": _natural_gradient}, NODES["natural_gradient"].needs)
-add("damping", "exact damping in place of factored", "the step solves with A kron G + damping I",
+add("damping", "exact damping in place of factored", "the step solves with A ⊗ G + damping I",
     "the paper damps the factors; both are valid, and their steps differ", "damp the factors, or compare with "
     "step_exact_damping", {"step": lambda r, right: NODES["step_exact_damping"].compute(r)},
     NODES["step_exact_damping"].needs)
-add("damping", "factored damping in place of exact", "the step solves with damped factors instead of A kron G + "
+add("damping", "factored damping in place of exact", "the step solves with damped factors instead of A ⊗ G + "
     "damping I", "the product of damped factors has two more terms", "solve in the eigenbasis, or compare with "
     "step", {"step_exact_damping": lambda r, right: NODES["step"].compute(r)}, NODES["step"].needs)
 

@@ -146,7 +146,7 @@ add("order", "row-major vec with the biases apart", "the dense matrices use row-
     "its biases", "vec stacks the columns of [W b] here", "flatten [W b] in column order", {},
     shows=dict.fromkeys(_DENSE, _permuted(lambda p: [p[:, :-1], p[:, -1]])))
 add("order", "Kronecker factors in the wrong order", "the block is kron(G, A), although vec stacks columns",
-    "(A kron G) vec(V) = vec(G V A^T) for columns; kron(G, A) belongs to rows", "write kron(A, G)", {},
+    "(A ⊗ G) vec(V) = vec(G V A^T) for columns; kron(G, A) belongs to rows", "write kron(A, G)", {},
     ("A", "G"), shows={"kfac_block": _swapped_block})
 add("order", "transposed weights", "gradients, steps and weights are laid out (in, out)",
     "weights are (out, in + 1) here", "transpose them", {},
@@ -162,12 +162,12 @@ add("order", "multiplied in place of solved", "the gradient was multiplied by th
     "inverses", "the natural gradient is F^-1 grad", "solve with A and G",
     {"step": lambda r, right: tuple(-G @ V @ A for A, G, V in zip(r["A_damped"], r["G_damped"], r["gradient"],
                                                                   strict=True))}, _BIAS_READS)
-add("order", "only G inverted", "the solve with A was left out", "(A kron G)^-1 = A^-1 kron G^-1 needs both",
+add("order", "only G inverted", "the solve with A was left out", "(A ⊗ G)^-1 = A^-1 kron G^-1 needs both",
     "multiply by A^-1 from the right", {"step": lambda r, right: tuple(
         -Cholesky.factor(G).solve(V) for G, V in zip(r["G_damped"], r["gradient"], strict=True))}, _BIAS_READS)
-add("order", "only A inverted", "the solve with G was left out (this is FOOF)", "(A kron G)^-1 = A^-1 kron G^-1 needs "
+add("order", "only A inverted", "the solve with G was left out (this is FOOF)", "(A ⊗ G)^-1 = A^-1 kron G^-1 needs "
     "both", "multiply by G^-1 from the left", {"step": lambda r, right: tuple(
         -Cholesky.factor(A).solve_right(V) for A, V in zip(r["A_damped"], r["gradient"], strict=True))}, _BIAS_READS)
-add("order", "cross factors ignored", "the tridiagonal step is the block-diagonal one", "F-hat^-1 regresses each "
+add("order", "cross factors ignored", "the tridiagonal step is the block-diagonal one", "F̂^-1 regresses each "
     "layer on the next through A_{i,i+1} and G_{i,i+1}", "use the cross factors",
     {"step_tridiagonal": lambda r, right: r["step"]}, ("step",))

@@ -6,7 +6,7 @@ import math
 
 from .entry import FACTORS_A, FACTORS_G, FISHERS, C_of, M_of, N_of, add, scaled
 
-_MEAN = "A and G are means over the examples, so that A kron G has the scale of the Fisher, a mean too"
+_MEAN = "A and G are means over the examples, so that A ⊗ G has the scale of the Fisher, a mean too"
 _PER_EXAMPLE = "G is made of gradients of one example's loss: the 1/N of a mean loss must be removed from them first"
 _SUMMED = "a summed loss already gives the gradients of single examples"
 _QUADRATIC = "G is quadratic in the gradients, so their factor is squared in it"
