@@ -36,6 +36,7 @@ _DENSE = ("fisher", "fisher_sampled", "fisher_empirical", "hessian", "kfac_block
 
 _COARSE = {"trajectory_lambda", "trajectory_gamma"}
 
+#: Values by the names of their quantities.
 Quantities = Mapping[str, Any]
 
 
