@@ -23,17 +23,10 @@ from .oracle import commands as oracle
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 only if all was done and written.
+    """Run one command (default: of the process) and return its exit status.
 
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        The arguments (default: those of the process).
-
-    Returns
-    -------
-    int
-        0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 where the reader of the output has left.
+    0 means that all was done and written, 1 a failure, 2 wrong usage, 130 an interruption, 141 that the reader of the
+    output has left.
     """
     try:
         try:

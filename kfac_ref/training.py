@@ -38,8 +38,7 @@ DIVERGED = (checks.NotFiniteError, np.linalg.LinAlgError)
 DIVERGENCE = 2.0
 #: Whole sets are evaluated in parts of this many examples.
 _PART = 2000
-#: The number of batches whose sizes are checked before the first step.
-_LOOK_AHEAD = 10**6
+_LOOK_AHEAD = 10**6                                     # batches whose sizes are checked before the first step
 #: The smallest ratio between two evaluated steps, beyond the first few: iteration counts to a level are accurate only
 #: to this factor.
 SPACING = 1.1
@@ -203,10 +202,6 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
 
     Parameters
     ----------
-    optimizer : Optimizer
-        ``KFAC(model, ...)``, ``SGD(model, ...)`` and so on.
-    weights : list of arrays
-        Where to start.
     x, y : arrays
         All training inputs and targets (or labels).
     iterations : int
@@ -236,31 +231,26 @@ def train(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations: 
     history, x, y = _start(optimizer, weights, x, y, iterations, schedule, seed, evaluate_at, test, xi, seconds, resume)
     schedule = schedule or fixed(len(x))
     run = steps(optimizer, history.state, x, y, schedule, seed)
-
-    def evaluate() -> None:
-        """Append an evaluation of the current iterate to the history."""
-        history.evaluations.append(_evaluation(optimizer.model, history, x, y, test))
-
     # disable=None: no bar where the output is no terminal. A run that seconds end does not know its last step.
     bar = tqdm(desc=name, leave=False, disable=None if progress else True, initial=history.state.k,
                total=iterations if seconds == math.inf else None)
     with bar, _stopped_by_ctrl_c(history):
         if history.state.k in evaluate_at and all(e.k != history.state.k for e in history.evaluations):
-            evaluate()
+            _evaluate(optimizer.model, history, x, y, test)
         while history.state.k < iterations and history.seconds < seconds:
             start = time.perf_counter()
             state, record = next(run)
             spent = time.perf_counter() - start
             history.add(state, record, spent, xi)
             if state.k in evaluate_at:
-                evaluate()
+                _evaluate(optimizer.model, history, x, y, test)
             if not bar.disable:
                 bar.set_postfix(_shown(record, history, spent, seconds), refresh=False)
             bar.update()
             if after_step:
                 after_step(history)
         if history.seconds >= seconds and history.evaluations and history.evaluations[-1].k < history.state.k:
-            evaluate()
+            _evaluate(optimizer.model, history, x, y, test)
     return history
 
 
@@ -301,15 +291,15 @@ def _start(optimizer: Optimizer, weights: Direction, x: Any, y: Any, iterations:
     return resume, at.x, np.asarray(y)
 
 
-def _evaluation(model: Model, history: History, x: Any, y: Any, test: tuple[Any, Any] | None) -> Evaluation:
-    """Return losses and errors over whole sets at the current iterate and the averaged one."""
+def _evaluate(model: Model, history: History, x: Any, y: Any, test: tuple[Any, Any] | None) -> None:
+    """Add losses and errors over whole sets, at the current iterate and the averaged one, to the history."""
     loss, error = _loss_and_error(model, history.state.weights, x, y)
     _, averaged_error = _loss_and_error(model, history.averaged, x, y)
     held_out = [math.nan] * 3
     if test is not None:
         _, averaged = _loss_and_error(model, history.averaged, *test)
         held_out = [*_loss_and_error(model, history.state.weights, *test), averaged]
-    return Evaluation(history.state.k, history.seconds, loss, error, averaged_error, *held_out)
+    history.evaluations.append(Evaluation(history.state.k, history.seconds, loss, error, averaged_error, *held_out))
 
 
 def _loss_and_error(model: Model, weights: Direction, x: Any, y: Any) -> tuple[float, float]:
