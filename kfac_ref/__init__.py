@@ -1,4 +1,4 @@
-"""K-FAC by hand: the map of the package, which reads from top to bottom beside the paper.
+"""K-FAC by hand: a map of the package, which reads from top to bottom beside the paper.
 
 Martens & Grosse 2015, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", arXiv 1503.05671.
 
@@ -15,10 +15,10 @@ section     module                                    names
 3           `kronecker`                               vec, products, solves, the rearrangement, the nearest product
 3, 5        `factors`                                 `kronecker_factors`; nearest product, KFRA, TKFAC, Shampoo;
                                                       `Moments`, `Factors`, `RunningAverage`
-4.2, 6.3    `curvature`                               `BlockDiagonal` (F-breve), `EigenDamped`, `Full` (F~);
+4.2, 6.3    `curvature`                               `BlockDiagonal` (F̆), `EigenDamped`, `Full` (F̃);
                                                       `ExactBlockDiagonal`, `Exact`, `ExactDual`; `EKFAC`,
                                                       `InputOnly` (FOOF), `Diagonal`
-4.3         `curvature`                               `BlockTridiagonal` (F-hat)
+4.3         `curvature`                               `BlockTridiagonal` (F̂)
 -           `approximations`                          `Approximation`: an estimator with a structure; the table of all
 3           `analysis`                                `covariance_error`, `error_spectrum`, `cumulant_terms`;
                                                       `judge`, `error_budget`
@@ -27,13 +27,13 @@ section     module                                    names
 6.4, 7      `quadratic_model`                         M(delta), alpha and mu, rho
 9           `optimizers`                              `KFAC` (`step`, `explain`), `NaturalGradient`, `SGD`, `Adam`
 13          `datasets`, `training`                    `digits`, `curves`, `mnist`; `train`, batch schedules, averages
-13          `plotting`, `experiments`, `cli`          figures, the demo; not imported here, so Matplotlib is not either
+13          `plotting`, `experiments`, `cli`          figures, the demo; not imported here, because of Matplotlib
 app. B      `kronecker`                               `solve_sum`
 -           `oracle`                                  `Problem`, `Reference`, `check`: expected values for other
-                                                      implementations, and what was done where they differ
+                                                      implementations, and a diagnosis of differences
 -           `testing`                                 `assert_kfac`, `assert_kfac_factors`, for their test suites
--           `checkpoints`                             the whole state of a run in a file, and back to the same bits
--           `checks`, `environment`, `files`          refusals; versions and threads that the bits depend on; writing
+-           `checkpoints`                             the whole state of a run in a file, resumed to the same bits
+-           `checks`, `environment`, `files`          input validation; versions and threads; writing files
 ==========  ========================================  =================================================================
 """
 
@@ -75,49 +75,10 @@ from .parts import Part, mean_over
 __version__ = "0.1.0"
 
 __all__ = [
-    "MLP",
-    "Approximation",
-    "Bernoulli",
-    "Categorical",
-    "Factors",
-    "Gaussian",
-    "Model",
-    "Moments",
-    "Part",
-    "Point",
-    "RunningAverage",
-    "analysis",
-    "approximations",
-    "checkpoints",
-    "checks",
-    "curvature",
-    "damping",
-    "datasets",
-    "empirical",
-    "environment",
-    "exact",
-    "expectations",
-    "factors",
-    "files",
-    "fisher",
-    "fisher_block",
-    "fisher_gram",
-    "fisher_matrix",
-    "fisher_product",
-    "hessian",
-    "kronecker",
-    "kronecker_factors",
-    "layers",
-    "likelihoods",
-    "mean_over",
-    "model",
-    "network",
-    "one_draw",
-    "optimizers",
-    "oracle",
-    "params",
-    "parts",
-    "quadratic_model",
-    "sampled",
-    "training",
+    "MLP", "Approximation", "Bernoulli", "Categorical", "Factors", "Gaussian", "Model", "Moments", "Part", "Point",
+    "RunningAverage", "analysis", "approximations", "checkpoints", "checks", "curvature", "damping", "datasets",
+    "empirical", "environment", "exact", "expectations", "factors", "files", "fisher", "fisher_block", "fisher_gram",
+    "fisher_matrix", "fisher_product", "hessian", "kronecker", "kronecker_factors", "layers", "likelihoods",
+    "mean_over", "model", "network", "one_draw", "optimizers", "oracle", "params", "parts", "quadratic_model",
+    "sampled", "training",
 ]

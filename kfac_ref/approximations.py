@@ -1,19 +1,22 @@
 """The table of approximations: which estimator of the factors goes with which structure.
 
-A row pairs two functions (three, where the factors are no means)::
+A row pairs two functions (three if the factors are not themselves means)::
 
     estimate(at, expectation) -> Moments                means over examples: they merge, and have a running average
     finish(moments, weights)  -> Factors
     build(factors, damping=)  -> Curvature
 
-A row without `estimate` is made from a point, ``build(at, damping=, expectation=)``: what it needs has no moments of
-affordable size. An optimizer then uses its latest batch.
+A row without `estimate` is made from a point, ``build(at, damping=, expectation=)``, because the moments that it would
+need are too large. An optimizer then uses its latest batch.
 
 Everything reads this table: `KFAC`, the command line, the comparison of the family. To add a row, write one line here::
 
     KFRA = Approximation(slope_moments, EigenDamped, recursion, label="KFRA")
 
-or make an `Approximation` of your own and hand it to `KFAC`.
+or make an `Approximation` of your own and pass it to `KFAC`.
+
+In the methods, `at` is a `Point`, `damping` is at least 0, and the expectation is `exact`, ``sampled(targets)`` or
+``empirical(y)``.
 """
 
 from __future__ import annotations
@@ -42,17 +45,12 @@ class Approximation:
     estimate : function of (at, expectation), or None
         Returns `Moments`. None for a structure that is made from a point.
     build : function
-        ``build(factors, damping=...)``, or ``build(at, damping=..., expectation=...)`` where `estimate` is None; a
-        subclass of `Curvature` can be given.
+        ``build(factors, damping=...)``, or ``build(at, damping=..., expectation=...)`` if `estimate` is None; such as a
+        subclass of `Curvature`.
     finish : function of (moments, weights)
         Returns `Factors` (default: the moments are the factors).
     label : str
         Name for tables and figures.
-
-    Raises
-    ------
-    ValueError
-        For parts that are not functions.
 
     Examples
     --------
@@ -75,74 +73,28 @@ class Approximation:
 
     @property
     def averages(self) -> bool:
-        """Whether the row has moments, which merge and have a running average."""
+        """Whether the row has moments, which can be merged and averaged over steps."""
         return self.estimate is not None
 
     def moments(self, at: Point, expectation: Expectation = exact) -> Moments:
-        """Return the moments at a point.
-
-        Parameters
-        ----------
-        at : Point
-            Point of evaluation.
-        expectation : function of a Point
-            `exact`, ``sampled(targets)`` or ``empirical(y)``.
-
-        Raises
-        ------
-        ValueError
-            For a row that is made from a point.
-        """
+        """Return the moments at a point; ValueError for a row that is made from a point."""
         if self.estimate is None:
             raise ValueError(f"{self.label or 'this approximation'} is made from a point: it has no moments that could "
                              "be averaged or merged over parts of the data (for EK-FAC, see curvature.ekfac_over)")
         return self.estimate(at, expectation)
 
     def at(self, at: Point, damping: float = 0.0, expectation: Expectation = exact) -> Curvature:
-        """Return the damped matrix at a point.
-
-        Parameters
-        ----------
-        at : Point
-            Point of evaluation.
-        damping : float
-            At least 0.
-        expectation : function of a Point
-            `exact`, ``sampled(targets)`` or ``empirical(y)``.
-
-        Returns
-        -------
-        Curvature
-            The structure.
-        """
+        """Return the damped matrix at a point."""
         if self.estimate is None:
             return self.build(at, damping=damping, expectation=expectation)
         return self.build(self.finish(self.estimate(at, expectation), at.weights), damping=damping)
 
     def over(self, parts: Iterable[Part], damping: float = 0.0, expectation: Expectation = exact,
              map: Callable[..., Iterable[Any]] = map) -> Curvature:
-        """Return the damped matrix of a data set in parts.
+        """Return the damped matrix of a data set in parts, the same as at one point that holds all of its examples.
 
-        Parameters
-        ----------
-        parts : iterable of Part
-            From `Model.parts`.
-        damping : float
-            At least 0.
-        expectation : function of a Point
-            `exact`, or with the targets of the whole data set ``sampled(targets)`` or ``empirical(y)``.
-        map : function
-            As in `mean_over`.
-
-        Returns
-        -------
-        Curvature
-            The same matrix as at a point that holds the whole data set.
-
-        Raises
-        ------
-        ValueError
-            For no parts, or a row that is made from a point.
+        Sampled targets or labels are those of the whole data set; `map` is as in `mean_over`. A row that is made from a
+        point raises ValueError.
         """
         parts = list(parts)
         moments = mean_over(parts, functools.partial(self.moments, expectation=expectation), map)
@@ -150,17 +102,7 @@ class Approximation:
 
 
 def nearest(at: Point, damping: float = 0.0, expectation: Expectation = exact) -> Curvature:
-    """Return the nearest Kronecker product to each block, damped exactly.
-
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    damping : float
-        At least 0.
-    expectation : function of a Point
-        `exact`, ``sampled(targets)`` or ``empirical(y)``.
-    """
+    """Return the nearest Kronecker product to each block, damped exactly."""
     return curvature.EigenDamped(factors.nearest_kronecker_factors(at, expectation), damping)
 
 

@@ -1,4 +1,4 @@
-"""What is refused at the boundary, before any work: the words of every "bad input" error stand here.
+"""Input validation, done before any computation; the messages for bad input are written here.
 
 Each function returns its argument, converted where that is harmless, or raises a ``ValueError`` that names the
 argument, what was expected, and what came.
@@ -16,24 +16,24 @@ from numpy.typing import DTypeLike, NDArray
 Array: TypeAlias = NDArray[np.floating[Any]]
 #: Whole numbers, such as labels.
 Labels: TypeAlias = NDArray[np.integer[Any]]
-#: Which examples: a slice, or their indices.
+#: A choice of examples: a slice, or their indices.
 Rows: TypeAlias = slice | NDArray[np.integer[Any]]
-#: A direction in parameter space: one array a layer, shaped like the weights.
+#: A direction in parameter space: one array per layer, shaped like the weights.
 Direction: TypeAlias = Sequence[Array]
 Entry = TypeVar("Entry")
 
-#: The largest dense matrix that is built without being asked twice, in bytes.
+#: The default limit on the size of a dense matrix, in bytes.
 DENSE_BYTES = 4 * 2**30
 
 
 class NotFiniteError(ValueError):
-    """What `finite` raises: also how a run ends whose weights have grown beyond all bounds."""
+    """Raised by `finite`; a run whose weights diverge also ends with it."""
 
 
 def finite(name: str, a: Array) -> Array:
-    """Return `a`, or refuse NaN and infinity with their count and first place."""
-    # The sum is finite only if every entry is; it costs one pass and no temporary. (A sum can overflow on finite
-    # entries, which is why the slow count decides.)
+    """Return `a`; if it has NaN or infinite entries, report their number and the first position."""
+    # The sum is finite only if every entry is; it costs one pass and no temporary array. (The sum of finite entries can
+    # overflow, so the slow count decides.)
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(a.sum()):
             return a
@@ -46,7 +46,7 @@ def finite(name: str, a: Array) -> Array:
 
 
 def array(name: str, a: Any) -> NDArray[Any]:
-    """Return `a` as an array, or refuse lists of different lengths."""
+    """Return `a` as an array; nested lists must not be ragged."""
     try:
         return np.asarray(a)
     except ValueError:
@@ -54,7 +54,7 @@ def array(name: str, a: Any) -> NDArray[Any]:
 
 
 def precision(name: str, dtype: DTypeLike) -> np.dtype[Any]:
-    """Return `dtype` if it is one of the two that everything is computed in."""
+    """Return `dtype` if it is float64 or float32."""
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise ValueError(f"{name} must be float64 or float32, got {dtype}")
@@ -62,7 +62,7 @@ def precision(name: str, dtype: DTypeLike) -> np.dtype[Any]:
 
 
 def real_array(name: str, a: Any, shape: tuple[int | None, ...], dtype: DTypeLike) -> Array:
-    """Return `a` as a finite array of `dtype` and `shape`, in which ``None`` stands for any length but 0."""
+    """Return `a` as a finite array of `dtype` and `shape`; ``None`` in the shape allows any length except 0."""
     a = array(name, a)
     if a.dtype.kind not in "fiub":
         raise ValueError(f"{name} must hold real numbers, got dtype {a.dtype}")
@@ -72,23 +72,23 @@ def real_array(name: str, a: Any, shape: tuple[int | None, ...], dtype: DTypeLik
     if 0 in a.shape:
         raise ValueError(f"{name} must not be empty, got shape {a.shape}")
     if a.dtype != dtype:
-        with np.errstate(over="ignore"):                    # what float32 cannot hold becomes infinite, and is refused
+        with np.errstate(over="ignore"):                    # what overflows becomes infinite, and is rejected
             a = a.astype(dtype)
     return finite(name, a)
 
 
 def direction(name: str, V: Direction, shapes: Sequence[tuple[int, int]], dtype: DTypeLike) -> tuple[Array, ...]:
-    """Return `V` as a tuple of finite arrays, one a layer, of the given shapes."""
+    """Return `V` as a tuple of finite arrays of the given shapes, one per layer."""
     if isinstance(V, np.ndarray) or not isinstance(V, Sequence):
-        raise ValueError(f"{name} must be a list of {len(shapes)} arrays, one a layer, got {type(V).__name__}")
+        raise ValueError(f"{name} must be a list of {len(shapes)} arrays, one per layer, got {type(V).__name__}")
     if len(V) != len(shapes):
-        raise ValueError(f"{name} must hold one array a layer: expected {len(shapes)}, got {len(V)}")
+        raise ValueError(f"{name} must hold one array per layer: expected {len(shapes)}, got {len(V)}")
     return tuple(real_array(f"{name}[{i}]", v, shape, dtype)
                  for i, (v, shape) in enumerate(zip(V, shapes, strict=True)))
 
 
 def weights(name: str, W: Direction, shapes: Sequence[tuple[int, int]]) -> tuple[Array, ...]:
-    """Return `W` as a direction in the precision of its first array, float64 or float32."""
+    """Return `W` as a direction in the dtype of its first array, float64 or float32."""
     fits = isinstance(W, Sequence) and len(W) > 0
     dtype = precision(name, array(f"{name}[0]", W[0]).dtype) if fits else np.dtype(float)
     return direction(name, W, shapes, dtype)
@@ -113,7 +113,7 @@ def labels(name: str, y: Any, classes: int, shape: tuple[int, ...]) -> Labels:
 
 def targets(name: str, y: Any, shape: tuple[int, ...], dtype: DTypeLike,
             interval: tuple[float, float] | None = None) -> Array:
-    """Return `y` as real targets, trailing dimensions `shape`, inside the closed `interval` where one is given."""
+    """Return `y` as real targets with trailing dimensions `shape`, inside the closed `interval` if one is given."""
     y = array(name, y)
     if y.ndim not in (len(shape), len(shape) + 1) or y.shape[y.ndim - len(shape):] != shape:
         hint = f": use {name}[:, None]" if shape[-1] == 1 and y.shape == shape[:-1] else ""
@@ -129,7 +129,7 @@ def targets(name: str, y: Any, shape: tuple[int, ...], dtype: DTypeLike,
 
 def number(name: str, value: Any, low: float, high: float = np.inf, *, above: bool = False,
            below: bool = False) -> float:
-    """Return `value` as a finite float in [low, high]; `above` leaves out the lower end, `below` the upper one."""
+    """Return `value` as a finite float in [low, high]; `above` excludes the lower end, `below` the upper one."""
     try:
         value = float(None if isinstance(value, str) else value)        # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -149,21 +149,21 @@ def count(name: str, value: Any, low: int = 1) -> int:
 
 
 def layer(name: str, value: Any, layers: int) -> int:
-    """Return `value` as the number of a layer, from 0."""
+    """Return `value` as the number of a layer, counted from 0."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < layers:
         raise ValueError(f"{name} must be a layer 0..{layers - 1}, got {value!r}")
     return int(value)
 
 
 def known(name: str, key: Any, entries: Mapping[str, Entry]) -> Entry:
-    """Return ``entries[key]``, or say which keys there are."""
+    """Return ``entries[key]``; the error lists the keys."""
     if not isinstance(key, str) or key not in entries:
         raise ValueError(f"{name} must be one of {', '.join(sorted(entries))}; got {key!r}")
     return entries[key]
 
 
 def offers(name: str, value: Any, protocol: type) -> None:
-    """Refuse a class in place of an instance, and an object that lacks a method or attribute of a protocol."""
+    """Check that `value` is an instance, not a class, and has all methods and attributes of a protocol."""
     if isinstance(value, type):
         raise ValueError(f"{name} must be an instance, such as {value.__name__}(), got the class")
     missing = [member for member in vars(protocol) if not member.startswith("_") and not hasattr(value, member)]
@@ -173,7 +173,7 @@ def offers(name: str, value: Any, protocol: type) -> None:
 
 
 def dense_size(what: str, rows: int, columns: int, itemsize: int, max_bytes: int | None = None) -> None:
-    """Refuse a dense matrix of more than `max_bytes` (default: `DENSE_BYTES`), naming both sizes."""
+    """Check that a dense matrix takes at most `max_bytes` (default: `DENSE_BYTES`)."""
     limit = DENSE_BYTES if max_bytes is None else max_bytes
     size = rows * columns * itemsize
     if size > limit:

@@ -96,7 +96,21 @@ examples:
   kfac-ref train --set approximation=ekfac --set expectation=exact --iterations 300 --out runs/ekfac
   kfac-ref train --net 64-32-16-10 --optimizer sgd --set learning_rate=0.1 --batch 100 --iterations 2000 --out runs/sgd
   kfac-ref train --resume runs/mnist --seconds 240""")
-    what = train.add_argument_group("what to run")
+    _add_settings(train.add_argument_group("what to run"))
+    how = train.add_argument_group("how far, and where")
+    how.add_argument("--iterations", type=int, metavar="N", help="stop after N steps")
+    how.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds spent in steps")
+    how.add_argument("--checkpoint-every", type=float, default=60, metavar="S",
+                     help="seconds between checkpoints (default: 60)")
+    where = how.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, metavar="DIR", help="the folder of a new run")
+    how.add_argument("--force", action="store_true",
+                     help="remove the run that --out holds, or other files with the names of a run's (default: refuse)")
+    where.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR, with its own settings")
+    train.set_defaults(run=_train)
+
+
+def _add_settings(what: Any) -> None:
     what.add_argument("--data", metavar="DATA", help="digits, curves (a generated stand-in) or mnist:FOLDER "
                                                      "(default: digits)")
     what.add_argument("--side", type=int, metavar="N", help="area-average MNIST to N x N pixels (default: 28)")
@@ -116,17 +130,6 @@ examples:
     what.add_argument("--init", metavar="NAME", help="sparse or glorot (default: sparse)")
     what.add_argument("--dtype", metavar="NAME", help="float64 or float32 (default: float64)")
     what.add_argument("--seed", type=int, metavar="N", help="of weights, batches and sampling (default: 0)")
-    how = train.add_argument_group("how far, and where")
-    how.add_argument("--iterations", type=int, metavar="N", help="stop after N steps")
-    how.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds spent in steps")
-    how.add_argument("--checkpoint-every", type=float, default=60, metavar="S",
-                     help="seconds between checkpoints (default: 60)")
-    where = how.add_mutually_exclusive_group(required=True)
-    where.add_argument("--out", type=Path, metavar="DIR", help="the folder of a new run")
-    how.add_argument("--force", action="store_true",
-                     help="remove the run that --out holds, or other files with the names of a run's (default: refuse)")
-    where.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR, with its own settings")
-    train.set_defaults(run=_train)
 
 
 def _add_experiment(commands: Any) -> None:

@@ -1,12 +1,13 @@
 """Damping: how the factors are regularized, and how lambda and gamma adapt (paper: sec. 6).
 
-Tikhonov damping adds ``(lambda + eta) I`` to the curvature. A Kronecker product plus a multiple of the identity is no
-Kronecker product, so the paper damps the two factors instead, *under the root* (sec. 6.3)::
+Tikhonov damping adds ``(lambda + eta) I`` to the curvature. A Kronecker product plus a multiple of the identity is not
+a Kronecker product, so the paper damps the two factors instead, each with a *square root* of the damping (sec. 6.3)::
 
     (A + pi sqrt(damping) I) kron (G + sqrt(damping)/pi I)
         = A kron G + damping I + pi sqrt(damping) I kron G + sqrt(damping)/pi A kron I
 
-The first two terms are what was wanted; pi balances the other two. With the trace norm::
+The first two terms are the exactly damped matrix; the other two are an error, and pi balances
+them. With the trace norm::
 
     pi^2 = (tr A / dim A) / (tr G / dim G)
 
@@ -23,21 +24,12 @@ import numpy as np
 
 from .checks import Array
 
-#: pi of a layer, from its two factors.
+#: A rule for pi: a function of the two factors of a layer.
 Balance: TypeAlias = Callable[[Array, Array], float]
 
 
 def trace_pi(A: Array, G: Array) -> float:
-    """Return ``sqrt((tr A / n) / (tr G / m))``; 1 where that is not a positive number.
-
-    Parameters
-    ----------
-    A, G : (n, n), (m, m) arrays
-        The factors of a layer.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 6.3, with the trace norm.
+    """Return ``sqrt((tr A / n) / (tr G / m))``, pi in the trace norm (sec. 6.3); 1 where that is not a positive number.
 
     Examples
     --------
@@ -49,93 +41,46 @@ def trace_pi(A: Array, G: Array) -> float:
 
 
 def frobenius_pi(A: Array, G: Array) -> float:
-    """Return ``sqrt(||A kron I|| / ||I kron G||)`` in the Frobenius norm; 1 where that is not a positive number.
+    """Return ``sqrt(||A ⊗ I|| / ||I ⊗ G||)`` in the Frobenius norm; 1 where that is not a positive number.
 
-    Parameters
-    ----------
-    A, G : (n, n), (m, m) arrays
-        The factors of a layer.
-
-    Notes
-    -----
-    ``||A kron I_m|| = sqrt(m) ||A||``. Source: the author's released code; the general form is in sec. 6.3.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> frobenius_pi(np.diag([8.0, 8.0]), np.diag([2.0]))
-    2.0
+    The author's released code uses this norm; ``||A ⊗ I_m|| = sqrt(m) ||A||``. The general form is in sec. 6.3.
     """
     return _ratio(np.sqrt(len(G)) * np.linalg.norm(A), np.sqrt(len(A)) * np.linalg.norm(G))
 
 
 def _ratio(a: float, g: float) -> float:
-    # A layer that is dead on the whole batch has G = 0: then nothing is to be balanced.
+    # A layer that is dead on the whole batch has G = 0: then there is nothing to balance.
     return math.sqrt(float(a) / float(g)) if a > 0 and g > 0 else 1.0
 
 
 def factored_tikhonov(A: Array, G: Array, damping: float, pi: float) -> tuple[Array, Array]:
-    """Return ``A + pi sqrt(damping) I`` and ``G + sqrt(damping)/pi I``.
+    """Return ``A + pi sqrt(damping) I`` and ``G + sqrt(damping)/pi I`` as new arrays (sec. 6.3).
 
-    Parameters
-    ----------
-    A, G : (n, n), (m, m) arrays
-        The factors of a layer.
-    damping : float
-        The number under the root: lambda + eta, or gamma^2.
-    pi : float
-        From `trace_pi`, `frobenius_pi`, or any other rule.
-
-    Returns
-    -------
-    A_damped, G_damped : arrays of the same shapes
-        New arrays; the arguments are not changed.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 6.3.
+    `damping` is the number under the root: lambda + eta, or gamma^2.
     """
     root = math.sqrt(damping)
     return add_to_diagonal(A, pi * root), add_to_diagonal(G, root / pi)
 
 
 def add_to_diagonal(S: Array, c: float) -> Array:
-    """Return ``S + c I`` as a new array.
-
-    Parameters
-    ----------
-    S : (n, n) array
-        A square matrix.
-    c : float
-        The shift of its diagonal.
-    """
+    """Return ``S + c I`` as a new array."""
     S = S.copy()
     np.einsum("ii->i", S)[:] += c
     return S
 
 
 def next_lambda(lambda_: float, rho: float, omega1: float, floor: float = 0.0) -> float:
-    """Return lambda after a look at rho, the actual decrease of h over the one that the quadratic model predicts.
+    """Return lambda after measuring rho: ``omega1 lambda`` for rho > 3/4, ``lambda / omega1`` for rho < 1/4 (sec. 6.5).
 
     Parameters
     ----------
-    lambda_ : float
-        Its value now.
     rho : float
-        The reduction ratio; NaN, as when h is not finite, counts as bad.
+        The reduction ratio: the actual decrease of h over the one predicted by the quadratic model. NaN, which means
+        that h is not finite, counts as bad.
     omega1 : float
-        The factor, below 1; the paper's (19/20)^T1, every T1 steps.
+        The factor, below 1; the paper's is (19/20)^T1, every T1 steps.
     floor : float
-        Lambda is not made smaller than this (but neither made larger by it); the paper has none.
-
-    Returns
-    -------
-    float
-        ``omega1 lambda`` for rho > 3/4, ``lambda / omega1`` for rho < 1/4, else lambda.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 6.5.
+        Lambda is not decreased below this, nor increased to it; the paper has no floor.
 
     Examples
     --------
@@ -150,25 +95,10 @@ def next_lambda(lambda_: float, rho: float, omega1: float, floor: float = 0.0) -
 
 
 def gamma_candidates(gamma: float, omega2: float, low: float = 0.0, high: float = math.inf) -> tuple[float, ...]:
-    """Return the gammas to try: gamma, ``omega2 gamma`` and ``gamma / omega2``, clipped to [low, high].
+    """Return the gammas to try: gamma, ``omega2 gamma`` and ``gamma / omega2``, clipped to [low, high] (sec. 6.6).
 
-    Parameters
-    ----------
-    gamma : float
-        Its value now.
-    omega2 : float
-        The factor, below 1; the paper's sqrt(19/20)^T2, every T2 steps.
-    low, high : float
-        The range; the paper has none, the author's code [sqrt(eta), 1].
-
-    Returns
-    -------
-    tuple of float
-        Without repetitions, the present one first.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 6.6.
+    The current gamma comes first, and equal values occur once. The paper's omega2 is sqrt(19/20)^T2, every T2 steps; it
+    has no limits `low` and `high`; in the author's code they are [sqrt(eta), 1].
 
     Examples
     --------

@@ -1,6 +1,8 @@
-"""The data: digits that come with the package, curves that are generated, and MNIST files that the user has.
+"""Data: digits that come with the package, generated curves, and the user's own MNIST files.
 
-The paper's CURVES (sec. 13; Hinton & Salakhutdinov 2006) is not available; `curves` is a stand-in of the same kind.
+The paper's CURVES (sec. 13; Hinton & Salakhutdinov 2006) is not available; `curves` generates similar data.
+
+Images are rows of pixels in [0, 1], of dtype float64 or float32.
 """
 
 from __future__ import annotations
@@ -22,40 +24,19 @@ from .checks import Array, Labels
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Inputs with their labels, one part to train on and one held out.
+    """Inputs with their labels: a training part and a test part."""
 
-    Attributes
-    ----------
-    x : (N, d) array
-        Training inputs in [0, 1], one example a row.
-    labels : (N,) int array
-        Their classes.
-    x_test, labels_test : arrays
-        The part that is held out.
-    """
-
-    x: Array
-    labels: Labels
+    x: Array                #: Training inputs in [0, 1], (N, d).
+    labels: Labels          #: Their classes, (N,).
     x_test: Array
     labels_test: Labels
 
 
 def digits(dtype: DTypeLike = np.float64) -> Dataset:
-    """Return the UCI optical digits: 8 x 8 images, 1500 to train on and 297 held out.
+    """Return the UCI optical digits: 1500 training and 297 test images of 8 x 8 pixels, with labels 0..9.
 
-    Parameters
-    ----------
-    dtype : {numpy.float64, numpy.float32}
-        Of the images.
+    Pixels are scaled from 0..16 to [0, 1]. The split is fixed: the first 1500 in the order of the file, and the rest.
 
-    Returns
-    -------
-    Dataset
-        Images of 64 pixels, scaled from 0..16 to [0, 1], and labels 0..9. The split is fixed: the first 1500 in the
-        file's order, and the rest.
-
-    Notes
-    -----
     Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository,
     1998, CC BY 4.0; its test part. See ``kfac_ref/data/README.md``.
 
@@ -73,39 +54,18 @@ def digits(dtype: DTypeLike = np.float64) -> Dataset:
     return Dataset(images[:1500], labels[:1500], images[1500:], labels[1500:])
 
 
-#: Of `curves`: pixels a side, the square of the control points, points along a curve, width of the pen in pixels.
+#: For `curves`: image width, range of the control points, points along a curve, width of the pen (in pixels).
 CURVES_SIDE, CURVES_SQUARE, CURVES_POINTS, CURVES_PEN = 28, (5.0, 22.0), 60, 0.8
 
 
 def curves(n: int, seed: int = 0, dtype: DTypeLike = np.float64) -> Array:
-    """Generate images of smooth curves: a stand-in for the paper's CURVES.
+    """Generate n images of smooth curves, (n, 784): a substitute for the paper's CURVES (sec. 13).
 
     Three points are drawn uniformly in the square [5, 22]^2 of a 28 x 28 image, and the parabola through them at t = 0,
-    1/2, 1 is inked with a Gaussian pen: each of 60 points along it adds the length of its segment times the profile of
-    the pen, and what comes to more than 1 is 1.
+    1/2, 1 is drawn with a Gaussian pen: each of 60 points along it adds the length of its segment times the profile of
+    the pen, and values above 1 are set to 1. Image k depends on `seed`, but not on n.
 
-    Parameters
-    ----------
-    n : int
-        The number of images.
-    seed : int
-        Of the control points; image k does not depend on n.
-    dtype : {numpy.float64, numpy.float32}
-        Of the images.
-
-    Returns
-    -------
-    (n, 784) array
-        Images in [0, 1], one a row, rows of pixels in order.
-
-    Raises
-    ------
-    ValueError
-        For a number below 1, a negative seed, another dtype.
-
-    Notes
-    -----
-    After Hinton & Salakhutdinov 2006, as used in Martens & Grosse 2015, sec. 13.
+    After Hinton & Salakhutdinov 2006.
     """
     checks.count("n", n)
     checks.count("seed", seed, 0)
@@ -133,33 +93,18 @@ def _ink(controls: Array) -> Array:
 
 
 def mnist(folder: str | os.PathLike[str], dtype: DTypeLike = np.float64, side: int = 28) -> Dataset:
-    """Read MNIST from the IDX files that the user has, gzipped or plain.
+    """Read MNIST from the user's IDX files, gzipped or plain.
+
+    Source: LeCun, Cortes & Burges, "The MNIST database of handwritten digits", 1998.
 
     Parameters
     ----------
     folder : path
-        Where ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the two ``t10k-`` files lie, with or without
-        ``.gz``. Where only the t10k files are there, their first 9000 digits are the training part and the rest is held
-        out: say so where results are told.
-    dtype : {numpy.float64, numpy.float32}
-        Of the images.
+        Contains ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the two ``t10k-`` files, with or without
+        ``.gz``. If it contains the t10k files only, their first 9000 digits are the training part and the rest is the
+        test part: mention this when you report results. Missing, damaged or inconsistent files raise ValueError.
     side : int
-        Pixels a side; fewer than 28 are area averages (see `resize`).
-
-    Returns
-    -------
-    Dataset
-        Images in [0, 1] of ``side**2`` pixels, and labels 0..9.
-
-    Raises
-    ------
-    ValueError
-        Where the files are not there (saying where to get them), or are not what their names say: magic number, counts,
-        a truncated or padded file, a damaged archive, labels out of range.
-
-    Notes
-    -----
-    Source: LeCun, Cortes & Burges, "The MNIST database of handwritten digits", 1998.
+        Width of the images in pixels; fewer than 28 are area averages (see `resize`).
     """
     dtype = checks.precision("dtype", dtype)
     checks.count("side", side)
@@ -177,31 +122,16 @@ def mnist(folder: str | os.PathLike[str], dtype: DTypeLike = np.float64, side: i
 
 
 def resize(images: Array, side: int) -> Array:
-    """Return images of fewer pixels, each the average over the area that it covers.
+    """Return square images (n, s, s) with fewer pixels, (n, side, side), each the average over the area that it covers.
 
-    Parameters
-    ----------
-    images : (n, s, s) array
-        Square images.
-    side : int
-        Pixels a side of the result, at most s.
-
-    Returns
-    -------
-    (n, side, side) array
-        The same mean brightness; pixels that two new ones share are split between them.
-
-    Raises
-    ------
-    ValueError
-        For more pixels than there are.
+    The mean brightness does not change: an old pixel that overlaps two new ones is split between them.
     """
     s = images.shape[1]
     if side > s:
         raise ValueError(f"side must be at most {s}, got {side}")
     if side == s:
         return images
-    # Row i of W holds the share of each old pixel in new pixel i, whose edges stand at i s / side.
+    # Row i of W holds the share of each old pixel in new pixel i, whose edges are at i s / side and (i + 1) s / side.
     edges = np.arange(side + 1) * s / side
     old = np.arange(s)
     overlap = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)
@@ -210,7 +140,7 @@ def resize(images: Array, side: int) -> Array:
 
 
 def _idx_pair(folder: Path, part: str) -> tuple[NDArray[np.uint8], Labels] | None:
-    """Read images (n, 28, 28) and labels (n,) of one part, or return None where neither file is there."""
+    """Read images (n, 28, 28) and labels (n,) of one part, or return None if neither file exists."""
     found = [_find(folder, f"{part}-{kind}") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     if found == [None, None]:
         return None
@@ -233,7 +163,7 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def _idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes, (n, *shape), and check all that its head says."""
+    """Read an IDX file of unsigned bytes, (n, *shape), and check it against its header."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
@@ -244,7 +174,7 @@ def _idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     if raw[:4] != magic:
         raise ValueError(f"{path} must start with the magic number {magic.hex()}, got {raw[:4].hex() or 'nothing'}")
     if len(raw) < head:
-        raise ValueError(f"{path} is truncated: its head takes {head} bytes, it has {len(raw)}")
+        raise ValueError(f"{path} is truncated: its header takes {head} bytes, it has {len(raw)}")
     n, *rest = (int.from_bytes(raw[4 * k:4 * k + 4], "big") for k in range(1, dimensions + 1))
     if tuple(rest) != shape:
         raise ValueError(f"{path} must hold items of shape {shape}, got {tuple(rest)}")
@@ -253,5 +183,5 @@ def _idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         raise ValueError(f"{path} is {'truncated' if len(raw) < expected else 'padded'}: {n} items take {expected} "
                          f"bytes, it has {len(raw)}")
     if n == 0:
-        raise ValueError(f"{path} is empty: it says that it holds 0 items")
+        raise ValueError(f"{path} is empty: its header gives 0 items")
     return np.frombuffer(raw, np.uint8, offset=head).reshape(n, *shape)

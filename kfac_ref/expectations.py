@@ -1,4 +1,4 @@
-"""The three expectations over targets: what is sent back through the network.
+"""The three expectations over targets: which gradients are sent back through the network.
 
 An expectation is a function of a `Point` that returns a stack of K columns, (K, N, C). With g^k the backward pass of
 column k, every curvature matrix of this package is a mean over examples of a sum over columns of products of g^k::
@@ -7,7 +7,10 @@ column k, every curvature matrix of this package is a mean over examples of a su
     sampled     the gradients of -log p at M targets drawn from that distribution, over sqrt(M): their mean (sec. 5)
     empirical   the gradient of -log p at the labels; this is not the Fisher (Kunstner et al. 2019)
 
-Each column is sent back on its own. Several columns added up in one pass would give cross terms.
+Each column is sent back on its own: several columns added up in one pass would give cross terms.
+
+Targets and labels may be those of a whole data set; a point that is part of it selects its own rows. All functions
+raise ValueError for targets that do not fit.
 """
 
 from __future__ import annotations
@@ -27,21 +30,9 @@ Expectation: TypeAlias = Callable[[Point], Array]
 
 
 def exact(at: Point) -> Array:
-    """Return the C columns of a root of F_R, (C, N, C): column k of example n is ``[k, n]``.
+    """Return the C columns of a root of F_R, (C, N, C): column k of example n is ``[k, n]`` (sec. 2.2).
 
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-
-    Raises
-    ------
-    ValueError
-        For a stack of more than 4 GiB.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 2.2; as factors, the KFLR of Botev et al. 2017.
+    As Kronecker factors, this is the KFLR of Botev et al. 2017. A stack of more than 4 GiB raises ValueError.
     """
     N, C = at.z.shape
     checks.dense_size("the stack of the columns of F_R's roots", N * C, C, at.z.itemsize)
@@ -50,7 +41,7 @@ def exact(at: Point) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Sampled:
-    """Made by `sampled`."""
+    """The expectation made by `sampled`."""
 
     targets: Any
 
@@ -62,28 +53,16 @@ class Sampled:
 
 
 def sampled(targets: Any) -> Sampled:
-    """Return the expectation over targets that were drawn from the model's prediction.
+    """Return the expectation over targets drawn from the model's prediction by ``at.sample`` (sec. 5).
 
-    Parameters
-    ----------
-    targets : (N,), (M, N), (N, C) or (M, N, C) array
-        As drawn by ``at.sample``; M draws are averaged. For the parts of a data set, the targets of the whole data set.
-
-    Returns
-    -------
-    Expectation
-        Returns (M, N, C). It raises a ValueError for targets that do not fit.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 5.
+    `targets` holds one draw, (N,) or (N, C), or a stack of M draws, (M, N) or (M, N, C), which are averaged.
     """
     return Sampled(targets)
 
 
 @dataclass(frozen=True, eq=False)
 class Empirical:
-    """Made by `empirical`."""
+    """The expectation made by `empirical`."""
 
     y: Any = None
 
@@ -93,22 +72,9 @@ class Empirical:
 
 
 def empirical(y: Any = None) -> Empirical:
-    """Return the expectation at the labels, which does not give the Fisher.
+    """Return the expectation at the labels, which does not give the Fisher (Kunstner et al. 2019).
 
-    Parameters
-    ----------
-    y : (N,) or (N, C) array, optional
-        The labels or targets; for the parts of a data set, those of the whole data set (default: those that the point
-        carries).
-
-    Returns
-    -------
-    Expectation
-        Returns (1, N, C). It raises a ValueError for labels that do not fit, or a stack of draws.
-
-    Notes
-    -----
-    Source: Kunstner et al. 2019.
+    `y` defaults to the labels or targets that the point carries.
     """
     return Empirical(y)
 
@@ -117,10 +83,8 @@ def empirical(y: Any = None) -> Empirical:
 class OneDraw:
     """One target per example, drawn from the model's prediction: the paper's choice (sec. 5).
 
-    Parameters
-    ----------
-    seed, step : int
-        The draw is a function of the two and of the first row of the point. `KFAC` draws its own at each step.
+    The draw is a function of `seed`, `step` and the first row of the point. `KFAC` draws with its own generator
+    instead.
     """
 
     seed: int = 0
@@ -138,49 +102,13 @@ one_draw = OneDraw()
 
 
 def gradients(at: Point, expectation: Expectation) -> list[Array]:
-    """Return g of each layer for all columns of an expectation.
-
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    expectation : function of a Point
-        `exact`, ``sampled(targets)``, ``empirical(y)``, `one_draw` or your own.
-
-    Returns
-    -------
-    list of (K, N, d_{i+1}) arrays
-        One per layer.
-
-    Raises
-    ------
-    ValueError
-        For something that is not a point or an expectation, or a stack of a wrong shape.
-    """
+    """Return g of each layer for all columns of an expectation: L arrays (K, N, d_{i+1})."""
     stack = columns(at, expectation)
     return at.backward(stack)
 
 
 def columns(at: Point, expectation: Expectation) -> Array:
-    """Return the stack of an expectation at a point, checked.
-
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    expectation : function of a Point
-        `exact`, ``sampled(targets)``, ``empirical(y)``, `one_draw` or your own.
-
-    Returns
-    -------
-    (K, N, C) array
-        The stack to send back.
-
-    Raises
-    ------
-    ValueError
-        For something that is not a point or an expectation, or a stack of a wrong shape.
-    """
+    """Return the stack of an expectation at a point, (K, N, C), after checking it."""
     at = as_point(at)
     if not callable(expectation):
         raise ValueError("expectation must be a function of a point, such as exact, sampled(targets) or empirical(y), "
@@ -192,7 +120,7 @@ def columns(at: Point, expectation: Expectation) -> Array:
 
 
 def _of_rows(at: Point, targets: Any) -> Any:
-    """Return the targets of the examples of a point, from those of the whole data set."""
+    """Return the targets of a point's examples, from those of the whole data set."""
     if at.rows is None:
         return targets
     targets = checks.array("targets", targets)

@@ -11,11 +11,13 @@ The block of layers i and j, rearranged (see `kronecker`), is one matrix product
 
     R(F_ij) = (1/N) sum_n [ sum_k vec(g_i^k g_j^k^T) ] vec(a_bar_i a_bar_j^T)^T
 
-The Kronecker approximation of `factors` takes the mean of either side on its own. Weight decay and damping are not
-part of a Fisher.
+The Kronecker approximation of `factors` replaces the mean of the product by the product of the two means. Weight decay
+and damping are not part of a Fisher.
 
-`dense`, `product`, `slopes` and `gram` take given gradients g and inputs a_bar, one of each per layer; `fisher_matrix`,
-`fisher_block`, `fisher_product` and `fisher_gram` take a `Point`.
+`dense`, `product`, `slopes` and `gram` take the gradients g, (K, N, m), and inputs a_bar, (N, n), of all layers;
+`fisher_matrix`, `fisher_block`, `fisher_product` and `fisher_gram` take a `Point` (`at`). Directions are lists of
+arrays shaped like the weights. Dense matrices are ordered as in `params`; one of more than `max_bytes` (default:
+4 GiB) raises ValueError.
 """
 
 from __future__ import annotations
@@ -33,56 +35,12 @@ from .model import Point, as_point
 
 
 def fisher_matrix(at: Point, expectation: Expectation = exact, max_bytes: int | None = None) -> Array:
-    """Return the Fisher matrix, dense.
-
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    expectation : function of a Point
-        `exact`, ``sampled(targets)`` or ``empirical(y)``.
-    max_bytes : int, optional
-        A larger matrix is refused (default: 4 GiB).
-
-    Returns
-    -------
-    F : (P, P) array
-        Mean over the examples of ``J^T F_R J``; theta is ordered as in `params`.
-
-    Raises
-    ------
-    ValueError
-        For targets that do not fit, or a matrix of more than `max_bytes`.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 2.2.
-    """
+    """Return the Fisher matrix, dense, (P, P) (sec. 2.2)."""
     return dense(gradients(at, expectation), at.a_bar, max_bytes)
 
 
 def dense(g: Sequence[Array], a_bar: Sequence[Array], max_bytes: int | None = None) -> Array:
-    """Return the mean over examples of ``sum_k vec(D^k) vec(D^k)^T``, D of all layers stacked.
-
-    Parameters
-    ----------
-    g : sequence of (K, N, m) arrays
-        The gradients of all columns, layer by layer.
-    a_bar : sequence of (N, n) arrays
-        The inputs of the layers.
-    max_bytes : int, optional
-        A larger matrix is refused (default: 4 GiB).
-
-    Returns
-    -------
-    (P, P) array
-        The order is that of `params`.
-
-    Raises
-    ------
-    ValueError
-        For a matrix of more than `max_bytes`.
-    """
+    """Return the mean over examples of ``sum_k vec(D^k) vec(D^k)^T``, (P, P), with the D of all layers stacked."""
     ends = np.cumsum([0] + [gi.shape[-1] * a.shape[-1] for gi, a in zip(g, a_bar, strict=True)])
     P = int(ends[-1])
     checks.dense_size("the Fisher matrix", P, P, g[0].itemsize, max_bytes)
@@ -97,29 +55,7 @@ def dense(g: Sequence[Array], a_bar: Sequence[Array], max_bytes: int | None = No
 
 
 def fisher_block(at: Point, i: int, j: int, expectation: Expectation = exact, max_bytes: int | None = None) -> Array:
-    """Return the block of the Fisher for layers i and j, without the rest.
-
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    i, j : int
-        Layers, 0..L-1.
-    expectation : function of a Point
-        As in `fisher_matrix`.
-    max_bytes : int, optional
-        A larger matrix is refused (default: 4 GiB).
-
-    Returns
-    -------
-    (d_{i+1} (d_i + 1), d_{j+1} (d_j + 1)) array
-        The block; its rearrangement is one product over the examples.
-
-    Raises
-    ------
-    ValueError
-        For a layer that is not there, targets that do not fit, or a matrix of more than `max_bytes`.
-    """
+    """Return the block of the Fisher for layers i and j (from 0), (m_i n_i, m_j n_j), without computing the rest."""
     g = gradients(at, expectation)
     shapes = at.model.network.shapes
     for name, layer in (("i", i), ("j", j)):
@@ -132,25 +68,9 @@ def fisher_block(at: Point, i: int, j: int, expectation: Expectation = exact, ma
 
 
 def fisher_product(at: Point, V: Direction, expectation: Expectation = exact) -> list[Array]:
-    """Return ``F v`` without forming F: forwards by the R-operator, through F_R, and back.
+    """Return ``F v`` without forming F: forward by the R-operator, through F_R, and back (sec. 6.4; Schraudolph 2002).
 
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    V : list of (d_{i+1}, d_i + 1) arrays
-        A direction.
-    expectation : function of a Point
-        As in `fisher_matrix`; another than `exact` puts the outer products of its columns in the place of F_R.
-
-    Returns
-    -------
-    list of (d_{i+1}, d_i + 1) arrays
-        ``(1/N) J^T F_R J v``.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 6.4; Schraudolph 2002.
+    For an expectation other than `exact`, the outer products of its columns take the place of F_R.
     """
     at = as_point(at)
     if expectation is exact:
@@ -160,24 +80,10 @@ def fisher_product(at: Point, V: Direction, expectation: Expectation = exact) ->
 
 
 def fisher_gram(at: Point, directions: Sequence[Direction]) -> Array:
-    """Return the matrix ``v_k^T F v_l`` for a few directions, by one R-pass for each and no backward pass.
+    """Return the (K, K) float64 matrix ``v_k^T F v_l`` for K directions (sec. 6.4 and app. C).
 
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    directions : sequence of K directions
-        Lists of (d_{i+1}, d_i + 1) arrays.
-
-    Returns
-    -------
-    Q : (K, K) float64 array
-        ``(1/N) sum_n (J v_k)^T F_R (J v_l)``, symmetric. For two directions of the large nets this is half the cost
-        of two Fisher products.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 6.4 and app. C.
+    It needs one R-pass per direction and no backward pass: for two directions and large networks, half the cost of two
+    Fisher products.
     """
     at = as_point(at)
     if not len(directions):
@@ -192,53 +98,23 @@ def fisher_gram(at: Point, directions: Sequence[Direction]) -> Array:
 
 
 def product(g: Sequence[Array], a_bar: Sequence[Array], V: Direction) -> list[Array]:
-    """Return the mean over examples of ``sum_k <D^k, v> D^k``: the product of `dense` with v, without forming it.
-
-    Parameters
-    ----------
-    g : sequence of (K, N, m) arrays
-        The gradients of all columns, layer by layer.
-    a_bar : sequence of (N, n) arrays
-        The inputs of the layers.
-    V : list of (m, n) arrays
-        A direction.
-    """
+    """Return the mean over examples of ``sum_k <D^k, v> D^k``: the product of `dense` with v, without forming it."""
     c = slopes(g, a_bar, V)
     return [adjoint(np.einsum("kn,kn...->n...", c, gi), a) / len(a) for gi, a in zip(g, a_bar, strict=True)]
 
 
 def slopes(g: Sequence[Array], a_bar: Sequence[Array], V: Direction) -> Array:
-    """Return ``<D^k_n, v>``, the derivative of each column and example along v, (K, N).
-
-    Parameters
-    ----------
-    g : sequence of (K, N, m) arrays
-        The gradients of all columns, layer by layer.
-    a_bar : sequence of (N, n) arrays
-        The inputs of the layers.
-    V : list of (m, n) arrays
-        A direction.
-    """
+    """Return ``<D^k_n, v>``, the derivative of each column and example along v, (K, N)."""
     return np.sum([example_slopes(*layer) for layer in zip(g, a_bar, V, strict=True)], axis=0)
 
 
 def gram(g: Sequence[Array], a_bar: Sequence[Array], directions: Sequence[Direction]) -> Array:
-    """Return ``v_k^T F v_l`` for a few directions, with F as `dense` returns it.
-
-    Parameters
-    ----------
-    g : sequence of (K, N, m) arrays
-        The gradients of all columns, layer by layer.
-    a_bar : sequence of (N, n) arrays
-        The inputs of the layers.
-    directions : sequence of directions
-        Lists of (m, n) arrays.
-    """
+    """Return the matrix ``v_k^T F v_l`` for a few directions, with F as returned by `dense`."""
     along = np.stack([slopes(g, a_bar, V).ravel() for V in directions])
     return along @ along.T / len(a_bar[0])
 
 
 def _fill_block(block: Array, g: Sequence[Array], a_bar: Sequence[Array], i: int, j: int) -> None:
-    """Write F_ij into `block`, a view of it where rows and columns are split over the axes of g and a_bar."""
+    """Write F_ij into `block`, through a view that splits its rows and columns into the axes of a_bar and g."""
     R = rearranged(g[i], a_bar[i], g[j], a_bar[j])
     np.divide(R, len(a_bar[i]), out=block.reshape(R.shape))

@@ -1,4 +1,4 @@
-"""The Hessian of the mean loss, by differentiating the backward pass: what the Fisher leaves out.
+"""The Hessian of the mean loss, by differentiating the backward pass: the Fisher and what it leaves out.
 
 With R the derivative in the direction V of the weights (Pearlmutter 1994; see `network`), F_R the Hessian of nll with
 respect to z (z is natural), and g_i the gradients of the mean loss with respect to s_i::
@@ -6,9 +6,12 @@ respect to z (z is natural), and g_i the gradients of the mean loss with respect
     R g_{L-1} = F_R (J V) / N
     (H V)_i   = R g_i^T a_bar_i + g_i^T R a_bar_i                      R a_bar_i = [R a_i, 0]
 
-H = F + E[ sum_c (d nll / d z_c) (second derivative of z_c) ]. The added term vanishes where all d nll / d z do, and for
-one layer; it averages to zero over targets drawn from the model, so the mean of H over y ~ p(y | z) is F, for every
-network. Weight decay is not part of it, as it is not part of a Fisher.
+H = F + E[ sum_c (d nll / d z_c) (second derivative of z_c) ]. The second term is 0 where all d nll / d z are, and for a
+network of one layer. Its mean over targets drawn from the model is 0, so the mean of H over y ~ p(y | z) is F, for
+every network. Weight decay is not part of H, as it is not part of a Fisher.
+
+`at` is a `Point` of an `MLP`; y holds one label or target per example. The second derivative of relu is taken to be 0
+everywhere.
 """
 
 from __future__ import annotations
@@ -26,31 +29,7 @@ from .params import flatten, unflatten
 
 
 def hessian_product(at: Point, y: Any, V: Direction) -> list[Array]:
-    """Return ``H v`` for the Hessian of the mean loss, by an R-forward and an R-backward pass.
-
-    Parameters
-    ----------
-    at : Point
-        Where.
-    y : (N,) or (N, C) array
-        The labels or targets.
-    V : list of (d_{i+1}, d_i + 1) arrays
-        A direction.
-
-    Returns
-    -------
-    list of (d_{i+1}, d_i + 1) arrays
-        A direction; weight decay is left out. The second derivative of relu is taken to be 0 everywhere.
-
-    Raises
-    ------
-    ValueError
-        For bad labels, wrong shapes (naming the layer), NaN or infinity.
-
-    Notes
-    -----
-    Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian".
-    """
+    """Return the direction ``H v`` for direction V, by an R-forward and an R-backward pass."""
     at = as_point(at)
     V = checks.direction("V", V, at.model.network.shapes, at.z.dtype)
     likelihood, N = at.model.likelihood, len(at)
@@ -63,26 +42,9 @@ def hessian_product(at: Point, y: Any, V: Direction) -> list[Array]:
 
 
 def hessian(at: Point, y: Any, max_bytes: int | None = None) -> Array:
-    """Return the Hessian of the mean loss, dense, for small networks: one product for each parameter.
+    """Return the Hessian of the mean loss, dense, (P, P), by one product per parameter; for small networks.
 
-    Parameters
-    ----------
-    at : Point
-        Where.
-    y : (N,) or (N, C) array
-        The labels or targets.
-    max_bytes : int, optional
-        A larger matrix is refused (default: 4 GiB).
-
-    Returns
-    -------
-    H : (P, P) array
-        Symmetric to rounding; weight decay is left out.
-
-    Raises
-    ------
-    ValueError
-        For bad labels, or a matrix of more than `max_bytes`.
+    It is symmetric up to rounding. A matrix of more than `max_bytes` (default: 4 GiB) raises ValueError.
     """
     at = as_point(at)
     P, shapes = at.model.network.parameters, at.model.network.shapes

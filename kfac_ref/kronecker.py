@@ -4,11 +4,11 @@ vec stacks the COLUMNS of a matrix. For A (n, n), G (m, m) and V (m, n)::
 
     (A kron G) vec(V) = vec(G V A^T)                                (A kron G)^{-1} = A^{-1} kron G^{-1}
 
-so a solve with a matrix of (m n)^2 entries costs two small ones (paper: sec. 4.2). Had vec stacked rows, the same
+so a solve with a matrix of (m n)^2 entries takes two small solves (paper: sec. 4.2). If vec stacked rows, the same
 matrix would be G kron A: the order belongs to the vec.
 
 The *rearrangement* of Van Loan and Pitsianis, here with Gamma first, writes every m x m block of a matrix as a row
-vector, and so makes Kronecker products the matrices of rank one::
+vector, and so turns Kronecker products into matrices of rank one::
 
     R(A kron G) = vec(G) vec(A)^T                                   (m^2, n^2)
 
@@ -16,6 +16,9 @@ Hence the nearest Kronecker product of any matrix is the leading singular triple
 Fisher block is the expectation of vec(g g^T) vec(a_bar a_bar^T)^T, one matrix product over the examples.
 
 Appendix B of the paper solves (A kron B +- C kron D) x = v by two symmetric eigenproblems.
+
+All matrices that are factored must be symmetric. If a factorization fails, it raises `numpy.linalg.LinAlgError`, a
+``ValueError``, whose message calls the matrix `name`.
 """
 
 from __future__ import annotations
@@ -31,94 +34,40 @@ from .checks import Array
 
 
 def vec(V: Array) -> Array:
-    """Stack the columns of a matrix: (m, n) to (m n,).
-
-    Parameters
-    ----------
-    V : (m, n) array
-        A matrix.
-    """
+    """Stack the columns of a matrix: (m, n) to (m n,)."""
     return V.ravel(order="F")
 
 
 def unvec(v: Array, m: int, n: int) -> Array:
-    """Return the (m, n) matrix whose stacked columns are `v`.
-
-    Parameters
-    ----------
-    v : (m n,) array
-        A vector.
-    m, n : int
-        Rows and columns.
-
-    Raises
-    ------
-    ValueError
-        Where `v` does not have m n entries.
-    """
+    """Return the (m, n) matrix whose stacked columns are the (m n,) vector `v`."""
     return v.reshape((m, n), order="F")
 
 
 def product(A: Array, G: Array, V: Array) -> Array:
-    """Return ``G V A^T``, which is ``(A kron G) vec(V)`` as a matrix.
+    """Return ``G V A^T``, (q, p), which is ``(A ⊗ G) vec(V)`` as a matrix; A is (p, n), G is (q, m), V is (m, n).
 
-    Parameters
-    ----------
-    A : (p, n) array
-        The factor of the inputs.
-    G : (q, m) array
-        The factor of the outputs.
-    V : (m, n) array
-        A matrix; need not be square.
-
-    Returns
-    -------
-    (q, p) array
-        2 q m n + 2 q n p flops, against 2 (q p) (m n) with the Kronecker product formed.
+    This takes 2 q m n + 2 q n p flops; with the Kronecker product formed it would be 2 (q p) (m n).
     """
     return G @ V @ A.T
 
 
 @dataclass(frozen=True)
 class Cholesky:
-    """The Cholesky factor of a symmetric positive definite matrix. Made by `Cholesky.factor`.
+    """The Cholesky factor of a symmetric positive definite matrix. Made by `Cholesky.factor`."""
 
-    Attributes
-    ----------
-    lower : (n, n) array
-        Lower triangular, ``lower @ lower.T`` is the matrix.
-    rcond : float
-        LAPACK's estimate of the reciprocal condition number in the 1-norm.
-    """
-
-    lower: Array
-    rcond: float
+    lower: Array        #: Lower triangular; ``lower @ lower.T`` is the matrix.
+    rcond: float        #: LAPACK's estimate of the reciprocal condition number in the 1-norm.
 
     @classmethod
     def factor(cls, S: Array, name: str = "the matrix", remedy: str = "add damping") -> Cholesky:
-        """Factor `S`, or refuse a singular one.
+        """Factor the symmetric (n, n) matrix `S`.
 
-        Parameters
-        ----------
-        S : (n, n) array
-            Symmetric; the lower triangle is read.
-        name, remedy : str
-            What the error calls `S`, and what it advises.
-
-        Returns
-        -------
-        Cholesky
-            The factor.
-
-        Raises
-        ------
-        numpy.linalg.LinAlgError
-            A ``ValueError`` that names the smallest eigenvalue, where S is not positive definite, or is singular to
-            rounding.
+        A matrix that is not positive definite, or is singular to rounding, raises `numpy.linalg.LinAlgError`, whose
+        message gives the smallest eigenvalue and the suggested fix, `remedy`.
         """
         # Cholesky of an exactly singular matrix often succeeds, with a last pivot of rounding size or, behind an
-        # ill-conditioned block, a larger one. LAPACK's estimate of the condition tells them: of random singular
-        # matrices that passed, the reciprocal condition was 2 eps at most. (NaN compares as singular, too.)
+        # ill-conditioned block, a larger one. LAPACK's estimate of the condition number detects both: for random
+        # singular matrices that passed Cholesky, rcond was at most 2 eps. (NaN is treated as singular, too.)
         potrf, pocon = scipy.linalg.get_lapack_funcs(("potrf", "pocon"), (S,))
         lower, info = potrf(S, lower=1, clean=1)
         rcond = 0.0 if info else float(pocon(lower, np.abs(S).sum(axis=0).max(), uplo="L")[0])
@@ -139,7 +88,7 @@ class Cholesky:
     def inverse(self) -> Array:
         """Return ``S^{-1}`` (LAPACK's potri), for a matrix that is applied many times before it changes."""
         potri = scipy.linalg.get_lapack_funcs("potri", (self.lower,))
-        half, info = potri(self.lower, lower=1)             # its lower triangle; above it are the zeros of `lower`
+        half, info = potri(self.lower, lower=1)             # the lower triangle; above it are the zeros of `lower`
         if info:
             raise np.linalg.LinAlgError(f"potri failed with info = {info}")
         np.einsum("ii->i", half)[:] /= 2                    # the diagonal is in both terms of the sum
@@ -148,13 +97,13 @@ class Cholesky:
 
 @dataclass(frozen=True)
 class Inverse:
-    """An inverse that is kept: the same as `Cholesky` in exact arithmetic, cheaper from the second solve on."""
+    """An explicit inverse: in exact arithmetic the same as `Cholesky`, but cheaper from the second solve on."""
 
     matrix: Array
 
     @classmethod
     def factor(cls, S: Array, name: str = "the matrix", remedy: str = "add damping") -> Inverse:
-        """Invert `S` through its Cholesky factor; parameters and errors as in `Cholesky.factor`."""
+        """Invert `S` by way of its Cholesky factor; arguments and errors are those of `Cholesky.factor`."""
         return cls(Cholesky.factor(S, name, remedy).inverse())
 
     def solve(self, B: Array) -> Array:
@@ -171,96 +120,49 @@ class Inverse:
 
 
 def solve(A: Cholesky | Inverse, G: Cholesky | Inverse, V: Array) -> Array:
-    """Solve ``(A kron G) vec(X) = vec(V)`` without forming the Kronecker product.
+    """Solve ``(A ⊗ G) vec(X) = vec(V)`` for X, (m, n), without forming the Kronecker product (sec. 4.2).
 
-    Parameters
-    ----------
-    A, G : Cholesky or Inverse
-        Factors of the symmetric positive definite matrices, (n, n) and (m, m).
-    V : (m, n) array
-        The right-hand side.
-
-    Returns
-    -------
-    X : (m, n) array
-        ``G^{-1} V A^{-1}``; 2 m n (m + n) flops, against (m n)^3 / 3 for the dense solve.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 4.2.
+    ``X = G^{-1} V A^{-1}`` takes 2 m n (m + n) flops; the dense solve would take (m n)^3 / 3.
     """
     return A.solve_right(G.solve(V))
 
 
 @dataclass(frozen=True)
 class Eigen:
-    """The eigendecomposition ``S = Q diag(values) Q^T`` of a symmetric matrix, values ascending."""
+    """The eigendecomposition ``S = Q diag(values) Q^T`` of a symmetric matrix, with ascending values."""
 
     values: Array
     Q: Array
 
     @classmethod
     def factor(cls, S: Array, name: str = "the matrix") -> Eigen:
-        """Decompose the symmetric (n, n) matrix `S`, whose lower triangle is read; errors call it `name`."""
+        """Decompose the symmetric (n, n) matrix `S`."""
         return cls(*scipy.linalg.eigh(checks.finite(name, S), check_finite=False))
 
     def root(self) -> Array:
         """Return the symmetric square root of a positive semi-definite matrix.
 
-        Eigenvalues of rounding size count as 0: the root would make 1e-9 of 1e-18.
+        Eigenvalues of rounding size count as 0: otherwise the root of 1e-18 would add 1e-9.
         """
         rounding = len(self.Q) * np.finfo(self.Q.dtype).eps * self.values[-1]
         return (self.Q * np.sqrt(np.where(self.values > rounding, self.values, 0))) @ self.Q.T
 
 
 def spectrum(A: Eigen, G: Eigen) -> Array:
-    """Return the eigenvalues of A kron G as an (m, n) matrix: entry (j, i) is ``values_G[j] values_A[i]``.
-
-    Parameters
-    ----------
-    A, G : Eigen
-        Of the (n, n) and (m, m) factors.
-    """
+    """Return the eigenvalues of A ⊗ G as an (m, n) matrix: entry (j, i) is ``values_G[j] values_A[i]``."""
     return np.outer(G.values, A.values)
 
 
 def apply_in_eigenbasis(A: Eigen, G: Eigen, scales: Array, V: Array) -> Array:
-    """Multiply by ``(Q_A kron Q_G) diag(vec(scales)) (Q_A kron Q_G)^T``.
-
-    Parameters
-    ----------
-    A, G : Eigen
-        Of the (n, n) and (m, m) factors.
-    scales : (m, n) array
-        What multiplies each coordinate in the eigenbasis.
-    V : (m, n) array
-        A matrix.
-
-    Returns
-    -------
-    (m, n) array
-        ``Q_G [scales * (Q_G^T V Q_A)] Q_A^T``.
-    """
+    """Return ``(Q_A ⊗ Q_G) diag(vec(scales)) (Q_A ⊗ Q_G)^T vec(V)`` as an (m, n) matrix; so are V and the scales."""
     return G.Q @ (scales * (G.Q.T @ V @ A.Q)) @ A.Q.T
 
 
 def rearrange(B: Array, A_shape: tuple[int, int], G_shape: tuple[int, int]) -> Array:
-    """Rearrange a matrix so that Kronecker products become matrices of rank one.
+    """Rearrange a matrix so that Kronecker products become matrices of rank one: ``R(A ⊗ G) = vec(G) vec(A)^T``.
 
-    Parameters
-    ----------
-    B : (n_1 m_1, n_2 m_2) array
-        A matrix of the shape of A kron G.
-    A_shape, G_shape : (n_1, n_2), (m_1, m_2)
-        The shapes of the factors.
+    For A of shape (n_1, n_2) and G of shape (m_1, m_2), B is (n_1 m_1, n_2 m_2) and the result (m_1 m_2, n_1 n_2).
 
-    Returns
-    -------
-    R : (m_1 m_2, n_1 n_2) array
-        With ``R(A kron G) = vec(G) vec(A)^T``.
-
-    Notes
-    -----
     Source: Van Loan & Pitsianis 1993, transposed (Gamma first).
     """
     (n1, n2), (m1, m2) = A_shape, G_shape
@@ -268,40 +170,19 @@ def rearrange(B: Array, A_shape: tuple[int, int], G_shape: tuple[int, int]) -> A
 
 
 def unrearrange(R: Array, A_shape: tuple[int, int], G_shape: tuple[int, int]) -> Array:
-    """Undo `rearrange`: from (m_1 m_2, n_1 n_2) back to (n_1 m_1, n_2 m_2).
-
-    Parameters
-    ----------
-    R : (m_1 m_2, n_1 n_2) array
-        A rearranged matrix.
-    A_shape, G_shape : (n_1, n_2), (m_1, m_2)
-        The shapes of the factors.
-    """
+    """Invert `rearrange`: (m_1 m_2, n_1 n_2) back to (n_1 m_1, n_2 m_2)."""
     (n1, n2), (m1, m2) = A_shape, G_shape
     return R.reshape(m2, m1, n2, n1).transpose(3, 1, 2, 0).reshape(n1 * m1, n2 * m2)
 
 
 def nearest_product(B: Array, A_shape: tuple[int, int], G_shape: tuple[int, int]) -> tuple[Array, Array, Array]:
-    """Return the Kronecker product nearest to a matrix in Frobenius norm, and the spectrum that measures the rest.
+    """Return A and G with A ⊗ G nearest to a matrix B in Frobenius norm, and the singular values of ``R(B)``.
 
-    Parameters
-    ----------
-    B : (n_1 m_1, n_2 m_2) array
-        Any matrix.
-    A_shape, G_shape : (n_1, n_2), (m_1, m_2)
-        The shapes of the factors.
+    A and G have the same norm, and the trace of A is not negative; if B is symmetric positive semi-definite, so are
+    they. The min(m_1 m_2, n_1 n_2) singular values descend: the squared error of A ⊗ G is the sum of squares of all but
+    the first.
 
-    Returns
-    -------
-    A, G : arrays of those shapes
-        ``A kron G`` is nearest; both have the same norm, and A a trace that is not negative.
-    singular_values : (min(m_1 m_2, n_1 n_2),) array
-        Of the rearrangement, descending: the squared error of the best product is the sum of squares of all but the
-        first.
-
-    Notes
-    -----
-    Source: Van Loan & Pitsianis 1993. Of a symmetric positive semi-definite matrix both factors are so as well.
+    Source: Van Loan & Pitsianis 1993.
     """
     U, singular, Vt = scipy.linalg.svd(rearrange(B, A_shape, G_shape), full_matrices=False)
     root = np.sqrt(singular[0])
@@ -312,10 +193,10 @@ def nearest_product(B: Array, A_shape: tuple[int, int], G_shape: tuple[int, int]
 
 @dataclass(frozen=True)
 class KroneckerSum:
-    """``A kron B +- C kron D``, prepared for solves by two symmetric eigenproblems. Made by `KroneckerSum.factor`.
+    """``A ⊗ B ± C ⊗ D``, prepared for solves by two symmetric eigenproblems (app. B). Made by `KroneckerSum.factor`.
 
-    With the generalized eigenvectors ``K_1^T A K_1 = I, K_1^T C K_1 = diag(s_1)`` and likewise K_2 of (B, D), it is
-    ``(K_1 kron K_2)^{-T} diag(1 +- s_1 s_2) (K_1 kron K_2)^{-1}``.
+    With the generalized eigenvectors ``K_1^T A K_1 = I, K_1^T C K_1 = diag(s_1)``, and likewise K_2 for (B, D), it is
+    ``(K_1 ⊗ K_2)^{-T} diag(1 ± s_1 s_2) (K_1 ⊗ K_2)^{-1}``.
     """
 
     K1: Array
@@ -324,7 +205,9 @@ class KroneckerSum:
 
     @classmethod
     def factor(cls, A: Array, B: Array, C: Array, D: Array, sign: int = 1, name: str = "the matrix") -> KroneckerSum:
-        """Prepare the sum or the difference of two Kronecker products.
+        """Prepare ``A ⊗ B + sign C ⊗ D`` for solves.
+
+        A zero 1 - s_1 s_2 is an error, because the difference is then singular; the author's code replaces it by 1.
 
         Parameters
         ----------
@@ -334,80 +217,35 @@ class KroneckerSum:
             The factors of the second product, symmetric positive semi-definite.
         sign : {1, -1}
             Plus or minus between the two products.
-        name : str
-            What errors call the sum.
-
-        Returns
-        -------
-        KroneckerSum
-            Ready for `solve`.
-
-        Raises
-        ------
-        ValueError
-            For another sign.
-        numpy.linalg.LinAlgError
-            A ``ValueError``, where A or B is not positive definite, or where the sum is singular to rounding.
-
-        Notes
-        -----
-        Source: Martens & Grosse 2015, app. B. The author's code replaces a zero 1 - s_1 s_2 by 1; here it is an error.
         """
         if sign not in (1, -1):
             raise ValueError(f"sign must be 1 or -1, got {sign!r}")
         s1, K1, rcond1 = _relative_eigen(C, A, f"the first factor of {name}")
         s2, K2, rcond2 = _relative_eigen(D, B, f"the second factor of {name}")
         scales = 1 + sign * np.outer(s2, s1)
-        # The two terms of 1 - s1 s2 are of size 1 where they cancel; s1 and s2 are known to eps times the conditions of
-        # A and B. Of random singular differences the smallest scale was 5 of these units at most.
+        # Where the two terms of 1 - s1 s2 cancel they are of size 1, and s1 and s2 are accurate to eps times the
+        # condition numbers of A and B. For random singular differences the smallest scale was at most 5 such units.
         if np.abs(scales).min() <= 8 * np.finfo(scales.dtype).eps * (1 / rcond1 + 1 / rcond2):
-            raise np.linalg.LinAlgError(f"{name} is singular to rounding: 1 {'+' if sign > 0 else '-'} s1 s2 comes "
-                                        f"down to {np.abs(scales).min():.3g}; add damping to its first product")
+            raise np.linalg.LinAlgError(f"{name} is singular to rounding: the smallest |1 {'+' if sign > 0 else '-'} "
+                                        f"s1 s2| is {np.abs(scales).min():.3g}; add damping to its first product")
         return cls(K1, K2, scales)
 
     def solve(self, V: Array) -> Array:
-        """Return X with ``(A kron B +- C kron D) vec(X) = vec(V)``; V is (m, n)."""
+        """Return X with ``(A ⊗ B ± C ⊗ D) vec(X) = vec(V)``; V is (m, n)."""
         return self.K2 @ ((self.K2.T @ V @ self.K1) / self.scales) @ self.K1.T
 
     def astype(self, dtype: DTypeLike) -> KroneckerSum:
-        """Return the same, rounded to another precision: prepared in float64 it is better than made in float32.
-
-        Parameters
-        ----------
-        dtype : {numpy.float64, numpy.float32}
-            Of its arrays.
-        """
+        """Return the sum rounded to another precision, which is more accurate than preparing it in float32."""
         return KroneckerSum(self.K1.astype(dtype), self.K2.astype(dtype), self.scales.astype(dtype))
 
 
 def solve_sum(A: Array, B: Array, C: Array, D: Array, V: Array, sign: int = 1, name: str = "the matrix") -> Array:
-    """Solve ``(A kron B +- C kron D) vec(X) = vec(V)`` once: the paper's Appendix B.
-
-    Parameters
-    ----------
-    A, B, C, D : (n, n), (m, m), (n, n) and (m, m) arrays
-        As in `KroneckerSum.factor`, whose errors are raised here too.
-    V : (m, n) array
-        The right-hand side.
-    sign : {1, -1}
-        Plus or minus between the two products.
-    name : str
-        What errors call the sum.
-
-    Returns
-    -------
-    X : (m, n) array
-        The solution.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, app. B.
-    """
+    """Solve ``(A ⊗ B ± C ⊗ D) vec(X) = vec(V)`` once (app. B); arguments are as in `KroneckerSum.factor`."""
     return KroneckerSum.factor(A, B, C, D, sign, name).solve(V)
 
 
 def _relative_eigen(S: Array, M: Array, name: str) -> tuple[Array, Array, float]:
-    """Return s, K with ``K^T M K = I`` and ``K^T S K = diag(s)``, and the reciprocal condition of M."""
+    """Return s and K with ``K^T M K = I`` and ``K^T S K = diag(s)``, and the reciprocal condition number of M."""
     factor = Cholesky.factor(M, name)
     L = factor.lower
     half = scipy.linalg.solve_triangular(L, S, lower=True, check_finite=False)

@@ -15,11 +15,11 @@ Everything exact is a function of D; with K columns k of a root (see `expectatio
     example_gram         <D^k_n, D^l_o>                                      (K N, K N)
     rearranged           sum_kn vec(D_i) vec(D_j)^T, the block of F          (m_i n_i, m_j n_j)
 
-`second_moment` is what the Kronecker factors are made from: it contracts g with g, or a_bar with a_bar. All of them are
-sums; the caller divides by the number of examples.
+`second_moment` is what the Kronecker factors are made from: it contracts g with g, or a_bar with a_bar. All of these
+are sums; the caller divides by the number of examples.
 
-Shapes: g is (K, N, m), or (K, N, T, m) with T positions; a_bar is (N, n) or (N, T, n). There may be several axes of
-positions. Without positions no D is formed. With positions D is formed for a few examples at a time.
+Shapes: g is ``(K, N, m)``, or ``(K, N, *T, m)`` with one or more axes of positions T; a_bar is ``(N, n)`` or
+``(N, *T, n)``. Without positions no D is formed. With positions D is formed for a few examples at a time.
 """
 
 from __future__ import annotations
@@ -35,17 +35,7 @@ CHUNK_BYTES = 128 * 2**20
 
 
 def second_moment(u: Array, v: Array) -> Array:
-    """Return ``sum u v^T`` over all leading axes: columns, examples and positions.
-
-    Parameters
-    ----------
-    u, v : (..., p) and (..., q) arrays
-        Rows with the same leading shape.
-
-    Returns
-    -------
-    (p, q) array
-        The sum of the outer products of the rows.
+    """Return ``sum u v^T`` over all leading axes (columns, examples, positions): (..., p) and (..., q) to (p, q).
 
     Examples
     --------
@@ -57,20 +47,7 @@ def second_moment(u: Array, v: Array) -> Array:
 
 
 def example_gradients(g: Array, a_bar: Array) -> Array:
-    """Return D, the gradient of each column and example with respect to the weights of the layer.
-
-    Parameters
-    ----------
-    g : (K, N, *T, m) array
-        Gradients with respect to the outputs of the layer.
-    a_bar : (N, *T, n) array
-        Inputs of the layer.
-
-    Returns
-    -------
-    (K, N, m, n) array
-        ``sum_t g_t a_bar_t^T``.
-    """
+    """Return D, the gradient of each column and example with respect to the weights of the layer, (K, N, m, n)."""
     if not has_positions(a_bar):
         return g[..., :, None] * a_bar[..., None, :]
     K, N, m, n = len(g), len(a_bar), g.shape[-1], a_bar.shape[-1]
@@ -78,57 +55,19 @@ def example_gradients(g: Array, a_bar: Array) -> Array:
 
 
 def example_slopes(g: Array, a_bar: Array, V: Array) -> Array:
-    """Return ``<D, V>`` of each column and example, without D.
-
-    Parameters
-    ----------
-    g : (K, N, *T, m) array
-        Gradients with respect to the outputs of the layer.
-    a_bar : (N, *T, n) array
-        Inputs of the layer.
-    V : (m, n) array
-        A direction.
-
-    Returns
-    -------
-    (K, N) array
-        The derivative of each example along V.
-    """
+    """Return ``<D, V>``, the derivative of each column and example along V, (K, N), without forming D."""
     return np.einsum("kntm,ntm->kn", _with_positions(g, 2), _with_positions(a_bar, 1) @ V.T)
 
 
 def adjoint(g: Array, a_bar: Array) -> Array:
-    """Return the sum of D over examples (and positions).
-
-    Parameters
-    ----------
-    g : (N, *T, m) array
-        Gradients with respect to the outputs of the layer, one column.
-    a_bar : (N, *T, n) array
-        Inputs of the layer.
-
-    Returns
-    -------
-    (m, n) array
-        ``sum_n D_n``.
-    """
+    """Return ``sum_n D_n``, (m, n), for one column: g is ``(N, *T, m)``."""
     return second_moment(g, a_bar)
 
 
 def side_moments(g: Array, a_bar: Array) -> tuple[Array, Array]:
-    """Return the sums of ``D^T D`` and of ``D D^T`` over columns and examples.
+    """Return the sums R of ``D^T D``, (n, n), and L of ``D D^T``, (m, m), over columns and examples.
 
-    Parameters
-    ----------
-    g : (K, N, *T, m) array
-        Gradients with respect to the outputs of the layer.
-    a_bar : (N, *T, n) array
-        Inputs of the layer.
-
-    Returns
-    -------
-    R, L : (n, n) and (m, m) arrays
-        Without positions, ``D^T D = (g . g) a_bar a_bar^T`` and ``D D^T = (a_bar . a_bar) g g^T``.
+    Without positions, ``D^T D = (g . g) a_bar a_bar^T`` and ``D D^T = (a_bar . a_bar) g g^T``.
     """
     if not has_positions(a_bar):
         g_squared, a_squared = np.square(g).sum(axis=(0, 2)), np.square(a_bar).sum(axis=1)
@@ -142,21 +81,10 @@ def side_moments(g: Array, a_bar: Array) -> tuple[Array, Array]:
 
 
 def rotated_squares(g: Array, a_bar: Array, Q_G: Array | None = None, Q_A: Array | None = None) -> Array:
-    """Return the sum over columns and examples of the squared entries of ``Q_G^T D Q_A``.
+    """Return the sum over columns and examples of the squared entries of ``Q_G^T D Q_A``, (m, n).
 
-    Parameters
-    ----------
-    g : (K, N, *T, m) array
-        Gradients with respect to the outputs of the layer.
-    a_bar : (N, *T, n) array
-        Inputs of the layer.
-    Q_G, Q_A : (m, m) and (n, n) arrays, optional
-        Bases in which the squares are taken (default: the identity).
-
-    Returns
-    -------
-    (m, n) array
-        Divided by N, it is the diagonal of the layer's block of F in the basis ``Q_A kron Q_G``.
+    Divided by N, it is the diagonal of the layer's block of F in the basis ``Q_A ⊗ Q_G``. The bases Q_G, (m, m), and
+    Q_A, (n, n), default to the identity.
     """
     g = g if Q_G is None else g @ Q_G
     a_bar = a_bar if Q_A is None else a_bar @ Q_A
@@ -169,19 +97,9 @@ def rotated_squares(g: Array, a_bar: Array, Q_G: Array | None = None, Q_A: Array
 
 
 def example_gram(g: Array, a_bar: Array) -> Array:
-    """Return the inner products ``<D^k_n, D^l_o>`` of all columns and examples.
+    """Return the inner products ``<D^k_n, D^l_o>`` of all columns and examples, (K N, K N), rows in the order (k, n).
 
-    Parameters
-    ----------
-    g : (K, N, *T, m) array
-        Gradients with respect to the outputs of the layer.
-    a_bar : (N, *T, n) array
-        Inputs of the layer.
-
-    Returns
-    -------
-    (K N, K N) array
-        Rows in the order (k, n). Without positions an entry is ``(g . g)(a_bar . a_bar)``.
+    Without positions an entry is ``(g . g)(a_bar . a_bar)``.
     """
     K, N = g.shape[:2]
     if has_positions(a_bar):
@@ -192,22 +110,12 @@ def example_gram(g: Array, a_bar: Array) -> Array:
 
 
 def rearranged(g_i: Array, a_i: Array, g_j: Array, a_j: Array) -> Array:
-    """Return ``sum_kn vec(D_i) vec(D_j)^T``: N times the block of F of layers i and j.
+    """Return ``sum_kn vec(D_i) vec(D_j)^T``, N times the block of F for layers i and j, (n_i, m_i, n_j, m_j).
 
+    The first two axes are the rows of the block, the last two its columns; vec stacks columns, so g varies fastest.
     Without positions it is one matrix product over the examples, of outer products of a_bar with sums over columns of
-    outer products of g. This is the rearranged block (see `kronecker.rearrange`) in another order of rows and columns.
-
-    Parameters
-    ----------
-    g_i, a_i : (K, N, *T, m_i) and (N, *T, n_i) arrays
-        Gradients with respect to the outputs of one layer, and its inputs.
-    g_j, a_j : (K, N, *T, m_j) and (N, *T, n_j) arrays
-        The same for the other layer.
-
-    Returns
-    -------
-    (n_i, m_i, n_j, m_j) array
-        A view; split over two axes each, the rows and columns of the block: vec stacks columns, so g runs faster.
+    outer products of g. This is the rearranged block (see `kronecker.rearrange`) with rows and columns in another
+    order.
     """
     m_i, m_j, n_i, n_j = g_i.shape[-1], g_j.shape[-1], a_i.shape[-1], a_j.shape[-1]
     if has_positions(a_i) or has_positions(a_j):
@@ -225,29 +133,17 @@ def rearranged(g_i: Array, a_i: Array, g_j: Array, a_j: Array) -> Array:
 
 
 def has_positions(a_bar: Array) -> bool:
-    """Return whether the inputs of a layer have axes of positions between examples and features.
-
-    Parameters
-    ----------
-    a_bar : (N, *T, n) array
-        Inputs of the layer.
-    """
+    """Return whether the inputs of a layer, ``(N, *T, n)``, have axes of positions between examples and features."""
     return a_bar.ndim > 2
 
 
 def flat_rows(u: Array) -> Array:
-    """Return an array as a matrix whose rows are its last axis.
-
-    Parameters
-    ----------
-    u : (..., p) array
-        Any leading shape.
-    """
+    """Return an array as a matrix whose rows are its last axis: (..., p) to (rows, p)."""
     return u.reshape(-1, u.shape[-1])
 
 
 def _with_positions(u: Array, leading: int) -> Array:
-    """Return the array with exactly one axis of positions after its leading axes."""
+    """Merge all position axes after the leading axes into one; add one of length 1 where there is none."""
     return u.reshape(*u.shape[:leading], -1, u.shape[-1])
 
 
@@ -257,14 +153,14 @@ def _vec_rows(D: Array) -> Array:
 
 
 def _chunks(N: int, bytes_per_example: int) -> Iterator[slice]:
-    """Yield slices of the examples whose temporary arrays have bounded memory."""
+    """Yield slices of the examples whose temporary arrays fit in `CHUNK_BYTES`."""
     size = max(1, CHUNK_BYTES // max(1, bytes_per_example))
     for start in range(0, N, size):
         yield slice(start, start + size)
 
 
 def _gradients_in_chunks(g: Array, a_bar: Array, other: int = 0) -> Iterator[Array]:
-    """Yield D of a few examples at a time; `other` is the number of further entries per column and example."""
+    """Yield D for a few examples at a time; `other` counts further temporary entries per column and example."""
     entries = len(g) * (g.shape[-1] * a_bar.shape[-1] + other)
     for rows in _chunks(len(a_bar), entries * a_bar.itemsize):
         yield example_gradients(g[:, rows], a_bar[rows])

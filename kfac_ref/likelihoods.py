@@ -1,4 +1,4 @@
-"""What the output z says about the target y: ``p(y | z)``, in its natural parameters.
+"""The probability of a target y given the output z of the network: ``p(y | z)``, in its natural parameters.
 
 For each likelihood, of ONE example (paper: sec. 2.2)::
 
@@ -15,8 +15,9 @@ Categorical    logsumexp(z) - z_y    p - onehot(y)       diag(p) - p p^T        
 Bernoulli      sum softplus(z) - yz  p - y               diag(p (1 - p))                 diag(sqrt(p (1 - p)))
 =============  ====================  ==================  ==============================  ===========================
 
-The Gaussian has variance v (default: 1); its constant C/2 log(2 pi v) is left out. Wherever 1 - p occurs it is computed
-from the small numbers that make it up, never by subtraction from 1: at z = 40 that difference has no digit left.
+The Gaussian has variance v (default: 1); its constant C/2 log(2 pi v) is left out. Wherever 1 - p occurs, it is
+computed from the small probabilities that make it up, never by subtraction from 1: at z = 40 that difference has no
+correct digit left.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ import numpy as np
 from . import checks
 from .checks import Array, Labels
 
-#: `Bernoulli.outcomes` enumerates 2^C targets, up to this C.
+#: The largest C for which `Bernoulli.outcomes` enumerates its 2^C targets.
 MAX_BINARY_OUTPUTS = 12
 
 
 class Likelihood(Protocol):
-    """What a likelihood must offer; a user's own class with these methods serves as well.
+    """The interface of a likelihood; your own class with these methods can be used in a `Model`.
 
-    z is (N, C) throughout; y is (N,) labels for a categorical, else (N, C). A stack of draws, (M, N) or (M, N, C), is
-    taken wherever one y is, and a stack (K, N, C) wherever one v is.
+    z is (N, C) throughout; y is (N,) labels for a categorical, otherwise (N, C) numbers. Wherever one y is accepted, so
+    is a stack of draws, (M, N) or (M, N, C); wherever one v is accepted, so is a stack (K, N, C).
     """
 
     @property
@@ -47,10 +48,10 @@ class Likelihood(Protocol):
         """Whether targets are labels (N,) rather than numbers (N, C)."""
 
     def check(self, z: Array, y: Any) -> Any:
-        """Return `y` as the other methods want it, or raise a ``ValueError`` that says what is wrong."""
+        """Return `y` in the form that the other methods use; raise ValueError if it does not fit z."""
 
     def nll(self, z: Array, y: Any) -> Array:
-        """Return -log p(y | z) of each example, (N,)."""
+        """Return -log p(y | z) of each example in nats, (N,)."""
 
     def gradient(self, z: Array, y: Any) -> Array:
         """Return the gradient of `nll` with respect to z, (N, C), or (M, N, C) for a stack of M draws."""
@@ -65,32 +66,18 @@ class Likelihood(Protocol):
         """Return ``F_R v`` of each example; v is (N, C), or a stack (K, N, C) of those."""
 
     def sample(self, z: Array, rng: np.random.Generator, draws: int | None = None) -> Any:
-        """Draw targets from p(. | z): one for each example, or a stack of `draws`."""
+        """Draw targets from p(. | z): one per example, or a stack of `draws`."""
 
     def outcomes(self, z: Array) -> tuple[Any, Array]:
-        """Return every target (M, N) or (M, N, C) and its probability (M, N)."""
+        """Return all possible targets, (M, N) or (M, N, C), and their probabilities, (M, N)."""
 
     def error(self, z: Array, y: Any) -> Array:
-        """Return the reported error of each example, (N,)."""
+        """Return the error that is reported to users, (N,): a squared distance, or 1 for a wrong label."""
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """``y ~ N(z, v I)``: nll ``||z - y||^2 / (2 v)``, without its constant.
-
-    Parameters
-    ----------
-    variance : float
-        The noise variance v, above 0.
-
-    Raises
-    ------
-    ValueError
-        For a variance that is not positive.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 2.2.
+    """``y ~ N(z, v I)`` with variance v > 0: nll ``||z - y||^2 / (2 v)``, without its constant.
 
     Examples
     --------
@@ -106,11 +93,11 @@ class Gaussian:
         object.__setattr__(self, "variance", checks.number("variance", self.variance, 0, above=True))
 
     def check(self, z: Array, y: Any) -> Array:
-        """Return `y` as real numbers of the shape of z, (N, C), or a stack of those."""
+        """Return `y` as real numbers with the shape of z, or a stack of these."""
         return checks.targets("y", y, z.shape, z.dtype)
 
     def nll(self, z: Array, y: Any) -> Array:
-        """Return ``||z - y||^2 / (2 v)`` of each example, (N,)."""
+        """Return ``||z - y||^2 / (2 v)``."""
         return self.error(z, y) / (2 * self.variance)
 
     def gradient(self, z: Array, y: Any) -> Array:
@@ -118,28 +105,28 @@ class Gaussian:
         return (z - self.check(z, y)) / self.variance
 
     def fisher(self, z: Array) -> Array:
-        """Return ``I / v``, (N, C, C)."""
+        """Return ``I / v``."""
         return self._identity(z, 1 / self.variance)
 
     def fisher_root(self, z: Array) -> Array:
-        """Return ``I / sqrt(v)``, (N, C, C)."""
+        """Return ``I / sqrt(v)``."""
         return self._identity(z, 1 / math.sqrt(self.variance))
 
     def fisher_product(self, z: Array, v: Array) -> Array:
-        """Return `v` over the variance."""
+        """Return ``v`` (the argument) divided by the variance."""
         return v / self.variance
 
     def sample(self, z: Array, rng: np.random.Generator, draws: int | None = None) -> Array:
-        """Draw ``z + sqrt(v) noise``: (N, C), or (draws, N, C)."""
+        """Draw ``z + sqrt(v) noise``."""
         shape = z.shape if draws is None else (draws, *z.shape)
         return z + math.sqrt(self.variance) * rng.standard_normal(shape, dtype=z.dtype.type)
 
     def outcomes(self, z: Array) -> tuple[Array, Array]:
-        """Refuse: a Gaussian has no finite list of targets."""
+        """Raise ValueError: a Gaussian has infinitely many targets."""
         raise ValueError("outcomes: a Gaussian has infinitely many targets; use fisher_root or sample")
 
     def error(self, z: Array, y: Any) -> Array:
-        """Return ||z - y||^2 of each example, (N,)."""
+        """Return ``||z - y||^2``."""
         return np.sum(np.square(z - self.check(z, y)), axis=-1)
 
     def _identity(self, z: Array, scale: float) -> Array:
@@ -148,11 +135,7 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Categorical:
-    """``y`` is one of C classes, with probabilities softmax(z); labels are integers 0..C-1.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 2.2.
+    """One of C classes with probabilities softmax(z); y holds integer labels 0..C-1.
 
     Examples
     --------
@@ -169,16 +152,16 @@ class Categorical:
         return checks.labels("y", y, z.shape[1], z.shape[:1])
 
     def nll(self, z: Array, y: Any) -> Array:
-        """Return ``logsumexp(z) - z_y`` of each example, (N,); tiny where z_y leads by far, and then exact too."""
+        """Return ``logsumexp(z) - z_y``; accurate also where it is tiny because z_y is by far the largest."""
         y, leader = self.check(z, y), _leader(z)
         top = z[leader]
         e = np.exp(z - top[:, None])
         e[leader] = 0
-        tail = np.log1p(e.sum(axis=1))                     # logsumexp(z) - max(z): the leader's own term is the 1
+        tail = np.log1p(e.sum(axis=1))                     # logsumexp(z) - max(z); log1p's 1 is the leader's own term
         return tail + (top - z[leader[0], y])
 
     def gradient(self, z: Array, y: Any) -> Array:
-        """Return ``p - onehot(y)``, in which ``p_y - 1`` is minus the sum of the others."""
+        """Return ``p - onehot(y)``; its entry ``p_y - 1`` is computed as minus the sum of the others."""
         y = self.check(z, y)
         draws = y.reshape(-1, len(z))
         target = np.arange(len(draws))[:, None], np.arange(len(z)), draws
@@ -188,14 +171,14 @@ class Categorical:
         return g.reshape(*y.shape, z.shape[1])
 
     def fisher(self, z: Array) -> Array:
-        """Return ``diag(p) - p p^T``, (N, C, C), its diagonal as p (1 - p)."""
+        """Return ``diag(p) - p p^T``, its diagonal as p (1 - p)."""
         p = _softmax(z)
         F = -p[:, :, None] * p[:, None, :]
         np.einsum("ncc->nc", F)[:] = p * _others(p)
         return F
 
     def fisher_root(self, z: Array) -> Array:
-        """Return ``diag(sqrt p) - p sqrt(p)^T``, (N, C, C), its diagonal as sqrt(p) (1 - p)."""
+        """Return ``diag(sqrt p) - p sqrt(p)^T``, its diagonal as sqrt(p) (1 - p)."""
         p = _softmax(z)
         q = np.sqrt(p)
         B = -p[:, :, None] * q[:, None, :]
@@ -203,17 +186,17 @@ class Categorical:
         return B
 
     def fisher_product(self, z: Array, v: Array) -> Array:
-        """Return ``p (v - p^T v)``; v is (N, C) or a stack.
+        """Return ``p (v - p^T v)``.
 
-        F_R maps constants to 0, so v is first shifted to be 0 at the likeliest class: what is left of ``p^T v`` then
-        holds small probabilities alone, and nothing cancels.
+        F_R maps constants to 0, so v is first shifted to be 0 at the most probable class: the rest of ``p^T v`` then
+        contains only small probabilities, and nothing cancels.
         """
         p = _softmax(z)
         w = v - v[..., *_leader(z)][..., None]
         return p * (w - np.sum(p * w, axis=-1, keepdims=True))
 
     def sample(self, z: Array, rng: np.random.Generator, draws: int | None = None) -> Labels:
-        """Draw labels: (N,), or (draws, N)."""
+        """Draw labels."""
         p = _softmax(z)
         edges = np.cumsum(p, axis=1)
         u = rng.random((draws or 1, len(z), 1)) * edges[:, -1:]      # the last edge is 1 up to rounding
@@ -228,17 +211,13 @@ class Categorical:
         return y, p.T
 
     def error(self, z: Array, y: Any) -> Array:
-        """Return 1 where the likeliest class is not `y`, else 0; (N,)."""
+        """Return 1 where the most probable class is not `y`, else 0."""
         return (z.argmax(axis=1) != self.check(z, y)).astype(z.dtype)
 
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """``y`` holds C independent bits with probabilities logistic(z); any target in [0, 1] has an nll.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 2.2 and 13: the likelihood of the paper's MNIST and CURVES autoencoders.
+    """C independent bits with probabilities logistic(z) (sec. 13: MNIST and CURVES); any y in [0, 1] has an nll.
 
     Examples
     --------
@@ -250,13 +229,13 @@ class Bernoulli:
     labels: ClassVar[bool] = False
 
     def check(self, z: Array, y: Any) -> Array:
-        """Return `y` as numbers in [0, 1] of the shape of z, (N, C), or a stack of those."""
+        """Return `y` as numbers in [0, 1] with the shape of z, or a stack of these."""
         return checks.targets("y", y, z.shape, z.dtype, interval=(0, 1))
 
     def nll(self, z: Array, y: Any) -> Array:
-        """Return the sum over outputs of ``softplus(z) - y z``, (N,)."""
+        """Return the sum over outputs of ``softplus(z) - y z``."""
         y = self.check(z, y)
-        # softplus(z) - y z = log1p(exp(-|z|)) + (1 - y) max(z, 0) + y max(-z, 0): three terms that are not negative
+        # softplus(z) - y z = log1p(exp(-|z|)) + (1 - y) max(z, 0) + y max(-z, 0): three non-negative terms
         hinge = np.where(z > 0, 1 - y, y) * np.abs(z)
         return np.sum(np.log1p(np.exp(-np.abs(z))) + hinge, axis=-1)
 
@@ -267,28 +246,28 @@ class Bernoulli:
         return p * (1 - y) - q * y
 
     def fisher(self, z: Array) -> Array:
-        """Return ``diag(p (1 - p))``, (N, C, C)."""
+        """Return ``diag(p (1 - p))``."""
         p, q = _logistic_pair(z)
         return _diagonal(p * q)
 
     def fisher_root(self, z: Array) -> Array:
-        """Return ``diag(sqrt(p (1 - p)))``, (N, C, C)."""
+        """Return ``diag(sqrt(p (1 - p)))``."""
         p, q = _logistic_pair(z)
         return _diagonal(np.sqrt(p * q))
 
     def fisher_product(self, z: Array, v: Array) -> Array:
-        """Return ``p (1 - p) v``; v is (N, C) or a stack."""
+        """Return ``p (1 - p) v``."""
         p, q = _logistic_pair(z)
         return p * q * v
 
     def sample(self, z: Array, rng: np.random.Generator, draws: int | None = None) -> Array:
-        """Draw bits, as numbers 0 and 1 in the dtype of z: (N, C), or (draws, N, C)."""
+        """Draw bits, as numbers 0 and 1 in the dtype of z."""
         p = _logistic(z)
         shape = z.shape if draws is None else (draws, *z.shape)
         return (rng.random(shape, dtype=z.dtype.type) < p).astype(z.dtype)
 
     def outcomes(self, z: Array) -> tuple[Array, Array]:
-        """Return the 2^C targets, (2^C, N, C), and their probabilities, (2^C, N); at most 12 outputs."""
+        """Return the 2^C targets, (2^C, N, C), and their probabilities, (2^C, N), for at most 12 outputs."""
         N, C = z.shape
         if C > MAX_BINARY_OUTPUTS:
             raise ValueError(f"outcomes: {C} binary outputs have 2^{C} targets; at most {MAX_BINARY_OUTPUTS} outputs "
@@ -299,7 +278,7 @@ class Bernoulli:
         return y, np.prod(np.where(y == 1, p, q), axis=-1)
 
     def error(self, z: Array, y: Any) -> Array:
-        """Return the reconstruction error ||p - y||^2 of each example, (N,)."""
+        """Return the reconstruction error ``||p - y||^2``."""
         return np.sum(np.square(self.gradient(z, y)), axis=-1)
 
 
@@ -311,17 +290,17 @@ def _softmax(z: Array) -> Array:
 
 
 def _leader(z: Array) -> tuple[Labels, Labels]:
-    """Return the indices of the largest entry of each row; reading those is faster than ``z.max(axis=1)``."""
+    """Return the indices of the largest entry of each row; indexing with them is faster than ``z.max(axis=1)``."""
     return np.arange(len(z)), z.argmax(axis=1)
 
 
 def _others(p: Array) -> Array:
-    """Return 1 - p with full relative accuracy, where each row of p adds up to 1."""
+    """Return 1 - p with full relative accuracy; each row of p sums to 1."""
     leader = _leader(p)
     rest = p.copy()
     rest[leader] = 0
-    others = 1 - p                                          # exact enough where p <= 1/2 ...
-    others[leader] = rest.sum(axis=1)                       # ... and the leader's is the sum of the small ones
+    others = 1 - p                                          # accurate where p <= 1/2 ...
+    others[leader] = rest.sum(axis=1)                       # ... and for the leader, the sum of the small ones
     return others
 
 
@@ -331,7 +310,7 @@ def _logistic_pair(z: Array) -> tuple[Array, Array]:
 
 
 def _logistic(z: Array) -> Array:
-    with np.errstate(over="ignore"):                        # an infinite exponential gives the exact zero
+    with np.errstate(over="ignore"):                        # an infinite exponential gives exactly 0
         return 1 / (1 + np.exp(-z))
 
 

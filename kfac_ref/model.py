@@ -1,12 +1,17 @@
 """A model is a network, a likelihood and a weight decay; a point is a model at given weights and inputs.
 
-The objective (paper: sec. 2.2) is the mean over the batch, plus the weight decay on weights and biases alike::
+The objective (paper: sec. 2.2) is the mean over the batch, plus weight decay on weights and biases alike::
 
     h(theta)      = (1/N) sum_n -log p(y_n | z_n) + (eta/2) ||theta||^2
     grad h, W_i   = (1/N) g_i^T a_bar_i + eta W_i
 
-One forward pass serves all that is computed at a point: loss, gradient, samples, and everything in `fisher` and
-`factors`. All of these are means over the examples, so a data set can be processed in `parts`.
+One forward pass serves everything that is computed at a point: loss, gradient, samples, and all of `fisher` and
+`factors`. These are means over the examples, so a data set can be processed in `parts`.
+
+Conventions: examples are rows, x is (N, d_0). `weights` and directions `V` are lists of (d_{i+1}, d_i + 1) arrays, one
+per layer, with the bias in the last column. y is (N,) labels for a categorical, otherwise (N, C) targets; if a method
+of `Point` is called without y, it uses the one that the point carries. Wrong shapes, NaN, infinity and labels out of
+range raise a ValueError that names the argument and the layer.
 """
 
 from __future__ import annotations
@@ -26,26 +31,7 @@ from .parts import Part
 
 @dataclass(frozen=True)
 class Model:
-    """A network with a likelihood on its output and a weight decay.
-
-    Parameters
-    ----------
-    network : Network
-        What maps x to z: an `MLP`.
-    likelihood : Likelihood
-        `Gaussian`, `Categorical`, `Bernoulli`, or a class of the user's with the same methods.
-    weight_decay : float
-        The paper's eta, at least 0.
-
-    Raises
-    ------
-    ValueError
-        For a negative weight decay, or a likelihood that is a class.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 2.
-    """
+    """A network with a likelihood on its output and a weight decay eta >= 0 (sec. 2)."""
 
     network: Network
     likelihood: Likelihood
@@ -57,80 +43,22 @@ class Model:
         object.__setattr__(self, "weight_decay", checks.number("weight_decay", self.weight_decay, 0))
 
     def init(self, rng: np.random.Generator, scheme: str = "sparse", dtype: DTypeLike = np.float64) -> list[Array]:
-        """Draw initial weights.
-
-        Parameters
-        ----------
-        rng : numpy.random.Generator
-            Where randomness comes from.
-        scheme : {"sparse", "glorot"}
-            As in `MLP.init`.
-        dtype : {numpy.float64, numpy.float32}
-            The precision of everything that is computed from these weights.
-
-        Returns
-        -------
-        weights : list of (d_{i+1}, d_i + 1) arrays
-            One a layer, the bias in the last column.
-
-        Raises
-        ------
-        ValueError
-            For an unknown scheme.
-
-        Notes
-        -----
-        Source: Martens & Grosse 2015, sec. 13, for ``sparse``.
-        """
+        """Draw initial weights; see `MLP.init` for the schemes and the dtype."""
         return self.network.init(rng, scheme, dtype)
 
     def at(self, weights: Direction, x: Any) -> Point:
-        """Run the network at `weights` on `x` and keep everything.
+        """Run the network on x at the given weights and return the `Point`.
 
-        Parameters
-        ----------
-        weights : list of (d_{i+1}, d_i + 1) arrays
-            float64 or float32; the dtype of the first is that of everything computed here.
-        x : (N, d_0) array
-            One example a row.
-
-        Returns
-        -------
-        Point
-            The model at this point.
-
-        Raises
-        ------
-        ValueError
-            For wrong shapes (naming the layer), NaN or infinity, an empty batch.
+        The weights are float64 or float32; the dtype of the first array is that of everything computed at the point.
         """
         W = checks.weights("weights", weights, self.network.shapes)
         x = checks.real_array("x", x, (None, self.network.sizes[0]), W[0].dtype)
         return Point(self, W, self.network.forward(W, x))
 
     def parts(self, weights: Direction, x: Any, y: Any = None, size: int = 2000) -> list[Part]:
-        """Cut a data set into parts, to be evaluated one at a time by `mean_over`.
+        """Cut a data set into parts of at most `size` examples, in order, to be evaluated one at a time by `mean_over`.
 
-        Parameters
-        ----------
-        weights : list of (d_{i+1}, d_i + 1) arrays
-            The parameters.
-        x : (N, d_0) array
-            One example per row.
-        y : (N,) or (N, C) array, optional
-            Labels or targets.
-        size : int
-            The largest number of examples in a part.
-
-        Returns
-        -------
-        list of Part
-            In the order of the examples. A part holds a view of its rows and is small when pickled.
-
-        Raises
-        ------
-        ValueError
-            For no examples, or x and y of different lengths.
+        A part holds a view of its rows, and only these are pickled with it.
         """
         checks.count("size", size)
         weights = checks.weights("weights", weights, self.network.shapes)
@@ -149,28 +77,16 @@ class Model:
 class Point:
     """A model at one point: weights, inputs, and every intermediate of the forward pass. Made by `Model.at`.
 
-    Attributes
-    ----------
-    model : Model
-        The model.
-    weights : tuple of (d_{i+1}, d_i + 1) arrays
-        The parameters.
-    forward : Pass
-        The forward pass, whose parts have names of their own here: ``x``, ``a_bar``, ``s``, ``z``.
-    y : (N,) or (N, C) array or None
-        Labels or targets, if the point carries them.
-    rows : slice, array of int or None
-        Which examples of a whole data set these are; None if they are all that there is.
+    The intermediates have short names here: ``x``, ``a_bar``, ``s``, ``z``.
     """
 
     model: Model
     weights: tuple[Array, ...]
     forward: Pass
-    y: Any = None
-    rows: Rows | None = None
+    y: Any = None                       #: Labels or targets, if the point carries them.
+    rows: Rows | None = None            #: Which rows of a larger data set these are; None if there is none.
 
     def __repr__(self) -> str:
-        """Return one line."""
         return (f"Point of {len(self)} examples, {'-'.join(map(str, self.model.network.sizes))}, "
                 f"{type(self.model.likelihood).__name__}, {self.z.dtype}")
 
@@ -199,25 +115,12 @@ class Point:
         return len(self.z)
 
     def take(self, rows: Rows) -> Point:
-        """Return this point for some of its examples, without another forward pass.
+        """Return the point for some of its examples, in the order of `rows`, without another forward pass.
 
-        Parameters
-        ----------
-        rows : slice or (n,) int array
-            Which examples.
-
-        Returns
-        -------
-        Point
-            Of n examples, in the order of `rows`.
-
-        Raises
-        ------
-        ValueError
-            Where no example is chosen, or `rows` is of another form.
+        `rows` is a slice, a list of row numbers or a mask, and must choose at least one example.
         """
         if isinstance(rows, slice) and rows == slice(None):
-            return self                                 # with the slopes that it may have computed already
+            return self                                 # keeps the slopes that are already computed
         if not isinstance(rows, slice):
             mask = np.asarray(rows)
             if mask.dtype == bool and mask.shape == (len(self),):
@@ -234,22 +137,10 @@ class Point:
         return part
 
     def backward(self, dz: Array) -> list[Array]:
-        """Send gradients with respect to z back through the network.
+        """Propagate dz, (N, C) or a stack (K, N, C), back through the network.
 
-        Parameters
-        ----------
-        dz : (N, C) or (K, N, C) array
-            One vector for each example, or a stack of K.
-
-        Returns
-        -------
-        g : list of (N, d_{i+1}) or (K, N, d_{i+1}) arrays
-            ``g[i]`` is the gradient with respect to ``s[i]``, example by example, never divided by N.
-
-        Raises
-        ------
-        ValueError
-            For a wrong shape.
+        Returns g: ``g[i]``, (N, d_{i+1}) or (K, N, d_{i+1}), is the gradient of each example with respect to ``s[i]``.
+        It is never divided by N.
         """
         dz = np.asarray(dz, dtype=self.z.dtype)
         if dz.ndim not in (2, 3) or dz.shape[-2:] != self.z.shape:
@@ -257,149 +148,43 @@ class Point:
         return self.model.network.backward(self.weights, self.forward, dz)
 
     def tangent(self, V: Direction) -> Array:
-        """Return J V: the derivative of z in the direction V of the weights, (N, C).
-
-        Parameters
-        ----------
-        V : list of (d_{i+1}, d_i + 1) arrays
-            A direction.
-
-        Raises
-        ------
-        ValueError
-            For wrong shapes (naming the layer), NaN or infinity.
-
-        Notes
-        -----
-        Source: Martens & Grosse 2015, sec. 6.4 and app. C (the R-operator).
-        """
+        """Return J V, the derivative of z in the direction V, (N, C), by the R-operator (sec. 6.4 and app. C)."""
         V = checks.direction("V", V, self.model.network.shapes, self.z.dtype)
         return self.model.network.tangent(self.weights, self.forward, V)
 
     def adjoint(self, dz: Array) -> list[Array]:
-        """Return the direction ``J^T dz``, a sum over the examples.
-
-        Parameters
-        ----------
-        dz : (N, C) array
-            One vector for each example.
-
-        Returns
-        -------
-        list of (d_{i+1}, d_i + 1) arrays
-            ``g_i^T a_bar_i``.
-
-        Raises
-        ------
-        ValueError
-            For a wrong shape.
-        """
+        """Return the direction ``J^T dz`` for dz of shape (N, C): a sum over the examples."""
         if np.ndim(dz) != 2:
             raise ValueError(f"dz must have shape {self.z.shape}, got {np.shape(dz)}")
         return [layers.adjoint(g, a_bar) for g, a_bar in zip(self.backward(dz), self.a_bar, strict=True)]
 
     def output_gradient(self, y: Any = None) -> Array:
-        """Return the gradient of -log p(y | z) with respect to z of each example, (N, C).
-
-        Parameters
-        ----------
-        y : (N,) or (N, C) array, optional
-            The labels or targets (default: those that the point carries).
-
-        Raises
-        ------
-        ValueError
-            For labels that do not fit, or a stack of draws.
-        """
+        """Return the gradient of -log p(y | z) with respect to z for each example, (N, C)."""
         dz = self.model.likelihood.gradient(self.z, self._targets(y))
         if dz.ndim != self.z.ndim:
             raise ValueError(f"y must hold one target for each example, got a stack of {len(dz)}")
         return dz
 
     def loss(self, y: Any = None) -> float:
-        """Return h: the mean nll over the batch, in nats, plus ``(eta/2) ||theta||^2``.
-
-        Parameters
-        ----------
-        y : (N,) or (N, C) array, optional
-            The labels or targets (default: those that the point carries).
-
-        Raises
-        ------
-        ValueError
-            For labels that do not fit, or a stack of draws.
-
-        Notes
-        -----
-        Source: Martens & Grosse 2015, sec. 2.2.
-        """
-        # Summed in double precision whatever the dtype: rho is made from differences of losses.
+        """Return h, the mean nll in nats per example plus ``(eta/2) ||theta||^2`` (sec. 2.2)."""
+        # Summed in double precision for every dtype: rho is computed from differences of losses.
         squares = sum(float(np.einsum("mn,mn->", W, W, dtype=np.float64)) for W in self.weights)
         return self._mean(self.model.likelihood.nll(self.z, self._targets(y))) + self.model.weight_decay / 2 * squares
 
     def gradient(self, y: Any = None) -> list[Array]:
-        """Return grad h: the mean over the batch, weight decay included.
-
-        Parameters
-        ----------
-        y : (N,) or (N, C) array, optional
-            The labels or targets (default: those that the point carries).
-
-        Returns
-        -------
-        grad : list of (d_{i+1}, d_i + 1) arrays
-            A direction.
-
-        Raises
-        ------
-        ValueError
-            For labels that do not fit, or a stack of draws.
-
-        Notes
-        -----
-        Source: Martens & Grosse 2015, sec. 2.2.
-        """
+        """Return grad h, a direction: the mean over the batch, including weight decay (sec. 2.2)."""
         dz = self.output_gradient(y) / len(self)
         eta = self.model.weight_decay
         return [D + eta * W if eta else D for D, W in zip(self.adjoint(dz), self.weights, strict=True)]
 
     def sample(self, rng: np.random.Generator, draws: int | None = None) -> Any:
-        """Draw targets from the model's own prediction.
-
-        Parameters
-        ----------
-        rng : numpy.random.Generator
-            Where randomness comes from.
-        draws : int, optional
-            The number M of targets for each example; one, without the leading axis, by default.
-
-        Returns
-        -------
-        (N,), (M, N), (N, C) or (M, N, C) array
-            Labels for a categorical, else numbers.
-
-        Raises
-        ------
-        ValueError
-            For fewer than one draw.
-        """
+        """Draw targets from the model's own prediction: (N,) labels or (N, C) numbers, or a stack of `draws`."""
         if draws is not None:
             checks.count("draws", draws)
         return self.model.likelihood.sample(self.z, rng, draws)
 
     def error(self, y: Any = None) -> float:
-        """Return the reported error: mean of sum (y - t)^2 for autoencoders, the rate of wrong labels for classes.
-
-        Parameters
-        ----------
-        y : (N,) or (N, C) array, optional
-            The labels or targets (default: those that the point carries).
-
-        Raises
-        ------
-        ValueError
-            For labels that do not fit, or a stack of draws.
-        """
+        """Return the mean of the likelihood's `error`: a squared distance, or the rate of wrong labels for classes."""
         return self._mean(self.model.likelihood.error(self.z, self._targets(y)))
 
     def _targets(self, y: Any) -> Any:
@@ -414,23 +199,12 @@ class Point:
 
 
 def as_point(at: Any) -> Point:
-    """Return `at`, or refuse what is not a Point.
-
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-
-    Raises
-    ------
-    ValueError
-        For anything else, such as a model.
-    """
+    """Return `at` if it is a `Point`; raise ValueError otherwise."""
     if not isinstance(at, Point):
         raise ValueError(f"at must be a Point, as model.at(weights, x) returns it, got {type(at).__name__}")
     return at
 
 
 def _rows_of(outer: Rows, inner: Rows) -> Rows:
-    """Return which rows of the whole are meant by rows of a part."""
+    """Return ``outer[inner]`` as rows of the whole data set."""
     return np.arange(outer.stop)[outer][inner] if isinstance(outer, slice) else outer[inner]

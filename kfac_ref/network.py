@@ -1,6 +1,7 @@
-"""A multilayer perceptron with its derivatives by hand: forward pass, backward pass, R-operator.
+"""A multilayer perceptron with its derivatives written by hand: forward pass, backward pass, R-operator.
 
-Layer i (from 0) maps the activations of the examples, one a ROW, to those of the next layer (paper: sec. 2.1)::
+Layer i (counted from 0) maps the activations of the examples, one per ROW, to those of the next layer (paper:
+sec. 2.1)::
 
     a_bar_i = [a_i, 1]                     a_0 = x                                  (N, d_i + 1)
     s_i     = a_bar_i W_i^T                W_i is (d_{i+1}, d_i + 1), bias last      (N, d_{i+1})
@@ -17,14 +18,17 @@ differentiates the forward pass in the direction V of the weights::
     R s_i     = a_bar_i V_i^T + R a_i W_i[:, :d_i]^T            R a_0 = 0
     R a_{i+1} = phi'_i(s_i) * R s_i
 
-so that ``tangent`` is J V, ``backward`` followed by ``g_i^T a_bar_i`` is J^T dz, and the two are adjoints. Applied to
-the backward pass, R gives the products with the Hessian (`hessian`)::
+so ``tangent`` is J V, ``backward`` followed by ``g_i^T a_bar_i`` is J^T dz, and the two are adjoint to each other.
+Applied to the backward pass, R gives the products with the Hessian (`hessian`)::
 
     R g_{L-1} = R dz
     R da_i    = R g_i W_i[:, :d_i] + g_i V_i[:, :d_i]                     da_i = g_i W_i[:, :d_i]
     R g_{i-1} = R da_i * phi'_{i-1}(s_{i-1}) + da_i * phi''_{i-1}(s_{i-1}) * R s_{i-1}
 
 A layer without bias has ``a_bar_i = a_i`` and W_i of shape (d_{i+1}, d_i).
+
+In the methods below, `weights` are the parameters, one array per layer, and `forward` is the `Pass` computed at them;
+`V` is a direction, a list of arrays shaped like the weights. Nothing is checked here: `Point` checks its arguments.
 """
 
 from __future__ import annotations
@@ -43,9 +47,9 @@ from .checks import Array, Direction, Rows
 
 @dataclass(frozen=True)
 class Activation:
-    """A nonlinearity and its first two derivatives, elementwise.
+    """A nonlinearity phi and its first two derivatives, elementwise.
 
-    The derivatives take ``(s, a)`` with ``a = phi(s)``, which the forward pass has already paid for.
+    The derivatives take ``(s, a)`` with ``a = phi(s)``, which the forward pass has already computed.
     """
 
     phi: Callable[[Array], Array]
@@ -53,7 +57,7 @@ class Activation:
     ddphi: Callable[[Array, Array], Array]
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        """Pickle a nonlinearity of `ACTIVATIONS` by its name: its functions cannot be pickled."""
+        """Pickle an entry of `ACTIVATIONS` by its name, because its functions cannot be pickled."""
         for name, f in ACTIVATIONS.items():
             if f is self:
                 return _activation, ("hidden", name)
@@ -61,7 +65,7 @@ class Activation:
 
 
 def _logistic(s: Array) -> Array:
-    return (1 + np.tanh(s / 2)) / 2         # several times faster than scipy.special.expit; see likelihoods for tails
+    return (1 + np.tanh(s / 2)) / 2         # several times faster than expit; for accurate tails see `likelihoods`
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -78,24 +82,12 @@ ACTIVATIONS: dict[str, Activation] = {
 
 @dataclass(frozen=True)
 class Pass:
-    """What one forward pass leaves behind.
+    """The intermediate results of one forward pass, one array per layer i = 0..L-1."""
 
-    Attributes
-    ----------
-    activations : tuple of L `Activation`
-        The nonlinearity after each layer; the last is the identity.
-    a : tuple of (N, d_i) arrays, i = 0..L-1
-        The input of layer i; a view of its `a_bar`.
-    a_bar : tuple of (N, d_i + 1) arrays, i = 0..L-1
-        The input of layer i with its column of ones, where the layer has a bias.
-    s : tuple of (N, d_{i+1}) arrays, i = 0..L-1
-        The output of layer i before its nonlinearity; ``s[-1]`` is the network's output z.
-    """
-
-    activations: tuple[Activation, ...]
-    a: tuple[Array, ...]
-    a_bar: tuple[Array, ...]
-    s: tuple[Array, ...]
+    activations: tuple[Activation, ...]     #: The nonlinearity after each layer; the last is the identity.
+    a: tuple[Array, ...]                    #: The input of layer i, (N, d_i); a view of its `a_bar`.
+    a_bar: tuple[Array, ...]                #: The same with a column of ones, (N, d_i + 1), if the layer has a bias.
+    s: tuple[Array, ...]                    #: The output of layer i before its nonlinearity, (N, d_{i+1}).
 
     @cached_property
     def slopes(self) -> tuple[Array, ...]:
@@ -113,25 +105,14 @@ class Pass:
         return self.s[-1]
 
     def take(self, rows: Rows) -> Pass:
-        """Return the pass of some of the examples, without computing it again.
-
-        Parameters
-        ----------
-        rows : slice or (n,) int array
-            Which examples.
-
-        Returns
-        -------
-        Pass
-            Of n examples, in the order of `rows`.
-        """
+        """Return the pass for some of the examples, in the order of `rows`, without computing it again."""
         a_bar = tuple(a_bar[rows] for a_bar in self.a_bar)
         a = tuple(taken[:, :a.shape[1]] for taken, a in zip(a_bar, self.a, strict=True))
         return Pass(self.activations, a, a_bar, tuple(s[rows] for s in self.s))
 
 
 class Network(Protocol):
-    """What a `Model` needs of its network: an `MLP`, or a re-parameterized one."""
+    """The interface that a `Model` needs of its network; `MLP` implements it."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -149,37 +130,28 @@ class Network(Protocol):
         """Draw initial weights."""
 
     def forward(self, weights: Direction, x: Array) -> Pass:
-        """Run the network and keep every intermediate."""
+        """Run the network and return every intermediate result."""
 
     def backward(self, weights: Direction, forward: Any, dz: Array) -> list[Array]:
-        """Send gradients with respect to the output back."""
+        """Propagate gradients with respect to the output back to the outputs of all layers."""
 
     def tangent(self, weights: Direction, forward: Any, V: Direction) -> Array:
-        """Differentiate the output in a direction of the weights."""
+        """Return J V, the derivative of the output in the direction V of the weights."""
 
 
 @dataclass(frozen=True)
 class MLP:
-    """A fully connected network with linear output.
+    """A fully connected network with linear output (sec. 2.1).
 
     Parameters
     ----------
     sizes : tuple of int
         Widths d_0, ..., d_L: inputs, hidden layers, outputs.
     hidden : str or sequence of L-1 str
-        The nonlinearity of the hidden layers, one for all or one each: ``tanh``, ``logistic``, ``relu``,
+        The nonlinearity of the hidden layers, one for all or one per layer: ``tanh``, ``logistic``, ``relu``,
         ``softplus``, ``identity``, or an `Activation` of your own.
     bias : bool or sequence of L bool
         Whether the layers have a bias, one value for all or one per layer.
-
-    Raises
-    ------
-    ValueError
-        For fewer than two sizes, a size below 1, an unknown nonlinearity, or a wrong number of them or of biases.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 2.1.
 
     Examples
     --------
@@ -228,28 +200,16 @@ class MLP:
         return (*(_activation("hidden", f) for f in self.hidden), ACTIVATIONS["identity"])
 
     def init(self, rng: np.random.Generator, scheme: str = "sparse", dtype: DTypeLike = np.float64) -> list[Array]:
-        """Draw initial weights.
+        """Draw initial weights, one (d_{i+1}, d_i + 1) array per layer, with the bias in the last column.
 
         Parameters
         ----------
-        rng : numpy.random.Generator
-            Where randomness comes from.
         scheme : {"sparse", "glorot"}
-            ``sparse`` is the paper's (sec. 13): each unit has 15 incoming weights from N(0, 1), all of them where it
-            has fewer inputs, and bias 0. The units of a tanh layer have half those weights and the bias 1/2, as in
-            the author's code. ``glorot`` draws all weights from U(-r, r), r = sqrt(6 / (fan in + fan out)), biases 0.
+            ``sparse`` is the paper's (sec. 13): each unit has 15 incoming weights from N(0, 1), or all of them if it
+            has fewer inputs, and bias 0. The units of a tanh layer have half those weights and the bias 1/2, as in the
+            author's code. ``glorot`` draws all weights from U(-r, r), r = sqrt(6 / (fan in + fan out)), with biases 0.
         dtype : {numpy.float64, numpy.float32}
             The precision of everything that is computed from these weights.
-
-        Returns
-        -------
-        weights : list of (d_{i+1}, d_i + 1) arrays
-            One a layer, the bias in the last column.
-
-        Raises
-        ------
-        ValueError
-            For an unknown scheme.
         """
         dtype = checks.precision("dtype", dtype)
         draw = checks.known("scheme", scheme, {"sparse": _sparse, "glorot": _glorot})
@@ -258,20 +218,7 @@ class MLP:
                 for n, m, name, b in zip(self.sizes[:-1], self.sizes[1:], names, self.bias, strict=True)]
 
     def forward(self, weights: Direction, x: Array) -> Pass:
-        """Run the network and keep every intermediate.
-
-        Parameters
-        ----------
-        weights : list of (d_{i+1}, d_i + 1) arrays
-            The parameters.
-        x : (N, d_0) array
-            One example a row.
-
-        Returns
-        -------
-        Pass
-            All ``a_bar`` and ``s``.
-        """
+        """Run the network on x, (N, d_0), and return every intermediate result."""
         a, a_bar, s = [], [], []
         now = x
         for W, f, b in zip(weights, self.activations, self.bias, strict=True):
@@ -282,21 +229,10 @@ class MLP:
         return Pass(self.activations, tuple(a), tuple(a_bar), tuple(s))
 
     def backward(self, weights: Direction, forward: Pass, dz: Array) -> list[Array]:
-        """Send gradients with respect to the output back through the network.
+        """Propagate dz, (N, d_L) or a stack (K, N, d_L), back through the network.
 
-        Parameters
-        ----------
-        weights : list of (d_{i+1}, d_i + 1) arrays
-            The parameters at which `forward` was computed.
-        forward : Pass
-            The result of `forward`.
-        dz : (N, d_L) or (K, N, d_L) array
-            One vector for each example, or a stack of K.
-
-        Returns
-        -------
-        g : list of (N, d_{i+1}) or (K, N, d_{i+1}) arrays
-            ``g[i]`` is the gradient with respect to ``s[i]``, example by example.
+        Returns g: ``g[i]``, (N, d_{i+1}) or (K, N, d_{i+1}), is the gradient with respect to ``s[i]``, example by
+        example.
         """
         g = [dz]
         for W, slope in zip(reversed(weights[1:]), reversed(forward.slopes), strict=True):
@@ -308,22 +244,7 @@ class MLP:
         return g[::-1]
 
     def tangent(self, weights: Direction, forward: Pass, V: Direction) -> Array:
-        """Differentiate the output in a direction of the weights (the R-operator): ``J V``.
-
-        Parameters
-        ----------
-        weights : list of (d_{i+1}, d_i + 1) arrays
-            The parameters at which `forward` was computed.
-        forward : Pass
-            The result of `forward`.
-        V : list of (d_{i+1}, d_i + 1) arrays
-            The direction.
-
-        Returns
-        -------
-        dz : (N, d_L) array
-            The derivative of z along V, example by example.
-        """
+        """Return J V, the derivative of z in the direction V of the weights (the R-operator), (N, d_L)."""
         ds = forward.a_bar[0] @ V[0].T
         for W, v, a_bar, slope in zip(weights[1:], V[1:], forward.a_bar[1:], forward.slopes, strict=True):
             ds *= slope                                                 # now R a
@@ -332,20 +253,14 @@ class MLP:
 
     def tangent_backward(self, weights: Direction, forward: Pass, V: Direction, g: Direction,
                          Rdz: Callable[[Array], Array]) -> tuple[list[Array], list[Array]]:
-        """Differentiate the backward pass in a direction of the weights.
+        """Differentiate the backward pass in the direction V of the weights.
 
         Parameters
         ----------
-        weights : list of (d_{i+1}, d_i + 1) arrays
-            The parameters at which `forward` was computed.
-        forward : Pass
-            The result of `forward`.
-        V : list of (d_{i+1}, d_i + 1) arrays
-            The direction.
         g : list of (N, d_{i+1}) arrays
             The result of `backward`.
         Rdz : function of an (N, d_L) array
-            The derivative of dz, from that of z.
+            Returns the derivative of dz, given that of z.
 
         Returns
         -------

@@ -1,9 +1,11 @@
-"""Directions: lists of arrays shaped like the weights, and the few operations of a vector space on them.
+"""Directions: lists of arrays shaped like the weights, and the vector-space operations on them.
 
-The parameter vector is ``theta = [vec(W_0); vec(W_1); ...]``, where vec stacks the COLUMNS of a matrix, and
+The parameter vector is ``theta = [vec(W_0); vec(W_1); ...]``, where vec stacks the COLUMNS of a matrix and
 ``W_i`` is (d_{i+1}, d_i + 1) with the bias as its last column (paper: sec. 2.1, whose W_i is our ``weights[i-1]``).
-A gradient, a step or a velocity is a *direction*: a list of arrays of those shapes. It is a vector like theta, kept
-in the form in which it is used.
+A gradient, a step or a velocity is a *direction*: a list of arrays of these shapes. It represents the same vector, but
+layer by layer, in the form in which products with it are computed.
+
+Below, `U` and `V` are directions; two directions in one call must have the same shapes (ValueError otherwise).
 """
 
 from __future__ import annotations
@@ -16,17 +18,7 @@ from .checks import Array, Direction
 
 
 def flatten(V: Direction) -> Array:
-    """Return the vector of a direction.
-
-    Parameters
-    ----------
-    V : list of (m_i, n_i) arrays
-        A direction.
-
-    Returns
-    -------
-    theta : (P,) array
-        The concatenation of ``vec(V_i)``, columns stacked.
+    """Return the vector ``[vec(V_0); vec(V_1); ...]`` of a direction, (P,).
 
     Examples
     --------
@@ -38,25 +30,7 @@ def flatten(V: Direction) -> Array:
 
 
 def unflatten(theta: Array, shapes: Sequence[tuple[int, int]]) -> list[Array]:
-    """Return the direction of a vector: the inverse of `flatten`.
-
-    Parameters
-    ----------
-    theta : (P,) array
-        A vector of all parameters.
-    shapes : list of (m_i, n_i)
-        The shape of each layer's weights.
-
-    Returns
-    -------
-    V : list of (m_i, n_i) arrays
-        Copies, one a layer.
-
-    Raises
-    ------
-    ValueError
-        Where the sizes do not add up to P.
-    """
+    """Return the direction of a (P,) vector, as copies: the inverse of `flatten`."""
     theta = np.asarray(theta)
     sizes = [m * n for m, n in shapes]
     if theta.shape != (sum(sizes),):
@@ -66,35 +40,13 @@ def unflatten(theta: Array, shapes: Sequence[tuple[int, int]]) -> list[Array]:
 
 
 def inner(U: Direction, V: Direction) -> float:
-    """Return the Euclidean inner product ``u^T v`` of two directions.
-
-    Parameters
-    ----------
-    U, V : lists of (m_i, n_i) arrays
-        Directions of the same shapes.
-
-    Raises
-    ------
-    ValueError
-        Where the two do not fit.
-    """
+    """Return the Euclidean inner product ``u^T v``."""
     _check_fit(U, V)
     return float(sum(np.vdot(u, v) for u, v in zip(U, V, strict=True)))
 
 
 def gram(directions: Sequence[Direction]) -> Array:
-    """Return the inner products of a few directions with each other.
-
-    Parameters
-    ----------
-    directions : sequence of K directions
-        Lists of arrays of the same shapes.
-
-    Returns
-    -------
-    (K, K) float64 array
-        ``v_k^T v_l``, symmetric.
-    """
+    """Return all inner products ``v_k^T v_l`` of K directions, a symmetric (K, K) float64 array."""
     products = np.empty((len(directions), len(directions)))
     for k, U in enumerate(directions):
         for m, V in enumerate(directions[:k + 1]):
@@ -103,75 +55,28 @@ def gram(directions: Sequence[Direction]) -> Array:
 
 
 def norm(V: Direction) -> float:
-    """Return the Euclidean norm of a direction.
-
-    Parameters
-    ----------
-    V : list of (m_i, n_i) arrays
-        A direction.
-    """
+    """Return the Euclidean norm of a direction."""
     return float(np.sqrt(inner(V, V)))
 
 
 def scale(c: float, V: Direction) -> list[Array]:
-    """Return ``c v`` in the dtype of `V`.
-
-    Parameters
-    ----------
-    c : float
-        The multiplier.
-    V : list of (m_i, n_i) arrays
-        A direction.
-
-    Returns
-    -------
-    list of (m_i, n_i) arrays
-        New arrays.
-    """
+    """Return ``c v`` in the dtype of `V`."""
     return [v.dtype.type(c) * v for v in V]
 
 
 def add(U: Direction, V: Direction) -> list[Array]:
-    """Return ``u + v``.
-
-    Parameters
-    ----------
-    U, V : lists of (m_i, n_i) arrays
-        Directions of the same shapes.
-
-    Returns
-    -------
-    list of (m_i, n_i) arrays
-        New arrays.
-
-    Raises
-    ------
-    ValueError
-        Where the two do not fit.
-    """
+    """Return ``u + v``."""
     _check_fit(U, V)
     return [u + v for u, v in zip(U, V, strict=True)]
 
 
 def copy(V: Direction) -> tuple[Array, ...]:
-    """Return a copy of a direction that shares no memory with it.
-
-    Parameters
-    ----------
-    V : list of (m_i, n_i) arrays
-        A direction.
-    """
+    """Return a copy of a direction that shares no memory with it."""
     return tuple(v.copy(order="K") for v in V)
 
 
 def zeros_like(V: Direction) -> list[Array]:
-    """Return the zero direction of the shapes and dtype of `V`.
-
-    Parameters
-    ----------
-    V : list of (m_i, n_i) arrays
-        A direction; its values are not read.
-    """
+    """Return the zero direction with the shapes and dtype of `V`."""
     return [np.zeros_like(v) for v in V]
 
 

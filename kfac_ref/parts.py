@@ -1,9 +1,10 @@
-"""A data set in parts: small recipes of points, and means over all examples that are computed part by part.
+"""A data set in parts, and means over all examples that are computed part by part.
 
     mean over all examples = sum over parts of (n / N) (mean over the part)
 
 Loss, gradient, factors, dense Fishers and products with them are such means, so the forward pass of a whole data set
-never needs to be in memory. `Model.parts` makes the parts.
+never has to fit in memory. A part holds what is needed to make its point, not the point itself; `Model.parts` makes
+the parts.
 """
 
 from __future__ import annotations
@@ -25,27 +26,13 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Some examples of a data set and the weights to evaluate them at; `point` runs the forward pass.
-
-    Attributes
-    ----------
-    model : Model
-        The model.
-    weights : tuple of (d_{i+1}, d_i + 1) arrays
-        The parameters.
-    x : (n, d_0) array or function
-        The inputs of the part, or a function without arguments that returns ``(x, y)`` where they are needed.
-    y : (n,) or (n, C) array or None
-        The labels or targets of the part.
-    rows : slice
-        Where the part lies in the whole data set.
-    """
+    """Some examples of a data set and the weights to evaluate them at; `point` runs the forward pass."""
 
     model: Model
     weights: tuple[Array, ...]
-    x: Any
-    y: Any
-    rows: slice
+    x: Any          #: Inputs (n, d_0), or a function without arguments that loads them: it returns ``(x, y)``.
+    y: Any          #: Labels (n,) or targets (n, C), or None.
+    rows: slice     #: The position of these examples in the whole data set.
 
     def point(self) -> Point:
         """Run the network on the examples of this part."""
@@ -56,28 +43,17 @@ class Part:
 
 def mean_over(parts: Iterable[Part], f: Callable[[Point], Value],
               map: Callable[..., Iterable[tuple[int, Value]]] = map) -> Value:
-    """Return the mean of `f` over all examples, computed part by part.
+    """Return the mean of `f` over all examples, ``sum (n / N) f(part)``, added up in the order of the parts.
 
     Parameters
     ----------
-    parts : iterable of Part
-        From `Model.parts`.
     f : function of a Point
-        Its result is a mean over the examples of that point: a number, an array, a sequence or mapping of them (such as
-        a direction), `Moments`, or the `Factors` of an estimator that is a plain mean.
+        Its result is a mean over the examples of that point: a number, an array, a sequence or mapping of these (such
+        as a direction), `Moments`, or the `Factors` of an estimator whose factors are means. Raises ValueError for any
+        other result.
     map : function
         ``map(function, parts)``, such as that of an executor (default: the built-in one). It must keep the order. `f`
         is evaluated inside it, so no more forward passes are in memory than are evaluated at once.
-
-    Returns
-    -------
-    the type that `f` returns
-        ``sum (n / N) f(part)``, added up in the order of the parts.
-
-    Raises
-    ------
-    ValueError
-        For no parts, or results that cannot be averaged.
 
     Examples
     --------
@@ -104,7 +80,7 @@ def _evaluate(f: Callable[[Point], Value], part: Part) -> tuple[int, Value]:
 
 
 def _combine(mix: Callable[..., Any], *values: Any) -> Any:
-    """Apply `mix` to numbers and arrays at the same place of equally built values."""
+    """Apply `mix` to the numbers and arrays at the same place in values of the same structure."""
     first = values[0]
     if hasattr(first, "combine"):
         return first.combine(mix, *values[1:])

@@ -1,4 +1,4 @@
-"""The quadratic model that chooses the length of a step, and judges it (paper: sec. 6.4, 6.5 and 7).
+"""The quadratic model that chooses the length of a step and judges the step (paper: sec. 6.4, 6.5 and 7).
 
     M(delta) = h + grad^T delta + 1/2 delta^T (F + damping I) delta,       damping = lambda + eta,  F exact
 
@@ -6,8 +6,8 @@ On the span of a few directions v_k, delta = sum_k c_k v_k, it is a small quadra
 
     M(delta) - M(0) = b^T c + 1/2 c^T B c,      b_k = grad^T v_k,      B_kl = v_k^T F v_l + damping v_k^T v_l
 
-With the one direction Delta its minimum is the paper's alpha* (sec. 6.4); with Delta and the last step delta_0 it is
-the paper's (alpha, mu) (sec. 7). At the minimum ``M(delta) - M(0) = 1/2 grad^T delta``.
+With the one direction Delta its minimum is the paper's alpha* (sec. 6.4); with Delta and the previous step delta_0 it
+is the paper's (alpha, mu) (sec. 7). At the minimum ``M(delta) - M(0) = 1/2 grad^T delta``.
 """
 
 from __future__ import annotations
@@ -24,26 +24,13 @@ from .params import inner
 
 @dataclass(frozen=True, eq=False)
 class SmallModel:
-    """M - M(0) on the span of K directions.
+    """M - M(0) on the span of K directions v_k."""
 
-    Parameters
-    ----------
-    Q : (K, K) array
-        ``v_k^T F v_l``, as `fisher_gram` returns it.
-    inner : (K, K) array
-        ``v_k^T v_l``.
-    slope : (K,) array
-        ``grad^T v_k``.
-    damping : float
-        lambda + eta.
-    rounding : float
-        The relative accuracy of these numbers; eps of the weights' dtype.
-    """
-
-    Q: Array
-    inner: Array
-    slope: Array
-    damping: float
+    Q: Array            #: ``v_k^T F v_l``, (K, K), as returned by `fisher_gram`.
+    inner: Array        #: ``v_k^T v_l``, (K, K).
+    slope: Array        #: ``grad^T v_k``, (K,).
+    damping: float      #: lambda + eta.
+    #: The relative accuracy of these numbers: eps of the weights' dtype.
     rounding: float = float(np.finfo(np.float64).eps)
 
     @property
@@ -52,50 +39,22 @@ class SmallModel:
         return self.Q + self.damping * self.inner
 
     def value(self, c: Sequence[float] | Array) -> float:
-        """Return ``M(sum_k c_k v_k) - M(0)``.
-
-        Parameters
-        ----------
-        c : (K,) array or sequence of float
-            The coefficients of the directions.
-        """
+        """Return ``M(sum_k c_k v_k) - M(0)`` for K coefficients."""
         c = np.asarray(c)
         return float(self.slope @ c + c @ self.B @ c / 2)
 
     def length(self, c: Sequence[float]) -> float:
-        """Return the Euclidean norm of ``sum_k c_k v_k``.
-
-        Parameters
-        ----------
-        c : sequence of K float
-            Coefficients.
-
-        Returns
-        -------
-        float
-            The norm.
-        """
+        """Return the Euclidean norm of ``sum_k c_k v_k`` for K coefficients."""
         used = np.array(c)
         return math.sqrt(max(float(used @ self.inner @ used), 0.0))
 
     def minimum(self) -> tuple[tuple[float, ...], float]:
-        """Return the best coefficients and the decrease of M that they reach.
+        """Return the best coefficients and the change of M that they give, ``M - M(0) <= 0`` (sec. 6.4 and 7).
 
-        A direction that is zero, or that lies in the span of those before it up to rounding, is dropped (its
-        coefficient is 0), not inverted.
-
-        Returns
-        -------
-        c : tuple of K float
-            The coefficients.
-        decrease : float
-            ``M - M(0)``, never positive.
-
-        Notes
-        -----
-        Source: Martens & Grosse 2015, sec. 6.4 and 7.
+        A direction that is zero, or that lies in the span of the previous ones up to rounding, is dropped: its
+        coefficient is 0.
         """
-        # Scaled to a unit diagonal: the two directions of a step may differ in length by many orders.
+        # Scaled to a unit diagonal: the lengths of the two directions of a step can differ by orders of magnitude.
         B = self.B
         length = np.sqrt(np.maximum(np.diag(B), 0))
         divisor = np.where(length > 0, length, 1)
@@ -109,7 +68,7 @@ class SmallModel:
 
 
 def _independent(unit: list[list[float]], nonzero: list[bool], tolerance: float) -> list[int]:
-    """Return which rows of a small matrix of unit diagonal are independent of those before: Cholesky, row by row."""
+    """Return the independent rows of a matrix with unit diagonal: Cholesky, row by row, skipping zero pivots."""
     chosen: list[int] = []
     rows: list[list[float]] = []
     for k, entries in enumerate(unit):
@@ -124,23 +83,11 @@ def _independent(unit: list[list[float]], nonzero: list[bool], tolerance: float)
 
 
 def kl_clip(step: Direction, gradient: Direction, kappa: float, learning_rate: float) -> float:
-    """Return nu, which shortens a step to a bounded change of the prediction: ``min(1, sqrt(kappa / (lr^2 |s|)))``.
+    """Return nu, which scales a step to a bounded change of the prediction: ``min(1, sqrt(kappa / (lr^2 |s|)))``.
 
-    Parameters
-    ----------
-    step, gradient : directions
-        ``s = step . gradient``. For ``step = -F^{-1} gradient``, ``lr^2 |s|`` is twice the KL divergence of lr step, to
-        second order.
-    kappa, learning_rate : float
-        The bound, and lr.
+    Here ``s = step . gradient`` and lr is the learning rate. For ``step = -F^{-1} gradient``, ``lr^2 |s|`` is twice the
+    KL divergence caused by ``lr step``, to second order. A step of zero has nu = 1.
 
-    Returns
-    -------
-    float
-        1 for a step of zero.
-
-    Notes
-    -----
     Source: Ba, Grosse & Martens 2017.
 
     Examples
@@ -154,23 +101,10 @@ def kl_clip(step: Direction, gradient: Direction, kappa: float, learning_rate: f
 
 
 def reduction_ratio(actual: float, predicted: float) -> float:
-    """Return rho, the change of h over the change of M that was predicted; 1 where both are zero.
+    """Return rho, the actual change of h over the predicted change of M (sec. 6.5); 1 where both are zero.
 
-    Parameters
-    ----------
-    actual : float
-        ``h(theta + delta) - h(theta)`` on the batch; may be NaN or infinite.
-    predicted : float
-        ``M(delta) - M(0)``, not positive.
-
-    Returns
-    -------
-    float
-        rho; NaN where the actual change is not finite, or where nothing was predicted and something happened.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 6.5.
+    `actual` is ``h(theta + delta) - h(theta)`` on the batch, and `predicted` is ``M(delta) - M(0)``. rho is NaN where
+    the actual change is not finite, or where the predicted change is zero and the actual one is not.
 
     Examples
     --------
@@ -185,22 +119,19 @@ def reduction_ratio(actual: float, predicted: float) -> float:
 
 
 def ratio_to_slope(curvature: float, slope: float) -> float:
-    """Return ``2 (1 - curvature / |slope|)``: rho, where the two parts of a change of h are known.
+    """Return ``2 (1 - curvature / |slope|)``, a rho for the case that the two parts of a change of h are known.
+
+    It equals `reduction_ratio` of the two changes if the model predicts half of a negative slope. It is 1 if the
+    curvature is half of the slope, as at the end of a step of the right length; 2 without curvature, 0 if h ends where
+    it began, NaN for a slope of 0.
 
     Parameters
     ----------
     curvature : float
         ``h(theta + delta) - h(theta) - grad h^T delta``, or a sum of such numbers.
     slope : float
-        ``grad h^T delta``, or the sum of these; where noise makes it positive, its size still says how much curvature
-        is too much.
-
-    Returns
-    -------
-    float
-        1 if curvature is half of the slope, as at the end of a step of the right length; 2 without curvature, 0 if h
-        ends where it began. `reduction_ratio` of the two changes where half of a negative slope is what the
-        model predicts. NaN for a slope of 0.
+        ``grad h^T delta``, or the sum of these. Where noise makes it positive, its size is still the scale against
+        which the curvature is judged.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Assertions for the test suites of other implementations: where numbers differ, the message is the diagnosis.
+"""Assertions for the test suites of other implementations; if values differ, the message is the diagnosis.
 
 ::
 
@@ -8,6 +8,9 @@
     def test_my_factors():
         problem = Problem.from_arrays(weights, x, y, hidden=["tanh"], biases=biases)
         assert_kfac_factors(problem, my_A, my_G)
+
+Both raise an AssertionError with a table of the values and, where they differ, what was done differently; unknown or
+malformed quantities raise a ValueError.
 """
 
 from __future__ import annotations
@@ -23,27 +26,18 @@ _G = {"exact": "G", "sampled": "G_sampled", "empirical": "G_empirical"}
 
 def assert_kfac(problem: Problem, quantities: Mapping[str, Any], dialect: str | None = None, rtol: float | None = None,
                 samples: int | None = None) -> None:
-    """Fail with the diagnosis unless quantities are those that a problem defines.
+    """Fail with the diagnosis unless the quantities are those that the problem defines.
 
     Parameters
     ----------
-    problem : Problem
-        What defines them.
     quantities : mapping
-        Any of `oracle.QUANTITIES` by name: a number, an array, or a list with one array a layer.
+        Any of `oracle.QUANTITIES` by name: a number, an array, or a list with one array per layer.
     dialect : str, optional
-        In whose conventions they are.
+        The name of the implementation whose conventions the values follow.
     rtol : float, optional
-        The largest relative error that counts as rounding, in place of what the precision allows.
+        The largest relative error that counts as rounding (default: what the precision of the values allows).
     samples : int, optional
         The number of targets behind a ``G_sampled`` whose targets are not in the problem.
-
-    Raises
-    ------
-    AssertionError
-        With the table and what was done where they differ.
-    ValueError
-        For quantities that are unknown or malformed.
 
     Examples
     --------
@@ -59,27 +53,10 @@ def assert_kfac(problem: Problem, quantities: Mapping[str, Any], dialect: str | 
 
 def assert_kfac_factors(problem: Problem, A: Sequence[Any], G: Sequence[Any], expectation: str = "exact",
                         dialect: str | None = None, rtol: float | None = None, samples: int | None = None) -> None:
-    """Fail with the diagnosis unless A and G are the Kronecker factors of a problem.
+    """Fail with the diagnosis unless A and G are the Kronecker factors of the problem.
 
-    Parameters
-    ----------
-    problem : Problem
-        What defines them.
-    A : sequence of (n, n) arrays
-        One a layer, of the inputs with their ones.
-    G : sequence of (m, m) arrays
-        One a layer, of the outputs.
-    expectation : {"exact", "sampled", "empirical"}
-        Which G it is.
-    dialect, rtol, samples : optional
-        As in `assert_kfac`.
-
-    Raises
-    ------
-    AssertionError
-        With the table and what was done where they differ.
-    ValueError
-        For an unknown expectation, or malformed matrices.
+    `A` (of the inputs with their ones) and `G` (of the outputs) hold one matrix per layer; `expectation` says whether G
+    is exact, sampled or empirical. The other arguments are those of `assert_kfac`.
     """
     __tracebackhide__ = True
     assert_kfac(problem, {"A": A, checks.known("expectation", expectation, _G): G}, dialect, rtol, samples)

@@ -92,13 +92,13 @@ def broken(name: str, change) -> object:
 @pytest.mark.parametrize(("act", "message"), [
     (broken("images-idx3-ubyte", lambda b: b[:-1]), "images-idx3-ubyte is truncated: 20 items take 15696 bytes"),
     (broken("images-idx3-ubyte", lambda b: b + b"0"), "images-idx3-ubyte is padded: 20 items take 15696 bytes"),
-    (broken("images-idx3-ubyte", lambda b: b[:10]), "images-idx3-ubyte is truncated: its head takes 16 bytes"),
+    (broken("images-idx3-ubyte", lambda b: b[:10]), "images-idx3-ubyte is truncated: its header takes 16 bytes"),
     (broken("labels-idx1-ubyte", lambda b: b"\0\0\x08\x03" + b[4:]), "magic number 00000801, got 00000803"),
     (broken("labels-idx1-ubyte", lambda b: b""), "magic number 00000801, got nothing"),
     (broken("labels-idx1-ubyte", lambda b: b[:-1] + b"\x0a"), "must hold labels 0..9, got 10"),
     (broken("labels-idx1-ubyte", lambda b: idx(np.zeros(19))), "holds 20 t10k images and 19 labels"),
     (broken("images-idx3-ubyte", lambda b: idx(np.zeros((20, 8, 8)))), r"items of shape \(28, 28\), got \(8, 8\)"),
-    (broken("images-idx3-ubyte", lambda b: idx(np.zeros((0, 28, 28)))), "is empty: it says that it holds 0 items"),
+    (broken("images-idx3-ubyte", lambda b: idx(np.zeros((0, 28, 28)))), "is empty: its header gives 0 items"),
     (lambda folder: (folder / "t10k-labels-idx1-ubyte").unlink(), "but not t10k-labels-idx1-ubyte"),
     (lambda folder: [path.unlink() for path in folder.iterdir()], "is offered under that name by")])
 def test_a_damaged_folder_is_refused_by_what_is_wrong(tmp_path: Path, act, message: str) -> None:

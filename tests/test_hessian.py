@@ -239,7 +239,7 @@ def test_labels_of_another_batch_are_refused():
 
 @pytest.mark.parametrize(("bad", "message"), [
     (lambda V: [V[0], V[1].T], "V[1] must have shape (3, 6), got (6, 3)"),
-    (lambda V: V[:1], "V must hold one array a layer: expected 2, got 1"),
+    (lambda V: V[:1], "V must hold one array per layer: expected 2, got 1"),
     (lambda V: [V[0] * np.nan, V[1]], "V[0] must be finite: 25 of 25 entries"),
 ])
 def test_directions_that_do_not_fit_are_refused(bad, message):

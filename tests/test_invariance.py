@@ -456,8 +456,8 @@ def test_float32_stays_float32_in_the_passes():
 
 
 @pytest.mark.parametrize(("bad", "message"), [
-    (lambda Om, Ph: (Om[:1], Ph), "Omega must hold one array a layer: expected 3, got 1"),
-    (lambda Om, Ph: (Om, [*Ph, Ph[0]]), "Phi must hold one array a layer: expected 3, got 4"),
+    (lambda Om, Ph: (Om[:1], Ph), "Omega must hold one array per layer: expected 3, got 1"),
+    (lambda Om, Ph: (Om, [*Ph, Ph[0]]), "Phi must hold one array per layer: expected 3, got 4"),
     (lambda Om, Ph: ([Om[0], Om[0][:2], Om[2]], Ph), "Omega[1] must have shape (5, 5), got (2, 4)"),
     (lambda Om, Ph: (Om, [Ph[0], Ph[1], Ph[1]]), "Phi[2] must have shape (2, 2), got (3, 3)"),
     (lambda Om, Ph: ([Om[0], Om[1] * np.nan, Om[2]], Ph), "Omega[1] must be finite: 25 of 25 entries"),

@@ -18,17 +18,10 @@ ORDER = ["checks", "environment", "files", "params", "layers", "network", "gathe
          "quadratic_model", "optimizers", "analysis", "datasets", "plotting", "training", "checkpoints", "experiments",
          "parallel", "oracle", "vectors", "testing", "cli", "__main__"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
-#: A module is read in one sitting. These are longer and are to become shorter, each never longer than it is now.
-LINES, LONGER = 320, {
-    "kronecker.py": 420,
-    "likelihoods.py": 350,
-    "model.py": 440,
-    "network.py": 400,
-}
+#: A module is read in one sitting.
+LINES = 320
 #: So is a function, whose docstring is not counted.
-CODE, MORE_CODE = 40, {
-    "cli.py _add_train": 43,
-}
+CODE = 40
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -67,10 +60,7 @@ def test_the_order_is_seen_at_all() -> None:
 @pytest.mark.parametrize("path", [path for path in MODULES if "oracle" not in path.relative_to(PACKAGE).parts],
                          ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_module_is_long(path: Path) -> None:
-    name = path.relative_to(PACKAGE).as_posix()
-    lines = len(path.read_text().splitlines())
-    assert lines <= LONGER.get(name, LINES)
-    assert name not in LONGER or lines > LINES, "it is no exception any more"
+    assert len(path.read_text().splitlines()) <= LINES
 
 
 def lines_of_code(function: ast.FunctionDef, source: list[str]) -> int:
@@ -83,12 +73,10 @@ def lines_of_code(function: ast.FunctionDef, source: list[str]) -> int:
 @pytest.mark.parametrize("path", [path for path in MODULES if "oracle" not in path.relative_to(PACKAGE).parts],
                          ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_function_is_long(path: Path) -> None:
-    source, name = path.read_text().splitlines(), path.relative_to(PACKAGE).as_posix()
+    source = path.read_text().splitlines()
     for function in ast.walk(ast.parse("\n".join(source))):
         if isinstance(function, ast.FunctionDef):
-            count = lines_of_code(function, source)
-            assert count <= MORE_CODE.get(f"{name} {function.name}", CODE), function.name
-            assert f"{name} {function.name}" not in MORE_CODE or count > CODE, "it is no exception any more"
+            assert lines_of_code(function, source) <= CODE, function.name
 
 
 def test_lines_of_code_are_counted_without_what_explains_them() -> None:

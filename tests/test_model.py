@@ -393,10 +393,10 @@ REFUSALS: list[tuple[Callable[[], object], str]] = [
     (model("much"), "weight_decay must be a number, got 'much'"),
     (model(None), "weight_decay must be a number, got None"),
     # Weights
-    (at(weights=W[:1]), "weights must hold one array a layer: expected 2, got 1"),
-    (at(weights=[*W, W[1]]), "weights must hold one array a layer: expected 2, got 3"),
-    (at(weights=[]), "weights must hold one array a layer: expected 2, got 0"),
-    (at(weights=np.zeros((2, 5, 5))), "weights must be a list of 2 arrays, one a layer, got ndarray"),
+    (at(weights=W[:1]), "weights must hold one array per layer: expected 2, got 1"),
+    (at(weights=[*W, W[1]]), "weights must hold one array per layer: expected 2, got 3"),
+    (at(weights=[]), "weights must hold one array per layer: expected 2, got 0"),
+    (at(weights=np.zeros((2, 5, 5))), "weights must be a list of 2 arrays, one per layer, got ndarray"),
     (at(weights=[W[0][:, :-1], W[1]]), "weights[0] must have shape (5, 5), got (5, 4)"),
     (at(weights=[W[0], W[1].T]), "weights[1] must have shape (3, 6), got (6, 3)"),
     (at(weights=[W[0], W[1].ravel()]), "weights[1] must have shape (3, 6), got (18,)"),
@@ -454,8 +454,8 @@ REFUSALS: list[tuple[Callable[[], object], str]] = [
        "y must hold one target for each example, got a stack of 2")
       for p in (P, G, B) for method in ("loss", "error", "gradient")),
     # Directions and gradients
-    (lambda: P.at.tangent(W[:1]), "V must hold one array a layer: expected 2, got 1"),
-    (lambda: P.at.tangent(W[0]), "V must be a list of 2 arrays, one a layer, got ndarray"),
+    (lambda: P.at.tangent(W[:1]), "V must hold one array per layer: expected 2, got 1"),
+    (lambda: P.at.tangent(W[0]), "V must be a list of 2 arrays, one per layer, got ndarray"),
     (lambda: P.at.tangent([W[0], W[1].T]), "V[1] must have shape (3, 6), got (6, 3)"),
     (lambda: P.at.tangent([but(W[0], ((0, 0), np.nan)), W[1]]),
      "V[0] must be finite: 1 of 25 entries are NaN or infinite, the first at (0, 0)"),

@@ -182,10 +182,10 @@ class TestEveryStructure:
         nan = last.copy()
         nan[1, 2] = np.nan
         for V, message in (
-                ([first], "V must hold one array a layer: expected 2, got 1"),
+                ([first], "V must hold one array per layer: expected 2, got 1"),
                 ([first, last.T], r"V\[1\] must have shape \(3, 6\), got \(6, 3\)"),
                 ([first, last[None]], r"V\[1\] must have shape \(3, 6\), got \(1, 3, 6\)"),
-                (params.flatten([first, last]), "V must be a list of 2 arrays, one a layer, got ndarray"),
+                (params.flatten([first, last]), "V must be a list of 2 arrays, one per layer, got ndarray"),
                 ([first, nan], r"V\[1\] must be finite: 1 of 18 entries are NaN or infinite, the first at \(1, 2\)"),
                 ([first, last * 1j], r"V\[1\] must hold real numbers, got dtype complex128")):
             with pytest.raises(ValueError, match=message):

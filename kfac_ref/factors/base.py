@@ -9,8 +9,11 @@ With A_ij = E[a_bar_i a_bar_j^T] and G_ij = E[g_i g_j^T], means over examples (p
 
     F_ij  is approximated by  F~_ij = A_ij kron G_ij
 
-``A[i]`` is of the INPUT of layer i and ``G[i]`` of its output: the two factors of ``weights[i]``. (The paper counts
-layers from 1 and activations from 0, so these are its A_{i,i} and G_{i+1,i+1}.)
+``A[i]`` comes from the INPUT of layer i and ``G[i]`` from its output: they are the two factors of ``weights[i]``. (The
+paper counts layers from 1 and activations from 0, so these are its A_{i,i} and G_{i+1,i+1}.)
+
+Moments or factors can be combined if they come from the same network and estimator; otherwise the methods below raise
+ValueError.
 """
 
 from __future__ import annotations
@@ -24,40 +27,19 @@ from numpy.typing import DTypeLike
 
 from ..checks import Array, Direction
 
-#: The name of a moment and the layers that it belongs to, such as ("A", 0, 1).
+#: The name of a moment and its layers, such as ("A", 0, 1).
 Key: TypeAlias = tuple[Any, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Means over examples, by name.
-
-    Attributes
-    ----------
-    arrays : mapping
-        Each array is a mean over the examples.
-    n : int
-        The number of examples.
-    """
+    """Means over n examples, by name."""
 
     arrays: Mapping[Key, Array]
     n: int
 
     def combine(self, mix: Callable[..., Any], *others: Moments) -> Moments:
-        """Return the moments ``mix(ours, theirs, ...)``, array by array; their n is the sum.
-
-        Parameters
-        ----------
-        mix : function of arrays
-            Makes an array of the same shape.
-        *others : Moments
-            Of the same network and estimator.
-
-        Raises
-        ------
-        ValueError
-            Where the moments are not of the same network and estimator.
-        """
+        """Return the moments ``mix(ours, theirs, ...)``, array by array, with the sum of all n."""
         ours = {key: a.shape for key, a in self.arrays.items()}
         for other in others:
             theirs = {key: a.shape for key, a in other.arrays.items()}
@@ -67,28 +49,16 @@ class Moments:
                        self.n + sum(other.n for other in others))
 
     def merge(self, other: Moments) -> Moments:
-        """Return the moments of both sets of examples together: means weighted by their counts.
-
-        Parameters
-        ----------
-        other : Moments
-            Of the other set.
-
-        Raises
-        ------
-        ValueError
-            Where the two are not of the same network and estimator.
-        """
+        """Return the moments of both sets of examples together: means weighted by the numbers of examples."""
         n = self.n + other.n
         return self.combine(lambda a, b: (self.n * a + other.n * b) / n, other)
 
     def __repr__(self) -> str:
-        """Return one line."""
         return f"Moments of {self.n} examples: {', '.join(' '.join(map(str, key)) for key in self.arrays)}"
 
 
 class ByLayers(dict[Any, Array]):
-    """Matrices by pairs of layers: ``A[i, j]``; ``A[i]`` is short for ``A[i, i]`` and ``A[j, i]`` for ``A[i, j].T``."""
+    """Matrices by pairs of layers: ``A[i, j]``; ``A[i]`` is short for ``A[i, i]``, and ``A[j, i]`` is ``A[i, j].T``."""
 
     def __missing__(self, key: Any) -> Array:
         """Return a matrix by one layer, or by a pair in the other order."""
@@ -103,28 +73,12 @@ class ByLayers(dict[Any, Array]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Factors:
-    """Kronecker factors of the layers, and of pairs of layers.
+    """Kronecker factors of the layers, and of pairs of layers (sec. 3)."""
 
-    Attributes
-    ----------
-    A : mapping of (i, j) to (d_i + 1, d_j + 1) arrays
-        E[a_bar_i a_bar_j^T] for i <= j; ``A[i]`` is short for ``A[i, i]``.
-    G : mapping of (i, j) to (d_{i+1}, d_{j+1}) arrays
-        E[g_i g_j^T].
-    n : int
-        The number of examples behind the means.
-    means : bool
-        Whether A and G are themselves means over the examples, so that factors merge.
-
-    Notes
-    -----
-    Source: Martens & Grosse 2015, sec. 3.
-    """
-
-    A: dict[Any, Array]
-    G: dict[Any, Array]
-    n: int
-    means: bool = False
+    A: dict[Any, Array]     #: E[a_bar_i a_bar_j^T] for i <= j, (d_i + 1, d_j + 1); ``A[i]`` is short for ``A[i, i]``.
+    G: dict[Any, Array]     #: E[g_i g_j^T], (d_{i+1}, d_{j+1}).
+    n: int                  #: The number of examples behind the means.
+    means: bool = False     #: Whether A and G are themselves means over the examples, so that factors can be merged.
 
     def __post_init__(self) -> None:
         if set(self.A) != set(self.G) or not self.A:
@@ -140,22 +94,7 @@ class Factors:
     @classmethod
     def of_layers(cls, A: Sequence[Array], G: Sequence[Array], n: int, A_cross: Sequence[Array] = (),
                   G_cross: Sequence[Array] = ()) -> Factors:
-        """Return factors from lists of matrices.
-
-        Parameters
-        ----------
-        A, G : sequences of L square arrays
-            One per layer.
-        n : int
-            The number of examples behind them.
-        A_cross, G_cross : sequences of L - 1 arrays, optional
-            The cross factors of layers i and i + 1.
-
-        Raises
-        ------
-        ValueError
-            For sequences of different lengths, or matrices that are not square.
-        """
+        """Return factors from lists of one matrix per layer, and optionally cross factors of layers i and i + 1."""
         if len(A) != len(G):
             raise ValueError(f"A and G must hold one matrix for each layer, got {len(A)} and {len(G)}")
         def _by_layers(own: Sequence[Array], cross: Sequence[Array]) -> dict[Any, Array]:
@@ -168,14 +107,13 @@ class Factors:
         return len({i for i, _ in self.A})
 
     def __repr__(self) -> str:
-        """Return one line."""
         shapes = ", ".join(f"{len(A)} x {len(G)}" for A, G in self.layers)
         cross = len(self.A) - len(self)
         return f"Factors of {len(self)} layers (A x G: {shapes}; {cross} cross factors) from {self.n} examples"
 
     @property
     def layers(self) -> list[tuple[Array, Array]]:
-        """A and G of each layer."""
+        """The pair (A, G) of each layer."""
         return [(self.A[i, i], self.G[i, i]) for i in range(len(self))]
 
     @property
@@ -184,35 +122,11 @@ class Factors:
         return tuple((len(G), len(A)) for A, G in self.layers)
 
     def combine(self, mix: Callable[..., Any], *others: Factors) -> Factors:
-        """Return the factors ``mix(ours, theirs, ...)``, array by array; their n is the sum.
-
-        Parameters
-        ----------
-        mix : function of arrays
-            Makes an array of the same shape.
-        *others : Factors
-            Of the same network and reach.
-
-        Raises
-        ------
-        ValueError
-            Where A and G are not means over examples, or not of the same network and reach.
-        """
+        """Return the factors ``mix(ours, theirs, ...)``, array by array, with the sum of all n; all must be means."""
         return as_factors(self._moments().combine(mix, *(other._moments() for other in others)))
 
     def merge(self, other: Factors) -> Factors:
-        """Return the factors of both sets of examples together: means weighted by their counts.
-
-        Parameters
-        ----------
-        other : Factors
-            Of the other set.
-
-        Raises
-        ------
-        ValueError
-            As in `combine`.
-        """
+        """Return the factors of both sets of examples together: means weighted by the numbers of examples."""
         return as_factors(self._moments().merge(other._moments()))
 
     def _moments(self) -> Moments:
@@ -222,26 +136,12 @@ class Factors:
         return Moments({(name, *key): S for name in "AG" for key, S in getattr(self, name).items()}, self.n)
 
     def astype(self, dtype: DTypeLike) -> Factors:
-        """Return the factors in another precision.
-
-        Parameters
-        ----------
-        dtype : {numpy.float64, numpy.float32}
-            Of all matrices.
-        """
+        """Return the factors in another precision, float64 or float32."""
         return Factors({key: S.astype(dtype) for key, S in self.A.items()},
                        {key: S.astype(dtype) for key, S in self.G.items()}, self.n, self.means)
 
 
 def as_factors(moments: Moments, weights: Direction = ()) -> Factors:
-    """Return the moments A and G as they are: how an estimator is finished whose factors are means.
-
-    Parameters
-    ----------
-    moments : Moments
-        With keys ("A", i, j) and ("G", i, j).
-    weights : list of arrays, optional
-        Not used.
-    """
+    """Return the moments ("A", i, j) and ("G", i, j) as factors: the finish of an estimator whose factors are means."""
     A, G = ({key[1:]: S for key, S in moments.arrays.items() if key[0] == name} for name in "AG")
     return Factors(A, G, moments.n, means=True)

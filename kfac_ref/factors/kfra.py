@@ -1,9 +1,13 @@
-"""KFRA: G by a recursion over the layers in place of a backward pass for each column (Botev et al. 2017).
+"""KFRA: G by a recursion over the layers instead of one backward pass per column.
 
     G_{L-1} = E[F_R]
     G_{i-1} = (W_i^T G_i W_i) * E[ phi'_{i-1} phi'_{i-1}^T ]           W_i without its bias column, * entry by entry
 
-It takes the expectation of a product of G_i and the slopes as if the two were independent, at every layer.
+At every layer the recursion takes the expectation of a product of G_i and the slopes phi' as if the two were
+independent. The result equals `kronecker_factors` for linear networks, for one example, in the last layer, and for a
+Gaussian in the last but one.
+
+Source: Botev, Ritter & Barber 2017, "Practical Gauss-Newton optimisation for deep learning".
 """
 
 from __future__ import annotations
@@ -16,19 +20,9 @@ from .base import Factors, Key, Moments
 
 
 def slope_moments(at: Point, expectation: Expectation = exact) -> Moments:
-    """Return A, the mean of F_R, and the second moments of the slopes.
+    """Return A, the mean of F_R and the second moments of the slopes, as ("A", i), ("F_R",) and ("slopes", i).
 
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    expectation : function of a Point
-        Its columns make F_R; with `exact` it is in closed form.
-
-    Returns
-    -------
-    Moments
-        With keys ("A", i), ("F_R",) and ("slopes", i).
+    F_R is made from the columns of the expectation; for `exact` it is in closed form.
     """
     N = len(at)
     if expectation is exact:
@@ -42,15 +36,7 @@ def slope_moments(at: Point, expectation: Expectation = exact) -> Moments:
 
 
 def recursion(moments: Moments, weights: Direction) -> Factors:
-    """Return A as it is and G by KFRA's recursion.
-
-    Parameters
-    ----------
-    moments : Moments
-        From `slope_moments`.
-    weights : list of (d_{i+1}, d_i + 1) arrays
-        The parameters.
-    """
+    """Return A unchanged and G by KFRA's recursion, from the moments of `slope_moments`."""
     arrays, L = moments.arrays, len(weights)
     G = [arrays["F_R",]]
     for i in range(L - 1, 0, -1):
@@ -61,23 +47,5 @@ def recursion(moments: Moments, weights: Direction) -> Factors:
 
 
 def kfra_factors(at: Point, expectation: Expectation = exact) -> Factors:
-    """Return the factors of KFRA.
-
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    expectation : function of a Point
-        As in `slope_moments`.
-
-    Returns
-    -------
-    Factors
-        A and G of each layer; no cross factors.
-
-    Notes
-    -----
-    The same as `kronecker_factors` for linear networks, for one example, in the last layer, and with a Gaussian in the
-    last but one. Source: Botev, Ritter & Barber 2017, "Practical Gauss-Newton optimisation for deep learning".
-    """
+    """Return KFRA's A and G of each layer, without cross factors."""
     return recursion(slope_moments(at, expectation), at.weights)

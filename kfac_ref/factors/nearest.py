@@ -1,13 +1,13 @@
 """The best that a Kronecker product can do: for each layer, the one nearest to the exact block in Frobenius norm.
 
-The rearranged block is R = Gam^T Alp / N, with rows vec(sum_k g^k g^k^T)^T of Gam and vec(a_bar a_bar^T)^T of Alp (see
-`kronecker` and `fisher`). The nearest Kronecker product is its leading singular triple, found by products with R that
-form neither R nor the rows::
+The rearranged block is R = Gam^T Alp / N, where row n of Gam is vec(sum_k g^k g^k^T)^T and row n of Alp is
+vec(a_bar a_bar^T)^T (see `kronecker` and `fisher`). The nearest Kronecker product is the leading singular triple of R.
+It is computed from products with R, which need neither R nor the rows::
 
     R vec(X)   = vec( (1/N) sum_n w_n sum_k g^k g^k^T ),      w_n = a_bar_n^T X a_bar_n
     R^T vec(Y) = vec( (1/N) sum_n w_n a_bar_n a_bar_n^T ),    w_n = sum_k g_n^k^T Y g_n^k
 
-The error that is left is the rest of the spectrum of R: no estimator of A and G can do better.
+The remaining error is the rest of the spectrum of R: no estimator of A and G can do better.
 """
 
 from __future__ import annotations
@@ -23,23 +23,11 @@ from .base import Factors
 
 
 def nearest_kronecker_factors(at: Point, expectation: Expectation = exact) -> Factors:
-    """Return the factors of the Kronecker product nearest to each diagonal block of the Fisher.
+    """Return the factors of the Kronecker product nearest to each diagonal block of the Fisher, without cross factors.
 
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    expectation : function of a Point
-        `exact`, ``sampled(targets)`` or ``empirical(y)``.
+    A and G of a layer have equal norm and are symmetric positive semi-definite.
 
-    Returns
-    -------
-    Factors
-        A and G of each layer, of equal norm, symmetric positive semi-definite; no cross factors.
-
-    Notes
-    -----
-    Source: Van Loan & Pitsianis 1993; the power iteration of Koroko et al. 2022 finds the same.
+    Source: Van Loan & Pitsianis 1993; the power iteration of Koroko et al. 2022 gives the same.
     """
     pairs = [_nearest(a_bar, g) for a_bar, g in zip(at.a_bar, gradients(at, expectation), strict=True)]
     return Factors.of_layers([A for A, _ in pairs], [G for _, G in pairs], len(at))
@@ -67,7 +55,7 @@ def _nearest(a: Array, g: Array) -> tuple[Array, Array]:
         A = A / s if s else A
     else:
         R = scipy.sparse.linalg.LinearOperator((m * m, n * n), matvec=times, rmatvec=transposed, dtype=a.dtype)
-        # The identity is never orthogonal to the leading vector, which is positive semi-definite; and it is no draw.
+        # Start: the identity, which is not random and never orthogonal to the (positive semi-definite) leading vector.
         U, values, Vt = scipy.sparse.linalg.svds(R, k=1, v0=vec(np.eye(min(m, n), dtype=a.dtype)), tol=0)
         u, s, A = U[:, 0], float(values[0]), unvec(Vt[0], n, n)
     sign = -1 if np.trace(A) < 0 else 1

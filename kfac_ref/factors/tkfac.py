@@ -1,14 +1,17 @@
-"""TKFAC: a Kronecker product that keeps the trace of each block (Gao et al. 2021).
+"""TKFAC: a Kronecker product that has the trace of each block.
 
     F_ii is approximated by  delta Phi kron Psi,        tr Phi = tr Psi = 1
     delta = E[ (a_bar . a_bar) (g . g) ]                = tr F_ii
     Phi   = E[ (g . g) a_bar a_bar^T ] / delta          Psi = E[ (a_bar . a_bar) g g^T ] / delta
 
-Where A = E[a_bar a_bar^T] weighs all examples alike, here each one counts as much as its gradient is long. One step of
-the power iteration towards the nearest Kronecker product, from the identity on either side, gives these two matrices.
+While A = E[a_bar a_bar^T] weights all examples equally, here each is weighted by the squared norm of its g (in Psi, of
+its a_bar), so it contributes its squared gradient to the trace. One step of the power iteration for the nearest
+Kronecker product, started from the identity on either side, gives these two matrices.
 
 With D = g a_bar^T, ``delta Phi = E[D^T D]`` and ``delta Psi = E[D D^T]``: these are the moments of `shampoo`, and
-finished by `trace_preserving` they give ``A = sqrt(delta) Phi`` and ``G = sqrt(delta) Psi``.
+`trace_preserving` finishes them into ``A = sqrt(delta) Phi`` and ``G = sqrt(delta) Psi``.
+
+Source: Gao et al. 2021, "A trace-restricted Kronecker-factored approximation to natural gradient".
 """
 
 from __future__ import annotations
@@ -20,22 +23,5 @@ from .shampoo import gradient_moments, trace_preserving
 
 
 def tkfac_factors(at: Point, expectation: Expectation = exact) -> Factors:
-    """Return the factors of the trace-preserving Kronecker product.
-
-    Parameters
-    ----------
-    at : Point
-        Point of evaluation.
-    expectation : function of a Point
-        `exact`, ``sampled(targets)`` or ``empirical(y)``.
-
-    Returns
-    -------
-    Factors
-        ``A = sqrt(delta) Phi`` and ``G = sqrt(delta) Psi`` of each layer; no cross factors.
-
-    Notes
-    -----
-    Source: Gao et al. 2021, "A trace-restricted Kronecker-factored approximation to natural gradient".
-    """
+    """Return TKFAC's ``A = sqrt(delta) Phi`` and ``G = sqrt(delta) Psi`` of each layer, without cross factors."""
     return trace_preserving(gradient_moments(at, expectation))
