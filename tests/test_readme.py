@@ -49,7 +49,7 @@ def test_the_training_commands_run(page: str, tmp_path: Path, monkeypatch: pytes
     assert len(commands) >= 3
     for command in commands:
         fewer = "--iterations 4" if "--resume" in command else "--iterations 2"
-        smaller = "--net 784-3-784" if "--data mnist" in command else ""
+        smaller = "--side 7 --net 49-3-49" if "--data mnist" in command else ""
         assert cli.main(shlex.split(f"{command} {fewer} {smaller}")) == 0
 
 
