@@ -64,8 +64,6 @@ def curves(n: int, seed: int = 0, dtype: DTypeLike = np.float64) -> Array:
     Three points are drawn uniformly in the square [5, 22]^2 of a 28 x 28 image, and the parabola through them at t = 0,
     1/2, 1 is drawn with a Gaussian pen: each of 60 points along it adds the length of its segment times the profile of
     the pen, and values above 1 are set to 1. Image k depends on `seed`, but not on n.
-
-    After Hinton & Salakhutdinov 2006.
     """
     checks.count("n", n)
     checks.count("seed", seed, 0)

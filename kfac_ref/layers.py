@@ -112,10 +112,9 @@ def example_gram(g: Array, a_bar: Array) -> Array:
 def rearranged(g_i: Array, a_i: Array, g_j: Array, a_j: Array) -> Array:
     """Return ``sum_kn vec(D_i) vec(D_j)^T``, N times the block of F for layers i and j, (n_i, m_i, n_j, m_j).
 
-    The first two axes are the rows of the block, the last two its columns; vec stacks columns, so g varies fastest.
-    Without positions it is one matrix product over the examples, of outer products of a_bar with sums over columns of
-    outer products of g. This is the rearranged block (see `kronecker.rearrange`) with rows and columns in another
-    order.
+    The first two axes are the rows of the block, the last two its columns; vec stacks columns, so the index of g
+    varies fastest. Without positions it is one matrix product over the examples, of outer products of a_bar with sums
+    over columns of outer products of g: the rearranged block (see `kronecker.rearrange`), its axes in another order.
     """
     m_i, m_j, n_i, n_j = g_i.shape[-1], g_j.shape[-1], a_i.shape[-1], a_j.shape[-1]
     if has_positions(a_i) or has_positions(a_j):

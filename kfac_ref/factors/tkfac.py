@@ -5,7 +5,7 @@
     Phi   = E[ (g . g) a_bar a_bar^T ] / delta          Psi = E[ (a_bar . a_bar) g g^T ] / delta
 
 While A = E[a_bar a_bar^T] weights all examples equally, here each is weighted by the squared norm of its g (in Psi, of
-its a_bar), so it contributes its squared gradient to the trace. One step of the power iteration for the nearest
+its a_bar), so that its share of the trace is its squared gradient norm. One step of the power iteration for the nearest
 Kronecker product, started from the identity on either side, gives these two matrices.
 
 With D = g a_bar^T, ``delta Phi = E[D^T D]`` and ``delta Psi = E[D D^T]``: these are the moments of `shampoo`, and
