@@ -119,7 +119,7 @@ def reduction_ratio(actual: float, predicted: float) -> float:
 
 
 def ratio_to_slope(curvature: float, slope: float) -> float:
-    """Return ``2 (1 - curvature / |slope|)``, a rho for the case that the two parts of a change of h are known.
+    """Return ``2 (1 - curvature / |slope|)``: rho, computed from the two parts of a change of h.
 
     It equals `reduction_ratio` of the two changes if the model predicts half of a negative slope. It is 1 if the
     curvature is half of the slope, as at the end of a step of the right length; 2 without curvature, 0 if h ends where
