@@ -3,8 +3,8 @@
 Tikhonov damping adds ``(lambda + eta) I`` to the curvature. A Kronecker product plus a multiple of the identity is not
 a Kronecker product, so the paper damps the two factors instead, each with a *square root* of the damping (sec. 6.3)::
 
-    (A + pi sqrt(damping) I) kron (G + sqrt(damping)/pi I)
-        = A kron G + damping I + pi sqrt(damping) I kron G + sqrt(damping)/pi A kron I
+    (A + pi sqrt(damping) I) ⊗ (G + sqrt(damping)/pi I)
+        = A ⊗ G + damping I + pi sqrt(damping) I ⊗ G + sqrt(damping)/pi A ⊗ I
 
 The first two terms are the exactly damped matrix; the other two are an error, and pi balances
 them. With the trace norm::

@@ -2,20 +2,20 @@
 
 vec stacks the COLUMNS of a matrix. For A (n, n), G (m, m) and V (m, n)::
 
-    (A kron G) vec(V) = vec(G V A^T)                                (A kron G)^{-1} = A^{-1} kron G^{-1}
+    (A ⊗ G) vec(V) = vec(G V A^T)                                (A ⊗ G)^{-1} = A^{-1} ⊗ G^{-1}
 
 so a solve with a matrix of (m n)^2 entries takes two small solves (paper: sec. 4.2). If vec stacked rows, the same
-matrix would be G kron A: the order belongs to the vec.
+matrix would be G ⊗ A: the order belongs to the vec.
 
 The *rearrangement* of Van Loan and Pitsianis, here with Gamma first, writes every m x m block of a matrix as a row
 vector, and so turns Kronecker products into matrices of rank one::
 
-    R(A kron G) = vec(G) vec(A)^T                                   (m^2, n^2)
+    R(A ⊗ G) = vec(G) vec(A)^T                                   (m^2, n^2)
 
 Hence the nearest Kronecker product of any matrix is the leading singular triple of its rearrangement, and R of a
 Fisher block is the expectation of vec(g g^T) vec(a_bar a_bar^T)^T, one matrix product over the examples.
 
-Appendix B of the paper solves (A kron B +- C kron D) x = v by two symmetric eigenproblems.
+Appendix B of the paper solves (A ⊗ B +- C ⊗ D) x = v by two symmetric eigenproblems.
 
 All matrices that are factored must be symmetric. If a factorization fails, it raises `numpy.linalg.LinAlgError`, a
 ``ValueError``, whose message calls the matrix `name`.

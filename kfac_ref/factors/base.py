@@ -7,7 +7,7 @@ An estimator is two functions::
 
 With A_ij = E[a_bar_i a_bar_j^T] and G_ij = E[g_i g_j^T], means over examples (paper: sec. 3)::
 
-    F_ij  is approximated by  F~_ij = A_ij kron G_ij
+    F_ij  is approximated by  F̃_ij = A_ij ⊗ G_ij
 
 ``A[i]`` comes from the INPUT of layer i and ``G[i]`` from its output: they are the two factors of ``weights[i]``. (The
 paper counts layers from 1 and activations from 0, so these are its A_{i,i} and G_{i+1,i+1}.)
@@ -109,7 +109,7 @@ class Factors:
     def __repr__(self) -> str:
         shapes = ", ".join(f"{len(A)} x {len(G)}" for A, G in self.layers)
         cross = len(self.A) - len(self)
-        return f"Factors of {len(self)} layers (A x G: {shapes}; {cross} cross factors) from {self.n} examples"
+        return f"Factors of {len(self)} layers (A ⊗ G: {shapes}; {cross} cross factors) from {self.n} examples"
 
     @property
     def layers(self) -> list[tuple[Array, Array]]:

@@ -4,8 +4,8 @@ With D the gradient of one example (one column of it) with respect to a layer's 
 
     L = E[ D D^T ]   (m, m)            R = E[ D^T D ]   (n, n)            tr L = tr R = tr F_ii
 
-    R kron L / tr L        has the trace of the block; without shared weights it is TKFAC's
-    R^1/2 kron L^1/2       Shampoo's own, whose inverse square root it multiplies by; it scales as F does
+    R ⊗ L / tr L        has the trace of the block; without shared weights it is TKFAC's
+    R^1/2 ⊗ L^1/2       Shampoo's own, whose inverse square root it multiplies by; it scales as F does
 
 Shampoo itself sums gradients of batches over time; here its structure is compared on the Fisher.
 

@@ -1,6 +1,6 @@
 """TKFAC: a Kronecker product that has the trace of each block.
 
-    F_ii is approximated by  delta Phi kron Psi,        tr Phi = tr Psi = 1
+    F_ii is approximated by  delta Phi ⊗ Psi,        tr Phi = tr Psi = 1
     delta = E[ (a_bar . a_bar) (g . g) ]                = tr F_ii
     Phi   = E[ (g . g) a_bar a_bar^T ] / delta          Psi = E[ (a_bar . a_bar) g g^T ] / delta
 
