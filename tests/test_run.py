@@ -333,10 +333,12 @@ def test_a_torn_last_line_is_dropped(tmp_path, cut):
 
 @pytest.mark.parametrize("tail", ['{"kind": "step", "k": 1', "null\n", "\x00\x00\x00", "[]\n", '{"kind": "step"}\n',
                                   '{"k": 1}\n', "\n", '"text"\n'])
-def test_what_is_no_line_ends_the_history(tmp_path, tail):
+@pytest.mark.parametrize("end", [10, 12])
+def test_what_is_no_line_ends_the_history(tmp_path, tail, end):
     killed(tmp_path / "run", after=10, end=12)
-    with (tmp_path / "run" / run.HISTORY).open("a") as file:
-        file.write(tail)
+    path = tmp_path / "run" / run.HISTORY
+    text = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["k"] <= end]
+    path.write_text("".join(text) + tail)
     assert check(tmp_path / "run", tmp_path, [])
 
 
