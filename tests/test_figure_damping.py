@@ -88,5 +88,5 @@ def test_the_summary_speaks_of_the_maxima(damping):
     assert found["factored_over_exact_re_scaling"] == 0.8
     assert found["run_over_best_factored"] == 0.75
     decrease["exact"]["no re-scaling"] = [np.nan] * 3
-    with pytest.raises(ValueError, match="nowhere finite with exact damping and no re-scaling"):
+    with pytest.raises(ValueError, match="not finite at any strength with exact damping and no re-scaling"):
         damping.summarize(strengths, {"decrease": decrease, "decrease_of_the_run": 3.0})

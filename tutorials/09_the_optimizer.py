@@ -296,8 +296,7 @@ plotting.Player([frame(k) for k in shown], captions, "Forty steps of K-FAC on th
 # The paper measures rho on the batch that the step was fitted to. If it is small, nearly every step looks good there,
 # whatever it does to other examples: lambda falls to its floor, and steps grow without bound in directions that the
 # batch does not determine. So by default (`KFAC(model)`) the package judges a step on the batch of the *next* one. M
-# predicts badly there, since part of its promise was noise of the first batch. But what ends every step can be measured
-# there:
+# predicts badly there, since part of its promise was noise of the first batch. But the end of a step shows there:
 #
 # $$ h(\theta + \delta) - h(\theta) = \mathrm{slope} + \mathrm{curvature}, \quad \mathrm{slope} = \nabla h^T \delta,
 #    \qquad \rho = 2\, (1 - \mathrm{curvature} / |\mathrm{slope}|) $$
