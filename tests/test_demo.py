@@ -31,6 +31,8 @@ from kfac_ref.optimizers import KFAC
 from .problems import close, relative
 from .test_training import rest, terminal
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(kr.__file__).parents[1]
 KFAC_NAME = "K-FAC, m = 500"
 

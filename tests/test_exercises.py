@@ -18,6 +18,8 @@ import pytest
 
 from kfac_ref.oracle import CATALOGUE
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tutorials" / "exercises"
 sys.path.insert(0, str(FOLDER))

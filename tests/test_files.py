@@ -228,6 +228,7 @@ script.start(main, "Draw.", sys.argv[0])
 """
 
 
+@pytest.mark.slow
 def test_a_script_refuses_before_it_computes(tmp_path: Path) -> None:
     (tmp_path / "small.py").write_text(SCRIPT)
     out = tmp_path / "out"

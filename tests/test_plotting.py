@@ -23,6 +23,8 @@ import kfac_ref
 from kfac_ref import datasets, plotting, training
 from kfac_ref.experiments import autoencoder, classifier
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("K-FAC, m = 500", "SGD, m = 500", "SGD, m = 100", "Adam, m = 500", "Adam, m = 100")
 LONG = "A caption of many words that would not fit on a single line of any figure in this package. " * 4
 

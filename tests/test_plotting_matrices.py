@@ -12,6 +12,8 @@ from kfac_ref import plotting
 
 from .test_plotting import LONG, clipped
 
+pytestmark = pytest.mark.slow
+
 SIZES = (8, 6, 4)
 LAYERS = ("1", "2", "3")
 

@@ -12,6 +12,8 @@ from kfac_ref import plotting, training
 
 from .test_plotting import LONG, clipped
 
+pytestmark = pytest.mark.slow
+
 STEPS = range(1, 31)
 
 

@@ -38,6 +38,7 @@ def test_the_readme_is_short() -> None:
     assert len(README.split()) <= 1200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
 def test_the_training_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With few steps, and a small network on small files in the format of MNIST."""

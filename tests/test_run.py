@@ -402,6 +402,7 @@ def test_a_history_that_is_missing_is_refused(tmp_path):
         resume(tmp_path, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["step", "evaluation"])
 def test_whatever_type_a_field_of_a_line_has_there_is_no_traceback_nor_one_in_the_picture(tmp_path, kind):
     # Each field of a line in the middle, with each type: refused by name where the type is wrong, and else read.
