@@ -15,7 +15,7 @@ from typing import Any
 
 from ..files import OverwriteError, write, write_all
 from . import published
-from .check import check, read_quantities
+from .check import aligned, check, read_quantities
 from .checks import ProblemError, check_keys, near
 from .files import load, plain
 from .graph import QUANTITIES, Reference, missing
@@ -153,7 +153,7 @@ def _reference(arguments: argparse.Namespace) -> int:
 
 def _quantities(arguments: argparse.Namespace) -> int:
     rows = [(q.name, q.symbol, q.shape, q.equation, q.source) for q in QUANTITIES.values()]
-    _print([("name", "symbol", "shape", "equation", "source"), *rows])
+    print("\n".join(aligned([("name", "symbol", "shape", "equation", "source"), *rows])))
     print("\nN examples, C outputs, L layers, m x n weights per layer (bias last), P weights in total, T steps")
     return 0
 
@@ -182,7 +182,7 @@ def _vectors(arguments: argparse.Namespace) -> int:
         content = load(published.FOLDER / f"{name}.json")
         rows.append((name, "-".join(map(str, content["network"]["sizes"])), content["likelihood"],
                      str(len(content.get("flags", ()))), content["description"]))
-    _print([("name", "net", "likelihood", "mistakes it detects", "description"), *rows])
+    print("\n".join(aligned([("name", "net", "likelihood", "mistakes it detects", "description"), *rows])))
     print(f"\n{len(rows)} vectors in {published.FOLDER}")
     return 0
 
@@ -217,9 +217,3 @@ def _new(arguments: argparse.Namespace) -> int:
     widths = "-".join(map(str, problem.sizes))
     print(f"wrote {arguments.out}: {widths}, {problem.likelihood}, {len(problem.x)} examples")
     return 0
-
-
-def _print(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    for row in rows:
-        print("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip())

@@ -68,41 +68,27 @@ class Dialect:
     """The conventions of one implementation."""
 
     name: str
-    #: The version that was run.
-    version: str
-    #: The date on which the tests of this package measured the facts below; "" if they were measured elsewhere.
-    ran: str
-    #: How to read A and G in a running program.
-    where: str
-    #: The targets over which G is an expectation.
-    fisher: str
-    #: Their loss for each likelihood.
-    loss: Mapping[str, str]
+    version: str                # the version that was run
+    ran: str                    # the date on which tests of this package measured the facts; "" if measured elsewhere
+    where: str                  # how to read A and G in a running program
+    fisher: str                 # the targets over which G is an expectation
+    loss: Mapping[str, str]     # their loss for each likelihood
     #: Quantity ("A", "G", "G_sampled", "G_empirical", "gradient") to likelihood to `Scale`; also "A_sampled" if the A
     #: that belongs to a G of samples differs.
     scale: Mapping[str, Mapping[str, Scale]]
-    #: The layout of a weight matrix: "out,in" or "in,out".
-    layout: str = "out,in"
-    #: The bias row of A: "joint-last", "joint-first", or "separate" (A has none; the block of the bias is G).
-    bias: str = "joint-last"
-    #: Whether arrays shaped like the weights are pairs (W, b); else one array with the bias as in A.
-    pairs: bool = True
-    #: The order of a layer's parameters in a dense block, a key of `VEC`; "" if not measured, as in the texts below.
-    vec: str = ""
+    layout: str = "out,in"      # of a weight matrix; or "in,out"
+    bias: str = "joint-last"    # of A: also "joint-first", or "separate" (A has no bias row; the bias has the block G)
+    pairs: bool = True          # arrays shaped like the weights are (W, b); else one array with the bias as in A
+    vec: str = ""               # the order of a dense block, a key of `VEC`; "" if not measured, as in the next two
     average: str = ""
     damping: str = ""
-    #: What its users should know.
-    deviations: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()    # what its users should know
 
     def factor(self, quantity: str, problem: Problem, sampled: bool = False) -> float:
-        """Return theirs over ours for one quantity; a ProblemError if it was not measured.
+        """Return theirs over ours for a key of `KINDS`, or for "damping": the factor that gives the same step.
 
-        Parameters
-        ----------
-        quantity : str
-            A key of `KINDS`, or "damping": the factor that gives the same step.
-        sampled : bool
-            Whether an A belongs to a G of samples; matters only if the dialect distinguishes them.
+        `sampled` says whether an A belongs to a G of samples, for dialects that distinguish them. Raises a ProblemError
+        if the factor was not measured.
         """
         if quantity not in (*KINDS, "damping"):
             raise ProblemError(f"a dialect does not define {quantity!r}; it defines {', '.join(KINDS)}"
@@ -127,22 +113,17 @@ class Dialect:
         found = self.scale.get(name, {}).get(problem.likelihood)
         if found is None:
             raise ProblemError(f"the dialect {self.name!r} has no measured {name} for the {problem.likelihood} "
-                               f"likelihood")
+                               "likelihood")
         M = 1 if problem.targets is None else len(problem.targets)
         return found.value(len(problem.x), problem.sizes[-1], M)
 
     def ours(self, quantities: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
-        """Return their values in our conventions.
+        """Return their values (keys of `KINDS` to a number, or a list with one array per layer) in our conventions.
 
-        Raises a ProblemError for values that the dialect does not define, and for steps and blocks if W and b are
-        separate blocks. A missing bias row of A (the mean input and 1) is taken from the problem.
-
-        Parameters
-        ----------
-        quantities : mapping
-            Keys of `KINDS` to a number, an array, or a list with one array per layer; arrays shaped like the weights
-            may be pairs (W, b). A step is what is added to the weights: minus the preconditioned gradient. If there is
-            a ``G_sampled`` but no ``G``, A belongs to the samples.
+        Arrays shaped like the weights may be pairs (W, b). A step is what is added to the weights: minus the
+        preconditioned gradient. If there is a ``G_sampled`` but no ``G``, A belongs to the samples. A missing bias row
+        of A (the mean input and 1) is taken from the problem. Raises a ProblemError for values that the dialect does
+        not define, and for steps and blocks if W and b are separate blocks.
         """
         a_bar = problem.at().a_bar
         result: dict[str, Any] = {}

@@ -26,8 +26,7 @@ class Vector:
     expected: dict[str, Any]
     #: Per quantity, the allowed error and its kind: ``relative`` to the largest entry of an array, or ``absolute``.
     tolerance: dict[str, tuple[float, str]]
-    #: The names of the mistakes that it detects.
-    flags: tuple[str, ...]
+    flags: tuple[str, ...]      # the names of the mistakes that it detects
 
 
 def names() -> list[str]:
