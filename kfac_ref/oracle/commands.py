@@ -205,8 +205,9 @@ def _new(arguments: argparse.Namespace) -> int:
     for name in ("weights", "biases"):
         if name in content and not isinstance(content[name], list):
             raise ProblemError(f"{arguments.arrays}: {name} must be a list with one array per layer")
+    hidden = [name.strip() for name in arguments.hidden.split(",") if name.strip()]
     problem = Problem.from_arrays(
-        **content, hidden=[name.strip() for name in arguments.hidden.split(",") if name.strip()], name=arguments.out.stem,
+        **content, hidden=hidden, name=arguments.out.stem,
         **{name: getattr(arguments, name) for name in ("likelihood", "layout", "bias", "damping", "weight_decay")})
     problem.write(arguments.out, arguments.force)
     widths = "-".join(map(str, problem.sizes))

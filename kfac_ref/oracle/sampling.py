@@ -121,7 +121,7 @@ class Simulation:
 
 
 def judge(problem: Problem, G: Sequence[Array], samples: int | None = None) -> Judgement:
-    """Test whether G of M = `samples` targets per example (default: inferred) is consistent with the model's prediction.
+    """Test whether G of M = `samples` targets per example (default: inferred) fits the model's own prediction.
 
     The targets of the problem are ignored. Raises a ProblemError if the simulation would take hours.
     """

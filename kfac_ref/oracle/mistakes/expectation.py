@@ -33,9 +33,8 @@ def _uniform_columns(r: Reference) -> Array:
     """Return columns whose squares sum to E[dz dz^T] over targets that do not depend on the model."""
     z, likelihood = r["z"], r.problem.model.likelihood
     if isinstance(likelihood, Categorical):
-        C = z.shape[1]
-        labels = np.repeat(np.arange(C)[:, None], len(z), axis=1)
-        return likelihood.gradient(z, labels) / math.sqrt(C)
+        labels = np.repeat(np.arange(z.shape[1])[:, None], len(z), axis=1)
+        return likelihood.gradient(z, labels) / math.sqrt(z.shape[1])
     if isinstance(likelihood, Bernoulli):                       # independent fair bits: mean p - 1/2, variance 1/4
         return np.concatenate([(1 / (1 + np.exp(-z)) - 0.5)[None], 0.5 * _unit_columns(z)])
     return np.concatenate([z[None], _unit_columns(z)])          # standard normal targets
@@ -55,8 +54,8 @@ def _softmax_columns(variance: Callable[[Array], Array]) -> dict[str, Change]:
 _EXPECTATION = "the Fisher is an expectation over the model's own prediction, not over the data's labels"
 add("expectation", "labels in place of the model's targets", "the training labels were used: this is the empirical "
     "Fisher", _EXPECTATION, "draw the targets from the model's prediction, or use a root of F_R",
-    {"G": lambda r, right: r["G_empirical"], "G_sampled": lambda r, right: r["G_empirical"],
-     "fisher": lambda r, right: r["fisher_empirical"], "fisher_sampled": lambda r, right: r["fisher_empirical"]},
+    dict.fromkeys(("G", "G_sampled"), lambda r, right: r["G_empirical"]) |
+    dict.fromkeys(("fisher", "fisher_sampled"), lambda r, right: r["fisher_empirical"]),
     ("G_empirical", "fisher_empirical"))
 add("expectation", "likeliest label in place of a sample", "the model's likeliest target was used, not a random one",
     "E[g g^T] needs the spread of the prediction; its mode has none", "sample from the prediction",
@@ -91,25 +90,22 @@ def _square_of_mean(g: Sequence[Array]) -> tuple[Array, ...]:
 add("expectation", "square of the mean gradient", "the gradients were averaged over the examples before the outer "
     "product", "G is the mean of outer products; the outer product of the mean has rank one and vanishes as training "
     "ends", "take the outer product of each example (g.T @ g / N)",
-    {"G": lambda r, right: _square_of_mean(r["g"]), "G_sampled": lambda r, right: _square_of_mean(r["g_sampled"]),
-     "G_empirical": lambda r, right: _square_of_mean(r["g"]),
+    {"G_sampled": lambda r, right: _square_of_mean(r["g_sampled"]),
+     **dict.fromkeys(("G", "G_empirical"), lambda r, right: _square_of_mean(r["g"])),
      "fisher_empirical": lambda r, right: np.outer(*[rows_of(r["g"], r["a_bar"]).mean(axis=0)] * 2)},
     ("g", "a_bar", "g_sampled"))
 
 
-def _centred_G(r: Reference, right: Right) -> tuple[Array, ...]:
-    return tuple(G - m for G, m in zip(right(), _square_of_mean(r["g"]), strict=True))
+def _centred(rows: str) -> Change:
+    return lambda r, right: tuple(S - m for S, m in zip(right(), _square_of_mean(r[rows]), strict=True))
 
 
 add("expectation", "G centred", "the mean gradient was subtracted: this is the covariance of g",
     "G is an uncentred second moment; under the model the mean is zero anyway, at the labels it is not",
-    "do not subtract the mean", {"G_empirical": _centred_G}, ("g",))
+    "do not subtract the mean", {"G_empirical": _centred("g")}, ("g",))
 add("expectation", "A centred", "the mean of a_bar was subtracted: this is the covariance of the activations",
     "A is an uncentred second moment; centred, the bias row is zero and A is singular", "do not subtract the mean",
-    {"A": lambda r, right: tuple(A - m for A, m in zip(right(), _square_of_mean(r["a_bar"]), strict=True))},
-    ("a_bar",))
-
-
+    {"A": _centred("a_bar")}, ("a_bar",))
 add("expectation", "G from the gradient of the weights", "G is D D^T with the mean gradient D of the weights and its "
     "weight decay, as in Shampoo", "G is made of the gradients of each example with respect to the pre-activations",
     "take the gradients at the layer's output", dict.fromkeys(
@@ -161,5 +157,4 @@ def _double(what: str) -> Change:
 add("expectation", "probabilities used as logits", "probabilities were given to a loss that expects logits: the "
     "softmax (or logistic) is applied twice", "the cross-entropy of most libraries expects logits",
     "give it z, without a softmax in the network",
-    {name: _double(name) for name in ("loss", "dz", "dz_sampled", "dz_exact")},
-    ("z", "at", "y", "targets"))
+    {name: _double(name) for name in ("loss", "dz", "dz_sampled", "dz_exact")}, ("z", "at", "y", "targets"))
