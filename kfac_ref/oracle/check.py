@@ -292,12 +292,10 @@ def _explained(report: Report) -> list[str]:
         simple = _simplest(report.explanations)
         lines.append("explained by:" if len(simple) == 1 else
                      f"{len(simple)} explanations fit equally well; these values cannot tell them apart:")
-        for e in simple[:SHOWN]:
-            lines += _entry(e)
+        lines += [line for e in simple[:SHOWN] for line in _entry(e)]
         if len(simple) > SHOWN:
             lines.append(f"  ... and {len(simple) - SHOWN} more (--json lists all)")
-        more = len(report.explanations) - len(simple)
-        if more:
+        if more := len(report.explanations) - len(simple):
             lines.append(f"({more} pair{'s' * (more > 1)} of mistakes would also give these values)")
         if report.tells_apart:
             lines.append(f"also give {report.tells_apart}: it would tell some of them apart")
@@ -308,8 +306,7 @@ def _explained(report: Report) -> list[str]:
                 lines.append(f"  {name}: correct, given your values for its inputs")
             elif found:
                 lines.append(f"  {name}, given your values for its inputs:")
-                for e in _simplest(found)[:SHOWN]:
-                    lines += ["  " + line for line in _entry(e)]
+                lines += [f"  {line}" for e in _simplest(found)[:SHOWN] for line in _entry(e)]
             else:
                 where = next(row.where for row in report.rows if row.quantity == name)
                 lines.append(f"  {name}: not explained; the error is in {where}")
@@ -336,8 +333,7 @@ def _judgement_words(j: Judgement) -> list[str]:
              f"({source}; statistic {j.statistic:.2f}, largest simulated {j.limit:.2f})"]
     if not j.stated and j.samples == 1:
         lines.append("  any G far from the exact one looks like one sample: give the number of samples (--samples M)")
-    for m in j.explanations:
-        lines += _entry(Explanation((m,)))
+    lines += [line for m in j.explanations for line in _entry(Explanation((m,)))]
     if not j.right and not j.explanations:
         lines.append("  no scale or wrong distribution of the catalogue explains it")
     noticed = ", ".join(f"{name} in {100 * p:.0f}%" for name, p in j.power.items())

@@ -115,9 +115,9 @@ class Diagnosis:
                     value = self.reference.having(*mistakes).shown(name)
                 except _FAILS:
                     continue
-                c = scale(value, self.theirs[name], {}, self._limits[name])
-                if c is not None and sum(map(np.size, value)) >= _FEWEST:
-                    found.append(_constant(changed, _rounded(c.value, self._limits[name])))
+                limit, enough = self._limits[name], sum(map(np.size, value)) >= _FEWEST
+                if enough and (c := scale(value, self.theirs[name], {}, limit)) is not None:
+                    found.append(_constant(changed, _rounded(c.value, limit)))
         return list({m.name: m for m in found}.values())
 
     def _may_fit(self, pair: tuple[Mistake, ...]) -> bool:
@@ -199,7 +199,7 @@ class Diagnosis:
     def one_by_one(self) -> dict[str, list[Explanation]]:
         """Explain each differing quantity given the values of its inputs, if nothing explains all at once.
 
-        An explanation without mistakes says that the quantity is correct; an empty list, that nothing explains it.
+        One without mistakes says that the quantity is correct given its inputs; an empty list, that nothing explains it.
         """
         found: dict[str, list[Explanation]] = {}
         for name in self.differing():

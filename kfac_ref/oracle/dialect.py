@@ -28,21 +28,18 @@ from .problem import Problem
 
 #: The form of a quantity: like A, like G, like the weights, a dense block, or one number per layer or in total.
 KINDS = {
-    "A": "input", "A_damped": "input", "A_average": "input",
-    "G": "output", "G_sampled": "output", "G_empirical": "output", "G_damped": "output", "G_average": "output",
-    "direction": "weights", "delta_0": "weights", "gradient": "weights", "step": "weights", "step_sampled": "weights",
-    "step_empirical": "weights", "step_exact_damping": "weights",
-    "kfac_block": "dense", "pi": "number", "loss": "number",
-}
+    **dict.fromkeys(("A", "A_damped", "A_average"), "input"),
+    **dict.fromkeys(("G", "G_sampled", "G_empirical", "G_damped", "G_average"), "output"),
+    **dict.fromkeys(("direction", "delta_0", "gradient", "step", "step_sampled", "step_empirical",
+                     "step_exact_damping"), "weights"),
+    "kfac_block": "dense", "pi": "number", "loss": "number"}
 #: Quantities that have no equivalent if the bias is a separate block.
 JOINT_ONLY = ("A_damped", "G_damped", "step", "step_sampled", "step_empirical", "step_exact_damping", "kfac_block",
               "pi")
 #: The order of a layer's parameters in a vector: maps the indices of [W b], an array (out, in + 1), to that order.
 VEC: dict[str, Callable[[Any], Any]] = {
-    "columns of [W b]": lambda i: i.T.ravel(),
-    "rows of [W b]": lambda i: i.ravel(),
-    "rows of W, then b": lambda i: np.concatenate([i[:, :-1].ravel(), i[:, -1]]),
-}
+    "columns of [W b]": lambda i: i.T.ravel(), "rows of [W b]": lambda i: i.ravel(),
+    "rows of W, then b": lambda i: np.concatenate([i[:, :-1].ravel(), i[:, -1]])}
 
 
 @dataclass(frozen=True)
@@ -163,9 +160,9 @@ class Dialect:
         return found
 
     def _to_ours(self, kind: str, place: str, value: Any, shape: tuple[int, int], a_bar: Array) -> Any:
-        rows, columns = shape
         if kind == "weights":
             return self._weights_to_ours(place, value, shape)
+        rows, columns = shape
         size = {"input": columns - (self.bias == "separate"), "output": rows, "dense": rows * columns}[kind]
         if np.shape(value) != (size, size):
             raise ProblemError(f"{place} must have shape ({size}, {size}) in the dialect {self.name!r}, got "
@@ -176,8 +173,7 @@ class Dialect:
         if kind == "input" and self.bias == "joint-first":
             return np.roll(value, (-1, -1), (0, 1))
         if kind == "dense":
-            back = np.argsort(self._places(shape))
-            return value[np.ix_(back, back)]
+            return value[np.ix_(*[np.argsort(self._places(shape))] * 2)]
         return value
 
     def _to_theirs(self, kind: str, value: Any, shape: tuple[int, int]) -> Any:
@@ -188,8 +184,7 @@ class Dialect:
         if kind == "input" and self.bias == "joint-first":
             return np.roll(value, (1, 1), (0, 1))
         if kind == "dense":
-            places = self._places(shape)
-            return value[np.ix_(places, places)]
+            return value[np.ix_(*[self._places(shape)] * 2)]
         return value
 
     def _weights_to_ours(self, place: str, V: Any, shape: tuple[int, int]) -> Array:

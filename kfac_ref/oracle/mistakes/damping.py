@@ -79,18 +79,16 @@ for _name, _what, _remedy, _change in (
     ("pi inverted", "pi is the ratio of G over A", "A comes first: A + pi sqrt(d) I", lambda r, right: 1 / right()),
     ("pi left out", "pi is 1: both factors got the same sqrt(damping)", "use sqrt((tr A/n)/(tr G/m))",
      lambda r, right: np.ones_like(right())),
-    ("pi of traces without the dimensions", "pi is sqrt(tr A / tr G), without the dimensions",
-     "divide each trace by its dimension",
-     _pi(lambda A, G: math.sqrt(np.trace(A) / np.trace(G)) if np.trace(G) > 0 else 1.0)),
+    ("pi of traces without the dimensions", "pi is sqrt(tr A / tr G), without the dimensions", "divide each trace by "
+     "its dimension", _pi(lambda A, G: math.sqrt(np.trace(A) / np.trace(G)) if np.trace(G) > 0 else 1.0)),
     ("pi of Frobenius norms", "pi uses Frobenius norms (as in the author's code) instead of the trace norm",
      "use the traces", _pi(damping.frobenius_pi)),
 ):
     add("damping", _name, _what, _PI, _remedy, {"pi": _change}, ("A_solve", "G_solve"))
 _OWN = "each layer has its own A and G, and its own ratio"
 add("damping", "one pi for all layers", "all layers share one pi, from their summed traces and dimensions", _OWN,
-    "compute pi per layer",
-    {"pi": lambda r, right: np.full_like(right(), damping.trace_pi(*map(_joined, (r["A_solve"], r["G_solve"]))))},
-    ("A_solve", "G_solve"))
+    "compute pi per layer", {"pi": lambda r, right: np.full_like(
+        right(), damping.trace_pi(*map(_joined, (r["A_solve"], r["G_solve"]))))}, ("A_solve", "G_solve"))
 add("damping", "pi of the first layer for all", "all layers use the pi of the first", _OWN, "compute pi per layer",
     {"pi": lambda r, right: np.full_like(right(), right()[0])})
 add("damping", "bias not damped", "the damping was not added to the last entry of A, that of the bias",
@@ -133,10 +131,9 @@ add("average", "damping added before averaging", "the factors of the batch were 
 _BIASED = "eps = min(1 - 1/k, 0.95): the first batch has weight 1, so there is no bias to correct"
 add("average", "average starts at the identity", "the running average starts at the identity with a constant decay",
     _BIASED, "give the first batch weight 1",
-    {"epsilon": lambda r, right: r["ceiling"],
-     "old": lambda r, right: right() or {name: tuple(np.eye(*X.shape) if not name.endswith("cross") else 0 * X
-                                                    for X in r["new"][name]) for name in r["new"]}},
-    ("ceiling", "new"))
+    {"epsilon": lambda r, right: r["ceiling"], "old": lambda r, right: right() or {
+        name: tuple(0 * X if name.endswith("cross") else np.eye(*X.shape) for X in new)
+        for name, new in r["new"].items()}}, ("ceiling", "new"))
 add("average", "average not corrected for its start", "the running average has a constant decay and starts at zero",
     _BIASED, "let the decay grow as 1 - 1/k, or divide by 1 - decay^k", {"epsilon": lambda r, right: r["ceiling"]},
     ("ceiling",))
@@ -146,6 +143,5 @@ add("average", "no running average", "the factors are only those of this batch",
     "keep the running average", {"epsilon": lambda r, right: 0.0})
 add("average", "debiased exponential average", "the average is sum d^j X_{k-j} / sum d^j, from the first batch on",
     "the paper weights the first batches equally; the two agree only at the first batch and in the limit",
-    "use eps = min(1 - 1/k, 0.95)",
-    {"epsilon": lambda r, right: (lambda d, k: d * (1 - d**k) / (1 - d**(k + 1)))(r["ceiling"], r["k"])},
-    ("ceiling", "k"))
+    "use eps = min(1 - 1/k, 0.95)", {"epsilon": lambda r, right: (
+        lambda d, k: d * (1 - d**k) / (1 - d**(k + 1)))(r["ceiling"], r["k"])}, ("ceiling", "k"))

@@ -54,8 +54,8 @@ def _softmax_columns(variance: Callable[[Array], Array]) -> dict[str, Change]:
 _EXPECTATION = "the Fisher is an expectation over the model's own prediction, not over the data's labels"
 add("expectation", "labels in place of the model's targets", "the training labels were used: this is the empirical "
     "Fisher", _EXPECTATION, "draw the targets from the model's prediction, or use a root of F_R",
-    dict.fromkeys(("G", "G_sampled"), lambda r, right: r["G_empirical"]) |
-    dict.fromkeys(("fisher", "fisher_sampled"), lambda r, right: r["fisher_empirical"]),
+    dict.fromkeys(("G", "G_sampled"), lambda r, right: r["G_empirical"])
+    | dict.fromkeys(("fisher", "fisher_sampled"), lambda r, right: r["fisher_empirical"]),
     ("G_empirical", "fisher_empirical"))
 add("expectation", "likeliest label in place of a sample", "the model's likeliest target was used, not a random one",
     "E[g g^T] needs the spread of the prediction; its mode has none", "sample from the prediction",

@@ -97,8 +97,8 @@ add("scale", "gradient summed over the examples", "the loss was summed over the 
     ("decay",))
 add("scale", "loss averaged over the outputs", "the loss was averaged over the C outputs too", _OUTPUTS,
     "sum over the outputs, average over the examples",
-    dict.fromkeys(("loss", "dz", "dz_sampled"), lambda r, right: right() / C_of(r)) |
-    {"dz_exact": lambda r, right: right() / math.sqrt(C_of(r))})
+    dict.fromkeys(("loss", "dz", "dz_sampled"), lambda r, right: right() / C_of(r))
+    | {"dz_exact": lambda r, right: right() / math.sqrt(C_of(r))})
 add("scale", "squared loss without its half", "the loss is ||z - y||^2, without the 1/2: gradient and curvature are "
     "twice too large, squares of gradients four times", _GAUSSIAN, "halve the loss",
     scaled(("loss", "dz", "dz_sampled"), lambda r: 2) | scaled(("dz_exact",), lambda r: math.sqrt(2)))

@@ -12,9 +12,8 @@ from ...quadratic_model import SmallModel
 from ..graph import Reference
 from .entry import Change, Right, add
 
-add("rescaling", "M without damping", "the quadratic model has no (lambda + eta) I",
-    "M(delta) = grad^T delta + 1/2 delta^T (F + (lambda + eta) I) delta", "add the damping to the exact F",
-    {"model_damping": lambda r, right: 0.0})
+add("rescaling", "M without damping", "the quadratic model has no (lambda + eta) I", "M(delta) = grad^T delta + 1/2 "
+    "delta^T (F + (lambda + eta) I) delta", "add the damping to the exact F", {"model_damping": lambda r, right: 0.0})
 add("rescaling", "weight decay left out of the system", "the quadratic model has lambda I instead of (lambda + eta) "
     "I", "h contains the weight decay, so its quadratic model contains eta I", "add eta",
     {"model_damping": lambda r, right: max(right() - r["eta"], 0.0)}, ("eta",))
