@@ -25,14 +25,12 @@ add("damping", "weight decay added to the damping again", "eta was added to a da
 add("damping", "weight decay left out of the damping", "the damping is only lambda", _ROOT, "add eta",
     {"damping": lambda r, right: max(right() - r["eta"], 0.0)}, ("eta",))
 
-
 def _damped(**added: Callable[[float, float], float]) -> dict[str, Change]:
     """Damp A and G with these functions of pi and the damping."""
     def of(name: str, c: Callable[[float, float], float]) -> Change:
         return lambda r, right: tuple(
             damping.add_to_diagonal(S, c(float(pi), r["damping"])) for S, pi in zip(r[name], r["pi"], strict=True))
     return {f"{factor}_damped": of(f"{factor}_solve", c) for factor, c in added.items()}
-
 
 _FACTORED = "A + pi sqrt(lambda + eta) I and G + sqrt(lambda + eta)/pi I: the product then contains (lambda + eta) I"
 for _name, _what, _remedy, _a, _g in (
@@ -54,24 +52,17 @@ for _name, _what, _remedy, _a, _g in (
 ):
     add("damping", _name, _what, _FACTORED, _remedy, _damped(A=_a, G=_g), ("A_solve", "G_solve", "pi", "damping"))
 
-
 def _pi(f: Callable[[Array, Array], float]) -> Change:
     return lambda r, right: np.array([f(A, G) for A, G in zip(r["A_solve"], r["G_solve"], strict=True)])
-
-
-
-
 
 def _joined(matrices: Sequence[Array]) -> Array:
     """Return a diagonal matrix with the diagonals of all of them."""
     return np.diag(np.concatenate([np.diag(S) for S in matrices]))
 
-
 def _with_last(S: Array, value: float) -> Array:
     S = S.copy()
     S[-1, -1] = value
     return S
-
 
 _PI = "pi^2 is the ratio of the mean eigenvalues of A and G, and balances the two cross terms of the damped product"
 for _name, _what, _remedy, _change in (
@@ -98,12 +89,10 @@ add("damping", "bias not damped", "the damping was not added to the last entry o
 add("damping", "pi in place of 1/pi in G", "both factors were damped with pi sqrt(damping)", _FACTORED,
     "divide by pi in G", _damped(G=lambda pi, d: pi * math.sqrt(d)), ("G_solve", "pi", "damping"))
 
-
 def _natural_gradient(r: Reference, right: Right) -> Any:
     if r.problem.model.network.parameters > 500:
         raise ValueError("the dense Fisher is too large to be tried as an explanation")
     return NODES["natural_gradient"].compute(r)
-
 
 add("damping", "exact Fisher in place of the factors", "the step is the natural gradient with the exact F",
     "K-FAC solves with A ⊗ G; the two differ by the error of the approximation", "compare natural_gradient",
@@ -115,7 +104,6 @@ add("damping", "factored damping in place of exact", "the step solves with dampe
     "the product of damped factors has two more terms", "solve in the eigenbasis, or compare with step",
     {"step_exact_damping": lambda r, right: NODES["step"].compute(r)}, NODES["step"].needs)
 
-
 def _average_of_damped(part: str) -> Change:
     def change(r: Reference, right: Right) -> tuple[Array, ...]:
         pis = [damping.trace_pi(A, G) for A, G in zip(r["new"]["A"], r["new"]["G"], strict=True)]
@@ -123,7 +111,6 @@ def _average_of_damped(part: str) -> Change:
         added = [pi * root if part == "A" else root / pi for pi in pis]
         return tuple(S + (1 - r["epsilon"]) * c * np.eye(len(S)) for S, c in zip(right(), added, strict=True))
     return change
-
 
 add("average", "damping added before averaging", "the factors of the batch were damped before they were averaged",
     "the damping changes with lambda and gamma, so it belongs to the solve", "average first, then damp",

@@ -16,14 +16,11 @@ from .. import quantities
 from ..graph import Reference
 from .entry import FISHERS, STEPS, Change, Right, add, mapped, times
 
-
 def _moments(rows: Callable[[Reference], Sequence[Array]]) -> Change:
     return lambda r, right: quantities.A(tuple(rows(r)), r["N"])
 
-
 def _ones(a: Array) -> Array:
     return np.column_stack([a, np.ones(len(a))])
-
 
 add("layer", "A of the layer's output", "A was made of the layer's outputs after the nonlinearity, not of its inputs",
     "the gradient of W_i is g_i a_bar^T with the layer's INPUT", "take the activations that enter the layer",
@@ -32,12 +29,10 @@ add("layer", "A before the nonlinearity", "A was made of the pre-activations s, 
     "the next layer sees phi(s)", "take the activations after the nonlinearity",
     {"A": _moments(lambda r: [r["a_bar"][0], *map(_ones, r["at"].s[:-1])])}, ("at", "a_bar", "N"))
 
-
 def _after_nonlinearity(name: str, r: Reference) -> tuple[Array, ...]:
     """Return the gradients with respect to the outputs of the hidden nonlinearities, and to z."""
     W, g = r.problem.weights, r[name]
     return (*(h @ V[:, :-1] for h, V in zip(g[1:], W[1:], strict=True)), g[-1])
-
 
 add("layer", "g after the nonlinearity", "the gradients are with respect to the layer's activations, after the "
     "nonlinearity", "g is the gradient with respect to the pre-activations s: the slope phi'(s) is part of it",
@@ -45,11 +40,9 @@ add("layer", "g after the nonlinearity", "the gradients are with respect to the 
     {G: _moments(functools.partial(_after_nonlinearity, g)) for G, g in (
         ("G", "g_exact"), ("G_sampled", "g_sampled"), ("G_empirical", "g"))}, ("g", "g_exact", "g_sampled", "N"))
 
-
 def _without_slope(columns: str) -> Change:
     return lambda r, right: tuple(itertools.accumulate(
         r.problem.weights[:0:-1], lambda g, W: g @ W[:, :-1], initial=r[columns]))[::-1]
-
 
 add("layer", "slope left out of the backward pass", "the backward pass does not multiply by phi'(s)",
     "the chain rule goes through the nonlinearity", "multiply by phi'(s) at every hidden layer",
@@ -69,7 +62,6 @@ add("layer", "A and G exchanged", "A and G were exchanged", "A belongs to the in
 
 _NO_BIAS = "the bias is a weight whose input is 1; [W b] is one matrix with one block"
 
-
 def _bias_apart(solve_bias: Callable[[Array, Array], Array]) -> dict[str, Change]:
     """Leave the bias out of A, and solve for it with ``solve_bias(G, gradient of the bias)``."""
     def change(r: Reference, right: Right) -> tuple[Array, ...]:
@@ -78,14 +70,12 @@ def _bias_apart(solve_bias: Callable[[Array, Array], Array]) -> dict[str, Change
                      for A, G, V in zip(r["A_damped"], r["G_damped"], r["gradient"], strict=True))
     return mapped(("A", "A_cross"), lambda A: A[:-1, :-1]) | {"step": change}
 
-
 _BIAS_READS = ("A_damped", "G_damped", "gradient")
 add("bias", "bias left out of A", "A has no row for the bias, and the bias uses its plain gradient", _NO_BIAS,
     "append a 1 to the inputs", _bias_apart(lambda G, b: -b), _BIAS_READS)
 add("bias", "bias preconditioned apart", "A has no row for the bias, and the bias was solved with G only",
     _NO_BIAS, "append a 1 to the inputs; the bias then shares the solve with A",
     _bias_apart(lambda G, b: -Cholesky.factor(G).solve(b[:, None])[:, 0]), _BIAS_READS)
-
 
 add("bias", "bias first", "the bias comes first, not last", "our matrices are [W b], with the 1 at the end of a_bar",
     "move the first column (and row) to the end",
@@ -94,7 +84,6 @@ add("bias", "bias first", "the bias comes first, not last", "our matrices are [W
 add("bias", "bias not decayed", "the weight decay was not applied to the biases", "the paper's eta acts on all "
     "parameters equally", "add eta b to the gradient of the bias",
     mapped(("decay",), lambda D: np.column_stack([D[:, :-1], np.zeros(len(D))])))
-
 
 def _permuted(parts: Callable[[Any], list[Any]]) -> Callable[[Reference, Array], Array]:
     """Permute a dense matrix: `parts` maps the places of a layer's weights to the order in which they are read."""
@@ -108,13 +97,10 @@ def _permuted(parts: Callable[[Any], list[Any]]) -> Callable[[Reference, Array],
         return F[np.ix_(chosen, chosen)]
     return show
 
-
 _DENSE = (*FISHERS, "hessian")
-
 
 def _swapped_block(r: Reference, blocks: tuple[Array, ...]) -> tuple[Array, ...]:
     return tuple(map(np.kron, r["G"], r["A"]))
-
 
 add("order", "row-major vec", "the dense matrices use row-major vec (the biases interleaved with the weights)",
     "vec stacks columns here, so the block is kron(A, G); with row-major vec it is kron(G, A)",

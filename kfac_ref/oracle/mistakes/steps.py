@@ -42,14 +42,12 @@ add("rescaling", "lambda moves the wrong way", "lambda rises if rho > 3/4 and fa
 add("rescaling", "lambda not adapted", "lambda is constant", "rho above 3/4 or below 1/4 changes lambda",
     "adapt it every T1 steps", {"lambda_after": lambda r, right: r["lambda_before"]}, ("lambda_before",))
 
-
 def _clip(form: Callable[[float, float, float], float], other: str = "gradient") -> Change:
     def change(r: Reference, right: Right) -> float:
         clip = r.problem.kl_clip
         assert clip is not None
         return min(1.0, form(clip.kappa, clip.learning_rate, abs(params.inner(r["step"], r[other]))))
     return change
-
 
 _CLIP = "lr^2 v^T F v is twice the KL divergence of the step, and v^T F v = v^T grad for v = F^-1 grad; nu scales v"
 for _name, _what, _remedy, _form in (
