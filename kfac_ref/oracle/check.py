@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
-from .checks import ProblemError, check_counted, check_known, checked
+from .checks import ProblemError, check_counted, check_known, check_number
 from .diagnose import SCALABLE, Diagnosis, Explanation, Scale, place, scale
 from .files import load
 from .graph import QUANTITIES, Reference, coerced, missing
@@ -43,22 +42,15 @@ class Report:
     """The result of `check`; printed, it is the table and the diagnosis."""
 
     rows: tuple[Row, ...]
-    #: Every explanation that reproduces all given quantities.
-    explanations: tuple[Explanation, ...] = ()
+    explanations: tuple[Explanation, ...] = ()              # every one that reproduces all given quantities
     #: If there is none: the explanations of each differing quantity, given the values of its inputs.
     one_by_one: Mapping[str, Sequence[Explanation]] | None = None
-    #: The factor of each quantity that differs by a constant factor.
-    scales: Mapping[str, Scale] | None = None
-    #: A quantity that was not given and would distinguish explanations.
-    tells_apart: str | None = None
-    #: Where a trajectory first differs: step, quantity, relative error.
-    first_step: tuple[int, str, float] | None = None
-    #: The test of a G whose targets are not in the problem.
-    judgement: Judgement | None = None
-    #: The implementation whose conventions the values are in.
-    dialect: str | None = None
-    #: Whether the values are those of the transposed weights.
-    turned: bool = False
+    scales: Mapping[str, Scale] | None = None               # of each quantity that differs by a constant factor
+    tells_apart: str | None = None                          # a quantity to give, which would distinguish explanations
+    first_step: tuple[int, str, float] | None = None        # where a trajectory first differs: step, quantity, error
+    judgement: Judgement | None = None                      # the test of a G whose targets are not in the problem
+    dialect: str | None = None                              # the implementation whose conventions the values are in
+    turned: bool = False                                    # whether the values are those of the transposed weights
 
     @property
     def ok(self) -> bool:
@@ -71,7 +63,7 @@ class Report:
 
     def plain(self) -> dict[str, Any]:
         """Return the report as JSON types."""
-        j = self.judgement
+        j, first = self.judgement, self.first_step
         return {
             "ok": self.ok,
             "rows": [{"quantity": r.quantity, "verdict": r.verdict, "digits": round(r.digits, 2),
@@ -80,8 +72,7 @@ class Report:
             "one_by_one": {name: _texts(e) for name, e in (self.one_by_one or {}).items()},
             "scales": {name: {"factor": s.value, "as": s.text} for name, s in (self.scales or {}).items()},
             "tells_apart": self.tells_apart, "dialect": self.dialect, "transposed_weights": self.turned,
-            "first_step": self.first_step and {"step": self.first_step[0], "quantity": self.first_step[1],
-                                               "error": _finite(self.first_step[2])},
+            "first_step": first and {"step": first[0], "quantity": first[1], "error": _finite(first[2])},
             "samples": j and j.samples, "power": j and j.power,
             "sampled_as": _texts([Explanation((m,)) for m in j.explanations]) if j else [],
         }
@@ -101,18 +92,11 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
           samples: int | None = None) -> Report:
     """Compare values with those that a problem defines, and diagnose mismatches.
 
-    Raises a ProblemError that names the place if a quantity is unknown, malformed, or not defined by the problem.
-
-    Parameters
-    ----------
-    theirs : mapping
-        Any of `QUANTITIES` by name: a number, an array, or a list with one array per layer.
-    dialect : str, optional
-        The implementation whose conventions the values are in: one of `dialects.DIALECTS`.
-    rtol : float, optional
-        The largest relative error that counts as rounding (default: from the precision and the conditioning).
-    samples : int, optional
-        The number of targets per example behind a ``G_sampled`` whose targets are not in the problem.
+    `theirs` holds any of `QUANTITIES` by name: a number, an array, or a list with one array per layer; a ProblemError
+    names the place if one is unknown, malformed, or not defined by the problem. `dialect` names the implementation
+    whose conventions they are in: one of `dialects.DIALECTS`. `rtol` is the largest relative error that counts as
+    rounding (default: from the precision and the conditioning), and `samples` the number of targets per example behind
+    a ``G_sampled`` whose targets are not in the problem.
 
     Examples
     --------
@@ -124,7 +108,7 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
     ('A summed over the examples',)
     """
     if rtol is not None:
-        checked("rtol", checks.number, rtol, 0, 1)
+        check_number("rtol", rtol, 0, 1)
     if samples is not None:
         check_counted("samples", samples)
     if dialect is not None:
@@ -140,8 +124,8 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
     if problem.targets is None and "G_sampled" in given:
         judgement, row = _judged(problem, reference, given.pop("G_sampled"), samples)
         rows.append(row)
-    diagnosis = Diagnosis(reference, given, "float32" if single else "float64", rtol if rtol is not None else
-                          _rounded(theirs))
+    rtol = _rounded(theirs) if rtol is None else rtol
+    diagnosis = Diagnosis(reference, given, "float32" if single else "float64", rtol)
     differing = set(diagnosis.differing())
     for name in diagnosis.names:
         off = diagnosis.errors[name]
@@ -153,8 +137,7 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
     if "G_sampled" in differing and not explanations:       # perhaps other draws
         judgement, _ = _judged(problem, reference, given["G_sampled"], samples)
     turned = _of_turned_weights(problem, diagnosis)
-    counts = {"N": len(problem.x), "C": problem.sizes[-1]} | (
-        {"M": len(problem.targets)} if problem.targets is not None else {})
+    counts = {"N": len(problem.x), "C": problem.sizes[-1], "M": 1 if problem.targets is None else len(problem.targets)}
     scales = {name: s for name in diagnosis.names if name in differing
               if (s := scale(reference[name], given[name], counts, diagnosis.tolerance(name)))}
     return Report(tuple(rows), tuple(explanations), None if explanations or turned else diagnosis.one_by_one(), scales,
@@ -170,18 +153,15 @@ def _of_turned_weights(problem: Problem, diagnosis: Diagnosis) -> bool:
             weights = [W.copy() for W in problem.weights]
             for V, W in zip(weights, problem.weights, strict=True):
                 V[:, columns] = W[:, columns].T
-            part = Diagnosis(Reference(problem.replace(weights=weights)), diagnosis.theirs, diagnosis.dtype,
-                             diagnosis.rtol)
+            reference = Reference(problem.replace(weights=weights))
+            part = Diagnosis(reference, diagnosis.theirs, diagnosis.dtype, diagnosis.rtol)
             if part.fits(()) or part.fits((CATALOGUE["transposed weights"],)):
                 return True
     return False
 
 
 def read_quantities(path: Any) -> dict[str, Any]:
-    """Read quantities by name from a JSON or npz file, or the expected values of a test vector.
-
-    Raises a ProblemError that names the file for anything else.
-    """
+    """Read quantities by name from a JSON or npz file, or the expected values of a test vector."""
     content = load(path)
     if not isinstance(content, Mapping):
         raise ProblemError(f"{path}: must hold an object with quantities by name, got {type(content).__name__}")
@@ -193,10 +173,8 @@ def read_quantities(path: Any) -> dict[str, Any]:
     return dict(content)
 
 
-@functools.lru_cache(maxsize=8)
-def _reference_of(problem: Problem) -> Reference:
-    """Return the reference of a problem, shared by all checks of that problem."""
-    return Reference(problem)
+#: The reference of a problem, shared by all checks of that problem.
+_reference_of = functools.lru_cache(maxsize=8)(Reference)
 
 
 def _is_single(theirs: Mapping[str, Any]) -> bool:
@@ -263,26 +241,28 @@ def _judged(problem: Problem, reference: Reference, G: Any, samples: int | None)
             raise ProblemError(f"G_sampled[{i}] must be symmetric")
     judgement = judge(problem, G, samples)
     off = max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-300)) for a, b in zip(G, right, strict=True))
+    if not judgement.right:
+        return judgement, Row("G_sampled", "not as sampled", off, _digits(off))
     # Any G far from the exact one looks like one sample, so that says nothing.
-    verdict = "as sampled" if judgement.right else "not as sampled"
-    if judgement.right and judgement.samples == 1 and samples is None:
-        verdict = "cannot tell"
-    return judgement, Row("G_sampled", verdict, off, _digits(off),
-                          f"consistent with {_samples(judgement.samples)}" if judgement.right else "")
+    verdict = "cannot tell" if judgement.samples == 1 and samples is None else "as sampled"
+    return judgement, Row("G_sampled", verdict, off, _digits(off), f"consistent with {_samples(judgement.samples)}")
 
 
 def _samples(M: int) -> str:
     return f"{M:,} sample{'s' * (M != 1)}"
 
 
-def _table(report: Report) -> list[str]:
-    rows = [("quantity", "verdict", "largest relative error", "right digits", "where")]
-    for r in report.rows:
-        rows.append((r.quantity, r.verdict, f"{r.error:.1e}" if math.isfinite(r.error) else "wrong shape",
-                     f"{r.digits:.1f}", r.where or "-"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]).rstrip()
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a table; the last column is not padded."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip()
             for row in rows]
+
+
+def _table(report: Report) -> list[str]:
+    return aligned([("quantity", "verdict", "largest relative error", "right digits", "where"), *(
+        (r.quantity, r.verdict, f"{r.error:.1e}" if math.isfinite(r.error) else "wrong shape", f"{r.digits:.1f}",
+         r.where or "-") for r in report.rows)])
 
 
 def _words(report: Report) -> list[str]:
@@ -312,12 +292,10 @@ def _explained(report: Report) -> list[str]:
         simple = _simplest(report.explanations)
         lines.append("explained by:" if len(simple) == 1 else
                      f"{len(simple)} explanations fit equally well; these values cannot tell them apart:")
-        for e in simple[:SHOWN]:
-            lines += _entry(e)
+        lines += [line for e in simple[:SHOWN] for line in _entry(e)]
         if len(simple) > SHOWN:
             lines.append(f"  ... and {len(simple) - SHOWN} more (--json lists all)")
-        more = len(report.explanations) - len(simple)
-        if more:
+        if more := len(report.explanations) - len(simple):
             lines.append(f"({more} pair{'s' * (more > 1)} of mistakes would also give these values)")
         if report.tells_apart:
             lines.append(f"also give {report.tells_apart}: it would tell some of them apart")
@@ -328,8 +306,7 @@ def _explained(report: Report) -> list[str]:
                 lines.append(f"  {name}: correct, given your values for its inputs")
             elif found:
                 lines.append(f"  {name}, given your values for its inputs:")
-                for e in _simplest(found)[:SHOWN]:
-                    lines += ["  " + line for line in _entry(e)]
+                lines += [f"  {line}" for e in _simplest(found)[:SHOWN] for line in _entry(e)]
             else:
                 where = next(row.where for row in report.rows if row.quantity == name)
                 lines.append(f"  {name}: not explained; the error is in {where}")
@@ -356,8 +333,7 @@ def _judgement_words(j: Judgement) -> list[str]:
              f"({source}; statistic {j.statistic:.2f}, largest simulated {j.limit:.2f})"]
     if not j.stated and j.samples == 1:
         lines.append("  any G far from the exact one looks like one sample: give the number of samples (--samples M)")
-    for m in j.explanations:
-        lines += _entry(Explanation((m,)))
+    lines += [line for m in j.explanations for line in _entry(Explanation((m,)))]
     if not j.right and not j.explanations:
         lines.append("  no scale or wrong distribution of the catalogue explains it")
     noticed = ", ".join(f"{name} in {100 * p:.0f}%" for name, p in j.power.items())

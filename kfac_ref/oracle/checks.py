@@ -53,12 +53,12 @@ def read_array(place: str, value: Any) -> np.ndarray[Any, Any]:
 
 
 def _flat(place: str, value: Any, shape: list[int]) -> list[Any]:
-    if not shape:
-        if isinstance(value, (list, tuple)):
-            raise ProblemError(f"{place} must be a rectangular array, got lists of different depths")
+    listed = isinstance(value, (list, tuple))
+    if not shape and not listed:
         return [value]
-    if not isinstance(value, (list, tuple)) or len(value) != shape[0]:
-        raise ProblemError(f"{place} must be a rectangular array, got lists of different lengths")
+    if not shape or not listed or len(value) != shape[0]:
+        what = "lengths" if shape else "depths"
+        raise ProblemError(f"{place} must be a rectangular array, got lists of different {what}")
     return [item for row in value for item in _flat(place, row, shape[1:])]
 
 
@@ -93,10 +93,10 @@ def check_keys(place: str, value: Any, required: Sequence[str], optional: Sequen
     for name in required:
         if name not in value:
             raise ProblemError(f"{place}: {name} is missing")
+    known = (*required, *optional)
     for name in value:
-        if name not in required and name not in optional:
-            raise ProblemError(f"{place}: {name!r:.60} is unknown (known: {', '.join((*required, *optional))})"
-                               f"{near(name, (*required, *optional))}")
+        if name not in known:
+            raise ProblemError(f"{place}: {name!r:.60} is unknown (known: {', '.join(known)}){near(name, known)}")
 
 
 def check_listed(place: str, value: Any) -> list[Any]:
@@ -106,11 +106,6 @@ def check_listed(place: str, value: Any) -> list[Any]:
     return list(value)
 
 
-def check_arrays(place: str, value: Any) -> tuple[Any, ...]:
-    """Return a list of arrays as a tuple."""
-    return tuple(read_array(f"{place}[{i}]", item) for i, item in enumerate(check_listed(place, value)))
-
-
 def check_known(place: str, value: Any, entries: Any) -> Any:
     """Return the entry with this name; the error lists the known names."""
     if not isinstance(value, str) or value not in entries:
@@ -118,28 +113,24 @@ def check_known(place: str, value: Any, entries: Any) -> Any:
     return entries[value] if isinstance(entries, Mapping) else value
 
 
-def checked(place: str, check: Any, value: Any, *bounds: float) -> Any:
+def check_number(place: str, value: Any, *bounds: float, check: Any = checks.number, **options: bool) -> Any:
     """Return the result of a function of `kfac_ref.checks` for a number."""
     if isinstance(value, (bool, str)):
         raise ProblemError(f"{place} must be a number, got {value!r:.60}")
-    try:
-        return check(place, value, *bounds)
-    except (ValueError, OverflowError) as error:
-        raise ProblemError(str(error)) from None
+    return _checked(check, place, value, *bounds, **options)
 
 
 def check_counted(place: str, value: Any, low: int = 1) -> int:
     """Return an integer from `low` to MAX_BYTES."""
-    count: int = checked(place, lambda n, v: checks.count(n, v, low), value)
+    count: int = check_number(place, value, low, check=checks.count)
     if count > MAX_BYTES:
-        raise ProblemError(f"{place} must be at most {MAX_BYTES:,}, got {count:.3g}" if count < 1e300 else
-                           f"{place} must be at most {MAX_BYTES:,}")
+        raise ProblemError(f"{place} must be at most {MAX_BYTES:,}" + (f", got {count:.3g}" if count < 1e300 else ""))
     return count
 
 
 def check_real(place: str, value: Any, shape: tuple[int | None, ...]) -> Array:
     """Return a finite float64 array of this shape, in which None is any length except 0."""
-    found: Array = check_array(lambda: checks.real_array(place, read_array(place, value), shape, np.float64))
+    found: Array = _checked(checks.real_array, place, read_array(place, value), shape, np.float64)
     return found
 
 
@@ -156,16 +147,13 @@ def check_targets(place: str, value: Any, likelihood: Likelihood, lead: tuple[in
     y = read_array(place, value)
     if isinstance(likelihood, Categorical):
         if y.ndim != len(lead) or any(d not in (None, n) for d, n in zip(lead, y.shape, strict=True)):
-            raise ProblemError(f"{place} must have shape {_text(lead)}, got {y.shape}")
+            text = ", ".join("any" if n is None else str(n) for n in lead)
+            raise ProblemError(f"{place} must have shape ({text}), got {y.shape}")
         shape = y.shape[len(lead) - 1:]
-        return check_array(lambda: checks.labels(place, y, C, shape))
+        return _checked(checks.labels, place, y, C, shape)
     y = check_real(place, y, (*lead, C))
     interval = (0, 1) if isinstance(likelihood, Bernoulli) else None
-    return check_array(lambda: checks.targets(place, y, y.shape, np.float64, interval))
-
-
-def _text(shape: tuple[int | None, ...]) -> str:
-    return "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
+    return _checked(checks.targets, place, y, y.shape, np.float64, interval)
 
 
 def check_rows(place: str, value: Any, count: int) -> Any:
@@ -178,9 +166,9 @@ def check_rows(place: str, value: Any, count: int) -> Any:
     return rows.astype(np.intp)
 
 
-def check_array(check: Any) -> Any:
-    """Return the result of a function; its ValueError becomes a ProblemError."""
+def _checked(check: Any, *values: Any, **options: bool) -> Any:
+    """Return the result of a function of `kfac_ref.checks`; its ValueError becomes a ProblemError."""
     try:
-        return check()
-    except ValueError as error:
+        return check(*values, **options)
+    except (ValueError, OverflowError) as error:
         raise ProblemError(str(error)) from None

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..files import OverwriteError, write, write_all
 from . import published
-from .check import check, read_quantities
+from .check import aligned, check, read_quantities
 from .checks import ProblemError, check_keys, near
 from .files import load, plain
 from .graph import QUANTITIES, Reference, missing
@@ -34,8 +34,8 @@ def add(commands: Any) -> None:
         'per-layer quantity is a list with one matrix per layer.')
     parser.add_argument("problem", metavar="PROBLEM", help="problem.json or .npz, or a published vector's name")
     parser.add_argument("theirs", metavar="THEIRS", help="your values, JSON or npz")
-    parser.add_argument("--dialect", metavar="NAME", help="compare in the conventions of an implementation "
-                                                          "(kfac-ref dialects)")
+    parser.add_argument("--dialect", metavar="NAME", help="compare in the conventions of an implementation (kfac-ref "
+                                                          "dialects)")
     parser.add_argument("--rtol", type=float, metavar="R", help="the largest relative error that counts as rounding")
     parser.add_argument("--samples", type=int, metavar="M", help="targets per example behind a G_sampled whose targets "
                                                                  "are not in the problem (default: inferred)")
@@ -49,10 +49,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--only", metavar="NAMES", help="which quantities, such as A,G,step (default: all)")
     parser.set_defaults(run=_guarded(_reference))
 
-    parser = commands.add_parser("quantities", help="list every quantity with its shape, equation and source")
-    parser.set_defaults(run=_guarded(_quantities))
-    parser = commands.add_parser("mistakes", help="list the mistakes that the diagnosis knows")
-    parser.set_defaults(run=_guarded(_mistakes))
+    for name, run, text in (("quantities", _quantities, "list every quantity with its shape, equation and source"),
+                            ("mistakes", _mistakes, "list the mistakes that the diagnosis knows")):
+        commands.add_parser(name, help=text).set_defaults(run=_guarded(run))
     parser = commands.add_parser("vectors", help="list the published test vectors, or copy them")
     parser.add_argument("--copy", type=Path, metavar="DIR", help="copy the files to this folder")
     _add_force(parser)
@@ -131,8 +130,7 @@ def _reference(arguments: argparse.Namespace) -> int:
         if name not in QUANTITIES:
             raise ProblemError(f"--only: {name!r} is not a quantity (kfac-ref quantities lists them)"
                                f"{near(name, QUANTITIES)}")
-        lacks = missing(QUANTITIES[name], problem)
-        if lacks:
+        if lacks := missing(QUANTITIES[name], problem):
             raise ProblemError(f"--only {name}: the problem has no {lacks}")
         try:
             found[name] = plain(reference[name])
@@ -153,7 +151,7 @@ def _reference(arguments: argparse.Namespace) -> int:
 
 def _quantities(arguments: argparse.Namespace) -> int:
     rows = [(q.name, q.symbol, q.shape, q.equation, q.source) for q in QUANTITIES.values()]
-    _print([("name", "symbol", "shape", "equation", "source"), *rows])
+    print("\n".join(aligned([("name", "symbol", "shape", "equation", "source"), *rows])))
     print("\nN examples, C outputs, L layers, m x n weights per layer (bias last), P weights in total, T steps")
     return 0
 
@@ -182,7 +180,7 @@ def _vectors(arguments: argparse.Namespace) -> int:
         content = load(published.FOLDER / f"{name}.json")
         rows.append((name, "-".join(map(str, content["network"]["sizes"])), content["likelihood"],
                      str(len(content.get("flags", ()))), content["description"]))
-    _print([("name", "net", "likelihood", "mistakes it detects", "description"), *rows])
+    print("\n".join(aligned([("name", "net", "likelihood", "mistakes it detects", "description"), *rows])))
     print(f"\n{len(rows)} vectors in {published.FOLDER}")
     return 0
 
@@ -207,19 +205,11 @@ def _new(arguments: argparse.Namespace) -> int:
     for name in ("weights", "biases"):
         if name in content and not isinstance(content[name], list):
             raise ProblemError(f"{arguments.arrays}: {name} must be a list with one array per layer")
-    biases = content.get("biases")
+    hidden = [name.strip() for name in arguments.hidden.split(",") if name.strip()]
     problem = Problem.from_arrays(
-        content["weights"], content["x"], content["y"], biases=biases, layout=arguments.layout, bias=arguments.bias,
-        hidden=[name.strip() for name in arguments.hidden.split(",") if name.strip()],
-        likelihood=arguments.likelihood, targets=content.get("targets"), damping=arguments.damping,
-        weight_decay=arguments.weight_decay, name=arguments.out.stem)
+        **content, hidden=hidden, name=arguments.out.stem,
+        **{name: getattr(arguments, name) for name in ("likelihood", "layout", "bias", "damping", "weight_decay")})
     problem.write(arguments.out, arguments.force)
     widths = "-".join(map(str, problem.sizes))
     print(f"wrote {arguments.out}: {widths}, {problem.likelihood}, {len(problem.x)} examples")
     return 0
-
-
-def _print(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    for row in rows:
-        print("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip())

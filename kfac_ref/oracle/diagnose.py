@@ -6,9 +6,11 @@ reported: where the given values cannot distinguish them, the report names a qua
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +20,8 @@ import scipy.linalg
 from .. import params
 from ..checks import Array
 from ..damping import add_to_diagonal
-from . import mistakes as catalogue
 from .graph import QUANTITIES, Reference
-from .mistakes import CATALOGUE, STEPS, Mistake, error, times
+from .mistakes import CATALOGUE, STEPS, VISIBLE, Mistake, error, times
 from .trajectory import SCALARS, steps
 
 #: Relative errors up to this are rounding; a solve may lose its condition number in addition.
@@ -53,16 +54,10 @@ class Explanation:
 
 
 class Diagnosis:
-    """The search for one set of given quantities.
+    """The search for one set of given quantities, in the form of `graph.coerced`.
 
-    Parameters
-    ----------
-    theirs : mapping
-        The given values, in the form of `graph.coerced`.
-    dtype : str
-        The precision in which they were computed.
-    rtol : float, optional
-        The largest relative error that counts as rounding (default: from `dtype` and the conditioning).
+    `dtype` is the precision in which they were computed, and `rtol` the largest relative error that counts as rounding
+    (default: from `dtype` and the conditioning).
     """
 
     def __init__(self, reference: Reference, theirs: Quantities, dtype: str = "float64",
@@ -84,10 +79,9 @@ class Diagnosis:
         """
         if self.rtol is not None:
             return self.rtol
-        try:
+        worst = 1.0
+        with suppress(*_FAILS):
             worst = condition(reference or self.reference, name)
-        except _FAILS:
-            worst = 1.0
         return min(max(ROUNDING[self.dtype], _EPS[self.dtype] * worst), WORST[self.dtype])
 
     def differing(self) -> list[str]:
@@ -121,19 +115,17 @@ class Diagnosis:
                     value = self.reference.having(*mistakes).shown(name)
                 except _FAILS:
                     continue
-                size = sum(map(np.size, value))
-                if size < _FEWEST or (c := scale(value, self.theirs[name], {}, self._limits[name])) is None:
-                    continue
-                found.append(_constant(changed, _rounded(c.value, self._limits[name])))
+                limit, enough = self._limits[name], sum(map(np.size, value)) >= _FEWEST
+                if enough and (c := scale(value, self.theirs[name], {}, limit)) is not None:
+                    found.append(_constant(changed, _rounded(c.value, limit)))
         return list({m.name: m for m in found}.values())
 
     def _may_fit(self, pair: tuple[Mistake, ...]) -> bool:
         """Return whether a pair can explain the differing quantity that the fewest mistakes affect."""
         if self._rarest is None:
             return True
-        acting = self._acting(self._rarest, pair)
-        return len(acting) == len(pair) or (bool(acting) and self._is(
-            tuple(m for m in pair if m.name in acting), self._rarest))
+        acting = tuple(m for m in pair if m.name in self._acting(self._rarest, pair))
+        return len(acting) == len(pair) or (bool(acting) and self._is(acting, self._rarest))
 
     def _acting(self, name: str, mistakes: tuple[Mistake, ...]) -> tuple[str, ...]:
         """Return the names of the mistakes that affect a quantity: `Reference.part_of`, from a table."""
@@ -187,17 +179,15 @@ class Diagnosis:
 
     def along(self, mistakes: tuple[Mistake, ...] = ()) -> Iterator[tuple[int, str, float]]:
         """Yield the step (from 1), quantity and relative error of each number of a trajectory with these mistakes."""
-        turned = [m for m in mistakes if "trajectory_weights" in m.shows]
+        turned = [m.shows["trajectory_weights"] for m in mistakes if "trajectory_weights" in m.shows]
+        given = {name: self.theirs[f"trajectory_{name}"] for name in (*SCALARS, "weights")
+                 if f"trajectory_{name}" in self.theirs}
         for k, step in enumerate(steps(self.reference.problem, mistakes, self._first_step)):
-            for name in SCALARS:
-                if f"trajectory_{name}" in self.theirs:
-                    theirs = self.theirs[f"trajectory_{name}"]
+            for name, theirs in given.items():
+                if name != "weights":
                     yield k + 1, name, _off(step, name, theirs, k)
-            if "trajectory_weights" in self.theirs:
-                weights = tuple(step["weights"])
-                for m in turned:
-                    weights = m.shows["trajectory_weights"](self.reference, weights)
-                theirs = self.theirs["trajectory_weights"]
+                    continue
+                weights = functools.reduce(lambda W, show: show(self.reference, W), turned, tuple(step["weights"]))
                 yield k + 1, "weights", error(weights, tuple(W[k] for W in theirs)) if all(
                     np.ndim(W) and k < len(W) for W in theirs) else math.inf
 
@@ -207,25 +197,21 @@ class Diagnosis:
         return next((found for found in self.along() if not found[2] <= limit), None)
 
     def one_by_one(self) -> dict[str, list[Explanation]]:
-        """Explain each differing quantity given the values of its inputs.
+        """Explain each differing quantity given the values of its inputs, if nothing explains all at once.
 
-        Used if no explanation fits all quantities at once. An explanation without mistakes says that the quantity is
-        correct given its inputs; an empty list, that nothing explains it.
+        One without mistakes says that the quantity is correct given its inputs; an empty list, that nothing explains it.
         """
         found: dict[str, list[Explanation]] = {}
         for name in self.differing():
             inputs = self.reference.below(name) - {name}
             before = {other: self.theirs[other] for other in self.names if other in inputs
                       and QUANTITIES[other].kind != "trajectory"}
-            r = self.reference.taking(**before)
             part = Diagnosis(self.reference, {name: self.theirs[name]}, self.dtype, self.rtol)
-            part.reference = r
+            part.reference = self.reference.taking(**before)
             if before and part.fits(()):
                 found[name] = [Explanation(())]
-            elif self.names == [name]:                      # already tried
-                found[name] = []
-            else:
-                found[name] = part.explanations()
+            else:                                           # one quantity was already tried
+                found[name] = part.explanations() if self.names != [name] else []
         return found
 
     def tells_apart(self, explanations: Sequence[Explanation]) -> str | None:
@@ -237,12 +223,10 @@ class Diagnosis:
                 continue
             values: list[Any] = []
             for e in explanations[:20]:
-                try:
+                with suppress(*_FAILS):
                     value = self.reference.having(*e.mistakes).shown(name)
-                except _FAILS:
-                    continue
-                if all(error(v, value) > catalogue.VISIBLE for v in values):
-                    values.append(value)
+                    if all(error(v, value) > VISIBLE for v in values):
+                        values.append(value)
             if len(values) > most:
                 best, most = name, len(values)
         return best
@@ -252,9 +236,7 @@ def _off(step: Mapping[str, Any], name: str, theirs: Any, k: int) -> float:
     """Return the relative error of a step's number."""
     if np.ndim(theirs) != 1 or k >= len(theirs):
         return math.inf
-    if name == "mu":
-        return _error_of_mu(step["mu"], theirs[k], abs(step["alpha"]))
-    return error(step[name], theirs[k])
+    return _error_of_mu(step["mu"], theirs[k], abs(step["alpha"])) if name == "mu" else error(step[name], theirs[k])
 
 
 def _error_of_mu(right: float, theirs: float, other: float) -> float:
@@ -339,19 +321,14 @@ class Scale:
 
 
 def scale(right: Any, theirs: Any, counts: Mapping[str, int], tolerance: float) -> Scale | None:
-    """Return the constant factor between two values of a quantity, None if there is none.
-
-    `counts` has the values of N, C and, if there are targets, M.
-    """
+    """Return the constant factor between two values of a quantity; `counts` has the values of N, C and M."""
     if not math.isfinite(error(right, theirs)):
         return None
     a, b = (np.concatenate([np.ravel(X) for X in value]) if isinstance(value, tuple) else np.ravel(value)
             for value in (right, theirs))
     known = np.isfinite(a) & np.isfinite(b)
     a, b = a[known].astype(float), b[known].astype(float)
-    if not a.any() or not b.any():
-        return None
-    c = float(a @ b / (a @ a))
+    c = float(a @ b / (a @ a)) if a.any() and b.any() else math.nan
     if not math.isfinite(c) or error(c * a, b) > tolerance or abs(c - 1) <= max(tolerance, 1e-3):
         return None
     return Scale(c, _as_powers(c, counts, max(tolerance, 1e-12)))
@@ -377,22 +354,19 @@ def _as_powers(c: float, counts: Mapping[str, int], tolerance: float) -> str:
 
 
 def place(right: Any, theirs: Any, tolerance: float) -> str:
-    """Describe where two values of a quantity differ: layers, rows, columns, bias, diagonal.
-
-    `tolerance` is relative to the largest entry of an array.
-    """
+    """Describe where two values of a quantity differ; `tolerance` is relative to the largest entry of an array."""
     if not isinstance(right, tuple):
-        return _place(np.asarray(right, dtype=float), np.asarray(theirs, dtype=float), tolerance)
+        return _place(right, theirs, tolerance)
     if not isinstance(theirs, tuple) or len(right) != len(theirs):
         return f"{len(theirs) if isinstance(theirs, tuple) else 1} arrays, expected {len(right)}"
-    found = [(i, _place(np.asarray(a, dtype=float), np.asarray(b, dtype=float), tolerance))
-             for i, (a, b) in enumerate(zip(right, theirs, strict=True))]
-    wrong = [f"layer {i}: {text}" for i, text in found if text]
-    well = [str(i) for i, text in found if not text]
+    found = [_place(a, b, tolerance) for a, b in zip(right, theirs, strict=True)]
+    wrong = [f"layer {i}: {text}" for i, text in enumerate(found) if text]
+    well = [str(i) for i, text in enumerate(found) if not text]
     return "; ".join(wrong) + (f" (right in layer {', '.join(well)})" if well else "")
 
 
-def _place(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], tolerance: float) -> str:
+def _place(right: Any, theirs: Any, tolerance: float) -> str:
+    a, b = np.asarray(right, dtype=float), np.asarray(theirs, dtype=float)
     if a.shape != b.shape:
         turned = ", its transpose" if a.ndim == 2 and a.shape == b.shape[::-1] else ""
         return f"shape {b.shape}{turned}, expected {a.shape}"

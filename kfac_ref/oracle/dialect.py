@@ -28,21 +28,18 @@ from .problem import Problem
 
 #: The form of a quantity: like A, like G, like the weights, a dense block, or one number per layer or in total.
 KINDS = {
-    "A": "input", "A_damped": "input", "A_average": "input",
-    "G": "output", "G_sampled": "output", "G_empirical": "output", "G_damped": "output", "G_average": "output",
-    "direction": "weights", "delta_0": "weights", "gradient": "weights", "step": "weights", "step_sampled": "weights",
-    "step_empirical": "weights", "step_exact_damping": "weights",
-    "kfac_block": "dense", "pi": "number", "loss": "number",
-}
+    **dict.fromkeys(("A", "A_damped", "A_average"), "input"),
+    **dict.fromkeys(("G", "G_sampled", "G_empirical", "G_damped", "G_average"), "output"),
+    **dict.fromkeys(("direction", "delta_0", "gradient", "step", "step_sampled", "step_empirical",
+                     "step_exact_damping"), "weights"),
+    "kfac_block": "dense", "pi": "number", "loss": "number"}
 #: Quantities that have no equivalent if the bias is a separate block.
 JOINT_ONLY = ("A_damped", "G_damped", "step", "step_sampled", "step_empirical", "step_exact_damping", "kfac_block",
               "pi")
 #: The order of a layer's parameters in a vector: maps the indices of [W b], an array (out, in + 1), to that order.
 VEC: dict[str, Callable[[Any], Any]] = {
-    "columns of [W b]": lambda i: i.T.ravel(),
-    "rows of [W b]": lambda i: i.ravel(),
-    "rows of W, then b": lambda i: np.concatenate([i[:, :-1].ravel(), i[:, -1]]),
-}
+    "columns of [W b]": lambda i: i.T.ravel(), "rows of [W b]": lambda i: i.ravel(),
+    "rows of W, then b": lambda i: np.concatenate([i[:, :-1].ravel(), i[:, -1]])}
 
 
 @dataclass(frozen=True)
@@ -68,41 +65,27 @@ class Dialect:
     """The conventions of one implementation."""
 
     name: str
-    #: The version that was run.
-    version: str
-    #: The date on which the tests of this package measured the facts below; "" if they were measured elsewhere.
-    ran: str
-    #: How to read A and G in a running program.
-    where: str
-    #: The targets over which G is an expectation.
-    fisher: str
-    #: Their loss for each likelihood.
-    loss: Mapping[str, str]
+    version: str                # the version that was run
+    ran: str                    # the date on which tests of this package measured the facts; "" if measured elsewhere
+    where: str                  # how to read A and G in a running program
+    fisher: str                 # the targets over which G is an expectation
+    loss: Mapping[str, str]     # their loss for each likelihood
     #: Quantity ("A", "G", "G_sampled", "G_empirical", "gradient") to likelihood to `Scale`; also "A_sampled" if the A
     #: that belongs to a G of samples differs.
     scale: Mapping[str, Mapping[str, Scale]]
-    #: The layout of a weight matrix: "out,in" or "in,out".
-    layout: str = "out,in"
-    #: The bias row of A: "joint-last", "joint-first", or "separate" (A has none; the block of the bias is G).
-    bias: str = "joint-last"
-    #: Whether arrays shaped like the weights are pairs (W, b); else one array with the bias as in A.
-    pairs: bool = True
-    #: The order of a layer's parameters in a dense block, a key of `VEC`; "" if not measured, as in the texts below.
-    vec: str = ""
+    layout: str = "out,in"      # of a weight matrix; or "in,out"
+    bias: str = "joint-last"    # of A: also "joint-first", or "separate" (A has no bias row; the bias has the block G)
+    pairs: bool = True          # arrays shaped like the weights are (W, b); else one array with the bias as in A
+    vec: str = ""               # the order of a dense block, a key of `VEC`; "" if not measured, as in the next two
     average: str = ""
     damping: str = ""
-    #: What its users should know.
-    deviations: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()    # what its users should know
 
     def factor(self, quantity: str, problem: Problem, sampled: bool = False) -> float:
-        """Return theirs over ours for one quantity; a ProblemError if it was not measured.
+        """Return theirs over ours for a key of `KINDS`, or for "damping": the factor that gives the same step.
 
-        Parameters
-        ----------
-        quantity : str
-            A key of `KINDS`, or "damping": the factor that gives the same step.
-        sampled : bool
-            Whether an A belongs to a G of samples; matters only if the dialect distinguishes them.
+        `sampled` says whether an A belongs to a G of samples, for dialects that distinguish them. Raises a ProblemError
+        if the factor was not measured.
         """
         if quantity not in (*KINDS, "damping"):
             raise ProblemError(f"a dialect does not define {quantity!r}; it defines {', '.join(KINDS)}"
@@ -127,22 +110,17 @@ class Dialect:
         found = self.scale.get(name, {}).get(problem.likelihood)
         if found is None:
             raise ProblemError(f"the dialect {self.name!r} has no measured {name} for the {problem.likelihood} "
-                               f"likelihood")
+                               "likelihood")
         M = 1 if problem.targets is None else len(problem.targets)
         return found.value(len(problem.x), problem.sizes[-1], M)
 
     def ours(self, quantities: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
-        """Return their values in our conventions.
+        """Return their values (keys of `KINDS` to a number, or a list with one array per layer) in our conventions.
 
-        Raises a ProblemError for values that the dialect does not define, and for steps and blocks if W and b are
-        separate blocks. A missing bias row of A (the mean input and 1) is taken from the problem.
-
-        Parameters
-        ----------
-        quantities : mapping
-            Keys of `KINDS` to a number, an array, or a list with one array per layer; arrays shaped like the weights
-            may be pairs (W, b). A step is what is added to the weights: minus the preconditioned gradient. If there is
-            a ``G_sampled`` but no ``G``, A belongs to the samples.
+        Arrays shaped like the weights may be pairs (W, b). A step is what is added to the weights: minus the
+        preconditioned gradient. If there is a ``G_sampled`` but no ``G``, A belongs to the samples. A missing bias row
+        of A (the mean input and 1) is taken from the problem. Raises a ProblemError for values that the dialect does
+        not define, and for steps and blocks if W and b are separate blocks.
         """
         a_bar = problem.at().a_bar
         result: dict[str, Any] = {}
@@ -182,9 +160,9 @@ class Dialect:
         return found
 
     def _to_ours(self, kind: str, place: str, value: Any, shape: tuple[int, int], a_bar: Array) -> Any:
-        rows, columns = shape
         if kind == "weights":
             return self._weights_to_ours(place, value, shape)
+        rows, columns = shape
         size = {"input": columns - (self.bias == "separate"), "output": rows, "dense": rows * columns}[kind]
         if np.shape(value) != (size, size):
             raise ProblemError(f"{place} must have shape ({size}, {size}) in the dialect {self.name!r}, got "
@@ -195,8 +173,7 @@ class Dialect:
         if kind == "input" and self.bias == "joint-first":
             return np.roll(value, (-1, -1), (0, 1))
         if kind == "dense":
-            back = np.argsort(self._places(shape))
-            return value[np.ix_(back, back)]
+            return value[np.ix_(*[np.argsort(self._places(shape))] * 2)]
         return value
 
     def _to_theirs(self, kind: str, value: Any, shape: tuple[int, int]) -> Any:
@@ -207,8 +184,7 @@ class Dialect:
         if kind == "input" and self.bias == "joint-first":
             return np.roll(value, (1, 1), (0, 1))
         if kind == "dense":
-            places = self._places(shape)
-            return value[np.ix_(places, places)]
+            return value[np.ix_(*[self._places(shape)] * 2)]
         return value
 
     def _weights_to_ours(self, place: str, V: Any, shape: tuple[int, int]) -> Array:

@@ -7,6 +7,7 @@ code are left out.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 from .dialect import ONE, Dialect, Scale, scales
@@ -44,8 +45,7 @@ _CURVLINOPS = Dialect(
     where="op.state_dict()['input_covariances'][module name], ['gradient_covariances'][module name]; with "
           "check_deterministic=False after op.compute_kronecker_factors()",
     scale={"A": scales(categorical=ONE, gaussian=ONE, bernoulli=ONE), "G": TORCH_SCALES, "G_sampled": TORCH_SCALES,
-           "G_empirical": scales(categorical=ONE, gaussian=FOUR_OVER_C, bernoulli=INVERSE_C),
-           "gradient": TORCH_SCALES},
+           "gradient": TORCH_SCALES, "G_empirical": scales(categorical=ONE, gaussian=FOUR_OVER_C, bernoulli=INVERSE_C)},
     bias="joint-last", vec="rows of W, then b", average="none: a sum over the data set",
     damping=f"use_heuristic_damping=True: {PI}, each at least min_damping 1e-8; use_exact_damping=True: "
             "A (x) G + damping I; else damping on each factor",
@@ -72,9 +72,8 @@ _RUN = (
         name="backpack", version="1.7.1", ran=RAN, loss={k: TORCH[k] for k in ("categorical", "gaussian")},
         fisher="KFLR: exact; KFAC: samples of the model, one by default; KFRA: its recursion",
         where="layer.weight.kflr (kfac, kfra) = [G, A]; layer.bias.kflr = [G]",
-        scale={"A": scales(categorical=ONE, gaussian=ONE), "G": scales(categorical=ONE, gaussian=TWO_OVER_C),
-               "G_sampled": scales(categorical=ONE, gaussian=TWO_OVER_C),
-               "gradient": scales(categorical=ONE, gaussian=TWO_OVER_C)},
+        scale={"A": scales(categorical=ONE, gaussian=ONE),
+               **dict.fromkeys(("G", "G_sampled", "gradient"), scales(categorical=ONE, gaussian=TWO_OVER_C))},
         bias="separate", average="none", damping="left to the user, like the step",
         deviations=("BCEWithLogitsLoss with more than one output raises NotImplementedError",
                     "reduction='sum' multiplies G by N (N C for MSELoss), but not A", "no empirical G")),
@@ -103,8 +102,7 @@ _RUN = (
         scale={"A": scales(categorical=ONE, gaussian=ONE), "G": scales(categorical=ONE, gaussian=ONE),
                "G_sampled": scales(categorical=INVERSE_M, gaussian=INVERSE_M),
                "G_empirical": scales(categorical=ONE, gaussian=FOUR),
-               "gradient": scales(categorical=ONE, gaussian=TWO)},
-        bias="separate",
+               "gradient": scales(categorical=ONE, gaussian=TWO)}, bias="separate",
         average="ema_decay multiplies the new term, 1 - ema_decay the old one; starts at 0, without correction",
         damping=f"{PI}, from A without the bias, each at least 1e-7; the same damped G for the bias",
         deviations=("with M > 1 samples G is M times too small: the loss is divided by M before squaring",
@@ -122,10 +120,8 @@ _RUN = (
         where="state.blocks_states[i].factors[0].value (A), .factors[1].value (G), of the state of an estimator or of "
               "optimizer_state.estimator_state",
         scale={"A": scales(categorical=ONE, gaussian=ONE, bernoulli=ONE),
-               "G": scales(categorical=ONE, gaussian=TWO, bernoulli=ONE),
-               "G_sampled": scales(categorical=ONE, gaussian=TWO, bernoulli=ONE),
-               "G_empirical": scales(categorical=INVERSE_N, gaussian=FOUR_OVER_N, bernoulli=INVERSE_N),
-               "gradient": scales(categorical=ONE, gaussian=TWO, bernoulli=ONE)},
+               **dict.fromkeys(("G", "G_sampled", "gradient"), scales(categorical=ONE, gaussian=TWO, bernoulli=ONE)),
+               "G_empirical": scales(categorical=INVERSE_N, gaussian=FOUR_OVER_N, bernoulli=INVERSE_N)},
         layout="in,out", bias="joint-last", vec="columns of [W b]",
         average="sum of decay^k X / sum of decay^k: without bias; factors[i].weight is the denominator",
         damping=f"product of {PI}; the single factors are A_damped / pi and pi G_damped; exact_power=True: "
@@ -139,47 +135,38 @@ _RUN = (
 )
 
 _CE = scales(categorical=ONE)
+#: The values below are those of most of them.
+_elsewhere = functools.partial(
+    Dialect, version=ELSEWHERE, ran="", where="", fisher="the labels, as measured",
+    loss={"categorical": TORCH["categorical"]}, scale={"A": _CE, "G_empirical": _CE})
 _MEASURED_ELSEWHERE = (
-    Dialect(
-        name="kfs", version=ELSEWHERE, ran="", where="", fisher="exact and empirical, as measured",
-        loss={k: TORCH[k] for k in ("categorical", "gaussian")},
-        scale={"A": scales(categorical=ONE, gaussian=TWO_OVER_C), "G": scales(categorical=ONE, gaussian=ONE),
-               "G_empirical": scales(categorical=ONE, gaussian=ONE)},
+    _elsewhere(
+        name="kfs", fisher="exact and empirical, as measured", loss={k: TORCH[k] for k in ("categorical", "gaussian")},
+        scale={"A": scales(categorical=ONE, gaussian=TWO_OVER_C),
+               **dict.fromkeys(("G", "G_empirical"), scales(categorical=ONE, gaussian=ONE))},
         deviations=("the reduction of the loss is in A, not in G",
                     "the empirical Fisher of MSELoss is half that of curvlinops: it uses gradients of 1/2 |z - y|^2")),
-    Dialect(
-        name="singd", version=ELSEWHERE, ran="", where="", fisher="the labels, as measured",
-        loss={"categorical": TORCH["categorical"]}, scale={"A": _CE, "G_empirical": _CE}),
-    Dialect(
-        name="kfac-pytorch (gpauloski)", version=ELSEWHERE, ran="", fisher="the labels, as measured",
-        where="preconditioner.state_dict()['layers'][name]['A'], ['G']", loss={"categorical": TORCH["categorical"]},
+    _elsewhere(name="singd"),
+    _elsewhere(
+        name="kfac-pytorch (gpauloski)", where="preconditioner.state_dict()['layers'][name]['A'], ['G']",
         scale={"A": _CE, "G_empirical": scales(categorical=INVERSE_N_SQUARED)},
         deviations=("with a mean loss G is N^2 times too small; with a sum it is right",)),
-    Dialect(
-        name="KFAC-Pytorch (alecwangcq)", version=ELSEWHERE, ran="", where="", fisher="the labels, as measured",
-        loss={"categorical": TORCH["categorical"]}, scale={"A": _CE, "G_empirical": _CE},
-        deviations=("with batch_averaged=True, for a mean loss; False is for a sum",)),
-    Dialect(
-        name="kfac (n-gao)", version=ELSEWHERE, ran="", fisher="the labels, as measured",
+    _elsewhere(name="KFAC-Pytorch (alecwangcq)",
+               deviations=("with batch_averaged=True, for a mean loss; False is for a sum",)),
+    _elsewhere(
+        name="kfac (n-gao)",
         where="kfac.blocks[i].activation_covariance, .sensitivity_covariance (kfac.covariances: before normalization)",
-        loss={"categorical": TORCH["categorical"]}, scale={"A": _CE, "G_empirical": _CE},
         deviations=("wrong with a summed loss: gradients are multiplied by N for any reduction",
                     "momentum_type='adam' preconditions the raw gradient")),
-    Dialect(
-        name="K-FAC (Thrandis)", version=ELSEWHERE, ran="", fisher="the labels, as measured",
-        where="opt.state[weight]['xxt'], ['ggt']", loss={"categorical": TORCH["categorical"]},
-        scale={"A": _CE, "G_empirical": _CE},
-        deviations=("measured only with a mean loss",)),
+    _elsewhere(name="K-FAC (Thrandis)", where="opt.state[weight]['xxt'], ['ggt']",
+               deviations=("measured only with a mean loss",)),
 )
 
 DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (*_RUN, *_MEASURED_ELSEWHERE)}
 
 
 def table() -> list[tuple[str, ...]]:
-    """Return the dialects as rows of text, the first of which has the headings.
-
-    A cell is "not measured" or, if there is no such thing, "-".
-    """
+    """Return the headings and the dialects as rows of text; a cell may be "not measured" or, if there is none, "-"."""
     rows = [_row(dialect) for dialect in DIALECTS.values()]
     return [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
 
@@ -197,8 +184,6 @@ def _row(d: Dialect) -> dict[str, str]:
 def _by_likelihood(d: Dialect, quantity: str) -> str:
     """Return one expression if all likelihoods share it, else one per likelihood."""
     found = {name: scale.text for name, scale in d.scale.get(quantity, {}).items()}
-    if not found:
-        return "-"
     if len(set(found.values())) == 1:
         return next(iter(found.values()))
-    return ", ".join(f"{text} ({name})" for name, text in found.items())
+    return ", ".join(f"{text} ({name})" for name, text in found.items()) or "-"

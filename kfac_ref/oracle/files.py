@@ -10,7 +10,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,7 @@ def dumps(content: Mapping[str, Any]) -> str:
 
 
 def load(path: Path | str) -> Any:
-    """Return the content of a JSON or npz file; arrays of an npz stay arrays.
-
-    Raises a ProblemError if the file cannot be read, is too large, or is neither.
-    """
+    """Return the content of a JSON or npz file, with arrays for those of an npz; raise a ProblemError for others."""
     path = Path(path)
     try:
         with path.open("rb") as file:                       # the size of a pipe or device is unknown
@@ -76,11 +73,10 @@ def parse(text: bytes | str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
         raise ProblemError(f"{next(n for n in names if names.count(n) > 1)!r} occurs twice in one object")
-    return found
+    return dict(pairs)
 
 
 def _refuse(name: str) -> Any:
@@ -134,15 +130,17 @@ def take_arrays(value: Any, arrays: dict[str, Any]) -> Any:
         name = f"a{len(arrays)}"
         arrays[name] = read_array(name, value)
         return {"array": name}
-    if isinstance(value, dict):
-        return {key: take_arrays(item, arrays) for key, item in value.items()}
-    return [take_arrays(item, arrays) for item in value] if isinstance(value, list) else value
+    return _mapped(take_arrays, value, arrays)
 
 
 def put_arrays(value: Any, arrays: Mapping[str, Any]) -> Any:
     """Return content with arrays in place of their names: the inverse of `take_arrays`."""
     if isinstance(value, dict) and set(value) == {"array"}:
         return check_known("array", value["array"], arrays)
+    return _mapped(put_arrays, value, arrays)
+
+
+def _mapped(f: Callable[[Any, Any], Any], value: Any, arrays: Any) -> Any:
     if isinstance(value, dict):
-        return {key: put_arrays(item, arrays) for key, item in value.items()}
-    return [put_arrays(item, arrays) for item in value] if isinstance(value, list) else value
+        return {key: f(item, arrays) for key, item in value.items()}
+    return [f(item, arrays) for item in value] if isinstance(value, list) else value

@@ -61,22 +61,17 @@ class Quantity:
 
 #: Larger wrong values (in bytes) are not cached: there is one per mistake and per pair.
 LARGE = 2**20
+_ABSENT = object()
 NODES: dict[str, Node] = {}
 #: Everything that can be compared, by name; `kfac-ref quantities` prints them.
 QUANTITIES: dict[str, Quantity] = {}
 
 
 class Reference:
-    """The quantities of a problem.
+    """The quantities of a problem, with `mistakes` applied in this order.
 
-    Parameters
-    ----------
-    mistakes : sequence of Mistake
-        Applied in this order; none for the right values.
-    given : mapping, optional
-        Values of nodes that replace the computed ones.
-    kept : dict, optional
-        A cache that is shared with another reference of the same problem.
+    `given` has values of nodes that replace the computed ones, and `kept` is a cache that is shared with another
+    reference of the same problem.
     """
 
     def __init__(self, problem: Problem, mistakes: Sequence[Mistake] = (), given: Mapping[str, Any] | None = None,
@@ -100,9 +95,7 @@ class Reference:
         if name not in NODES:
             raise KeyError(f"{name!r:.60} is not a quantity (kfac-ref quantities lists them){near(name, QUANTITIES)}")
         key = name, self._part_of(name)
-        if key in self._kept:
-            value = self._kept[key]
-        else:
+        if (value := self._kept.get(key, _ABSENT)) is _ABSENT:
             value = self._value(name)
             if not key[1] or _bytes(value) <= LARGE:
                 self._kept[key] = value
@@ -112,11 +105,8 @@ class Reference:
 
     def shown(self, name: str) -> Any:
         """Return a quantity as a program with these mistakes would show it."""
-        value = self[name]
-        for mistake in self.mistakes:
-            if name in mistake.shows:
-                value = mistake.shows[name](self, value)
-        return value
+        shows = [mistake.shows[name] for mistake in self.mistakes if name in mistake.shows]
+        return functools.reduce(lambda value, show: show(self, value), shows, self[name])
 
     def kept(self, key: tuple[str, ...], make: Callable[..., Any]) -> Any:
         """Return the cached ``make(reference without mistakes, *key[1:])``."""
@@ -129,8 +119,8 @@ class Reference:
         return [name for name, q in QUANTITIES.items() if missing(q, self.problem) is None]
 
     def _value(self, name: str) -> Any:
-        make = functools.partial(self.given.get, name) if name in self.given else \
-            functools.partial(NODES[name].compute, self)
+        make: Callable[[], Any] = functools.partial(
+            self.given.get, name) if name in self.given else functools.partial(NODES[name].compute, self)
         for mistake in self.mistakes:
             if name in mistake.changes:
                 make = functools.partial(mistake.changes[name], self, make)
@@ -142,10 +132,10 @@ class Reference:
 
     def part_of(self, name: str) -> tuple[str, ...]:
         """Return the names of the mistakes that affect a quantity as it is shown."""
-        showing = [m for m in self.mistakes if name in m.shows]
         found = set(self._part_of(name))
-        for mistake in showing:
-            found |= {mistake.name, *(part for read in mistake.reads for part in self._part_of(read))}
+        for mistake in self.mistakes:
+            if name in mistake.shows:
+                found |= {mistake.name, *(part for read in mistake.reads for part in self._part_of(read))}
         return tuple(m.name for m in self.mistakes if m.name in found)
 
     def _part_of(self, name: str) -> tuple[str, ...]:
@@ -180,10 +170,9 @@ def _bytes(value: Any) -> int:
 def missing(quantity: Quantity, problem: Problem) -> str | None:
     """Return what a problem lacks for a quantity, or None."""
     for name in quantity.fields:
-        if name == "two layers":
-            if len(problem.sizes) < 3:
-                return "a second layer"
-        elif getattr(problem, name) is None:
+        if name == "two layers" and len(problem.sizes) < 3:
+            return "a second layer"
+        if name != "two layers" and getattr(problem, name) is None:
             return name
     return None
 
@@ -230,16 +219,15 @@ def coerced(reference: Reference, theirs: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = tuple(_array(f"{name}[{i}]", item) for i, item in enumerate(value))
         elif isinstance(right, np.ndarray):
             found[name] = _array(name, value, name == "trajectory_rho")
+        elif isinstance(value, (bool, str)) or (not np.isscalar(value) and np.shape(value) != ()):
+            raise ProblemError(f"{name} must be a number, got {value!r:.60}")
         else:
-            if isinstance(value, (bool, str)) or (not np.isscalar(value) and np.shape(value) != ()):
-                raise ProblemError(f"{name} must be a number, got {value!r:.60}")
             found[name] = float(_array(name, value if hasattr(value, "__array__") else [value]).ravel()[0])
     return found
 
 
 def _array(name: str, value: Any, nan: bool = False) -> Any:
-    a = read_array(name, value)
-    a = a.astype(float)
+    a = read_array(name, value).astype(float)
     bad = ~np.isfinite(a) if not nan else np.isinf(a)
     if bad.any():
         raise ProblemError(f"{name} must be finite: {int(bad.sum())} of {a.size} entries are NaN or infinite")

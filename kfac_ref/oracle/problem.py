@@ -18,26 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
 from ..checks import Array
 from ..files import write
 from ..likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from ..model import Model, Point
 from ..network import ACTIVATIONS, MLP
-from .checks import (
-    ProblemError,
-    check_arrays,
-    check_counted,
-    check_direction,
-    check_keys,
-    check_known,
-    check_listed,
-    check_real,
-    check_rows,
-    check_targets,
-    checked,
-    read_array,
-)
+from . import checks
+from .checks import ProblemError, read_array
 from .files import dumps, load, plain, take_arrays
 
 FORMAT, VERSION = "kfac_ref problem", 1
@@ -50,6 +37,7 @@ CONVENTIONS: dict[str, Any] = {
              "the exact expectation over the model's own prediction; the damping is the number under the root, "
              "lambda + eta."}
 LIKELIHOODS: dict[str, type[Any]] = {"gaussian": Gaussian, "categorical": Categorical, "bernoulli": Bernoulli}
+OPTIONAL = ("targets", "direction", "delta_0", "previous", "kl_clip", "trajectory")
 LAYOUTS = ("out,in", "in,out")
 STRUCTURES = ("block-diagonal", "block-tridiagonal")
 
@@ -102,83 +90,58 @@ class Trajectory:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Everything that defines the values. A ProblemError names the field that does not fit.
+    """Everything that defines the values. A ProblemError names the field that does not fit."""
 
-    Parameters
-    ----------
-    sizes : sequence of int
-        Widths of the layers, the input first.
-    hidden : sequence of str
-        The nonlinearity of each hidden layer.
-    weights : list of (d_{i+1}, d_i + 1) arrays
-        The bias in the last column.
-    y : (N,) or (N, C) array
-        Labels or targets.
-    damping : float
-        The number under the root, lambda + eta.
-    weight_decay : float
-        The eta of the paper.
-    targets : (M, N) or (M, N, C) array, optional
-        Sampled targets, M per example.
-    direction, delta_0 : lists of arrays shaped like the weights, optional
-        The direction for Fisher products, and the last step.
-    previous : Previous, optional
-        The running average before this batch.
-    dtype : str
-        ``float32`` if the inputs are in single precision; values are then compared to fewer digits.
-    name, description : str
-        For people.
-    """
-
-    sizes: tuple[int, ...]
-    hidden: tuple[str, ...]
+    sizes: tuple[int, ...]      # widths of the layers, the input first
+    hidden: tuple[str, ...]     # the nonlinearity of each hidden layer
     likelihood: str
-    weights: tuple[Array, ...]
+    weights: tuple[Array, ...]  # (d_{i+1}, d_i + 1) each, the bias in the last column
     x: Array
-    y: Any
-    damping: float = 0.0
-    weight_decay: float = 0.0
-    targets: Any = None
-    direction: tuple[Array, ...] | None = None
-    delta_0: tuple[Array, ...] | None = None
-    previous: Previous | None = None
+    y: Any                      # labels or targets, (N,) or (N, C)
+    damping: float = 0.0        # the number under the root, lambda + eta
+    weight_decay: float = 0.0   # the eta of the paper
+    targets: Any = None         # sampled targets, (M, N) or (M, N, C): M per example
+    direction: tuple[Array, ...] | None = None      # for Fisher products; shaped like the weights
+    delta_0: tuple[Array, ...] | None = None        # the last step
+    previous: Previous | None = None                # the running average before this batch
     kl_clip: KLClip | None = None
     trajectory: Trajectory | None = None
-    dtype: str = "float64"
+    dtype: str = "float64"      # float32 if the inputs are in single precision; values are compared to fewer digits
     name: str = ""
     description: str = ""
     model: Model = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _set(self, "sizes", tuple(check_counted("network.sizes", n) for n in check_listed("network.sizes", self.sizes)))
-        _set(self, "hidden", tuple(check_listed("network.hidden", self.hidden)))
+        sizes = checks.check_listed("network.sizes", self.sizes)
+        _set(self, "sizes", tuple(checks.check_counted("network.sizes", n) for n in sizes))
+        _set(self, "hidden", tuple(checks.check_listed("network.hidden", self.hidden)))
         if len(self.sizes) < 2:
             raise ProblemError(f"network.sizes must hold at least two widths, got {list(self.sizes)}")
         if len(self.hidden) != len(self.sizes) - 2:
             raise ProblemError(f"network.hidden must name the nonlinearity of each of the {len(self.sizes) - 2} hidden "
                                f"layers, got {len(self.hidden)} names")
         for i, name in enumerate(self.hidden):
-            check_known(f"network.hidden[{i}]", name, ACTIVATIONS)
-        likelihood: Likelihood = check_known("likelihood", self.likelihood, LIKELIHOODS)()
-        check_known("dtype", self.dtype, ("float64", "float32"))
+            checks.check_known(f"network.hidden[{i}]", name, ACTIVATIONS)
+        likelihood: Likelihood = checks.check_known("likelihood", self.likelihood, LIKELIHOODS)()
+        checks.check_known("dtype", self.dtype, ("float64", "float32"))
         for name in ("damping", "weight_decay"):
-            _set(self, name, checked(name, checks.number, getattr(self, name), 0))
+            _set(self, name, checks.check_number(name, getattr(self, name), 0))
         _set(self, "model", Model(MLP(self.sizes, self.hidden or "tanh"), likelihood, self.weight_decay))
         shapes = self.model.network.shapes
         for name in ("weights", "direction", "delta_0"):
             if name == "weights" or getattr(self, name) is not None:
-                _set(self, name, check_direction(name, getattr(self, name), shapes))
-        _set(self, "x", check_real("x", self.x, (None, self.sizes[0])))
+                _set(self, name, checks.check_direction(name, getattr(self, name), shapes))
+        _set(self, "x", checks.check_real("x", self.x, (None, self.sizes[0])))
         N, C = len(self.x), self.sizes[-1]
-        _set(self, "y", check_targets("y", self.y, likelihood, (N,), C))
+        _set(self, "y", checks.check_targets("y", self.y, likelihood, (N,), C))
         if self.targets is not None:
-            _set(self, "targets", check_targets("targets", self.targets, likelihood, (None, N), C))
+            _set(self, "targets", checks.check_targets("targets", self.targets, likelihood, (None, N), C))
         if self.previous is not None:
             _set(self, "previous", self._previous(self.previous))
         if self.kl_clip is not None:
-            checked("kl_clip.kappa", checks.number, self.kl_clip.kappa, 0)
-            checked("kl_clip.learning_rate", lambda n, v: checks.number(n, v, 0, above=True),
-                     self.kl_clip.learning_rate)
+            kappa, rate = self.kl_clip.kappa, self.kl_clip.learning_rate
+            _set(self, "kl_clip", KLClip(checks.check_number("kl_clip.kappa", kappa, 0),
+                                         checks.check_number("kl_clip.learning_rate", rate, 0, above=True)))
         if self.trajectory is not None:
             _set(self, "trajectory", self._trajectory(self.trajectory, likelihood))
 
@@ -186,33 +149,27 @@ class Problem:
     def from_arrays(cls, weights: Sequence[Any], x: Any, y: Any, *, hidden: Sequence[str] = (),
                     likelihood: str = "categorical", biases: Sequence[Any] | None = None, layout: str = "out,in",
                     bias: str | None = None, **rest: Any) -> Problem:
-        """Make a problem from arrays as another framework holds them.
-
-        Its ``dtype`` is float32 if all weights are.
+        """Make a problem from arrays as another framework holds them; its ``dtype`` is float32 if all weights are.
 
         Parameters
         ----------
-        biases : sequence of (d_{i+1},) vectors, optional
-            If they are separate from the weights.
         layout : {"out,in", "in,out"}
             Whether a row of a weight matrix belongs to an output (PyTorch) or to an input (JAX, TensorFlow).
         bias : {"joint-last", "joint-first", "separate"}, optional
-            Whether the weights hold the biases as the last or the first input, or `biases` does (default: separate if
-            `biases` are given, else joint-last).
+            Whether the weights hold the biases as the last or the first input, or `biases` has a vector per layer
+            (default: separate if `biases` are given, else joint-last).
         **rest : Any
-            ``damping``, ``weight_decay``, ``targets`` and so on, as in `Problem`; ``direction`` and ``delta_0`` in our
-            own layout.
+            Other fields of `Problem`; ``direction`` and ``delta_0`` in our own layout.
         """
-        check_known("layout", layout, LAYOUTS)
+        checks.check_known("layout", layout, LAYOUTS)
         bias = bias or ("joint-last" if biases is None else "separate")
-        check_known("bias", bias, ("joint-last", "joint-first", "separate"))
+        checks.check_known("bias", bias, ("joint-last", "joint-first", "separate"))
         if (bias == "separate") != (biases is not None):
             raise ProblemError(f"biases must be given if and only if bias is 'separate', got bias = {bias!r}")
         if not len(weights):
             raise ProblemError("weights must hold at least one matrix, got none")
-        single = all(np.asarray(W).dtype == np.float32 for W in weights)
-        rest.setdefault("dtype", "float32" if single else "float64")
-        arrays = [check_real(f"weights[{i}]", W, (None, None)) for i, W in enumerate(weights)]
+        rest.setdefault("dtype", "float32" if all(np.asarray(W).dtype == np.float32 for W in weights) else "float64")
+        arrays = [checks.check_real(f"weights[{i}]", W, (None, None)) for i, W in enumerate(weights)]
         try:
             ours = _joint(arrays, biases, layout, bias)
             sizes = (ours[0].shape[1] - 1, *(len(W) for W in ours))
@@ -238,14 +195,12 @@ class Problem:
             "conventions": CONVENTIONS, "network": {"sizes": list(self.sizes), "hidden": list(self.hidden)},
             "likelihood": self.likelihood, "dtype": self.dtype, "weight_decay": self.weight_decay,
             "damping": self.damping, "weights": list(self.weights), "x": self.x, "y": self.y}
-        for name in ("targets", "direction", "delta_0", "previous", "kl_clip", "trajectory"):
+        for name in OPTIONAL:
             if (value := getattr(self, name)) is not None:
-                content[name] = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) \
-                    else value
+                content[name] = _fields(value) if is_dataclass(value) else value
         if self.trajectory is not None:
-            content["trajectory"]["batches"] = [
-                {"rows": b.rows.tolist(), "rows1": b.rows1.tolist(), "rows2": b.rows2.tolist(), "targets": b.targets}
-                for b in self.trajectory.batches]
+            content["trajectory"]["batches"] = [_fields(b) | {
+                n: getattr(b, n).tolist() for n in ("rows", "rows1", "rows2")} for b in self.trajectory.batches]
         found: dict[str, Any] = plain(content)
         return found
 
@@ -276,37 +231,37 @@ class Problem:
             raise ProblemError(f"{name}: {error}") from None
 
     def _previous(self, given: Previous) -> Previous:
-        k = check_counted("previous.k", given.k, 0)
-        A, G = given.A, given.G
+        k = checks.check_counted("previous.k", given.k, 0)
+        A, G = checks.check_listed("previous.A", given.A), checks.check_listed("previous.G", given.G)
         if k == 0 and not len(A) and not len(G):
             return Previous(0, (), ())
-        return Previous(k, check_direction("previous.A", A, [(n + 1, n + 1) for n in self.sizes[:-1]]),
-                        check_direction("previous.G", G, [(n, n) for n in self.sizes[1:]]))
+        return Previous(k, checks.check_direction("previous.A", A, [(n + 1, n + 1) for n in self.sizes[:-1]]),
+                        checks.check_direction("previous.G", G, [(n, n) for n in self.sizes[1:]]))
 
     def _trajectory(self, t: Trajectory, likelihood: Likelihood) -> Trajectory:
-        where = "trajectory."
+
         for name in ("T1", "T2", "T3"):
-            check_counted(where + name, getattr(t, name))
+            checks.check_counted(f"trajectory.{name}", getattr(t, name))
         if t.T2 % t.T3:
             raise ProblemError(f"trajectory.T2 must be a multiple of T3, got T2 = {t.T2} and T3 = {t.T3}")
         for name in ("lambda_0", "gamma_min", "gamma_max", "lambda_floor"):
-            checked(where + name, checks.number, getattr(t, name), 0)
+            checks.check_number(f"trajectory.{name}", getattr(t, name), 0)
         for name in ("omega1", "omega2", "ceiling"):
-            checked(where + name, checks.number, getattr(t, name), 0, 1)
+            checks.check_number(f"trajectory.{name}", getattr(t, name), 0, 1)
         if min(t.omega1, t.omega2) == 0:
             raise ProblemError("trajectory.omega1 and omega2 must be above 0")
         if t.gamma_max < t.gamma_min:
             raise ProblemError(f"trajectory.gamma_max must be at least gamma_min = {t.gamma_min:g}, got "
                                f"{t.gamma_max:g}")
-        check_known(where + "structure", t.structure, STRUCTURES)
+        checks.check_known("trajectory.structure", t.structure, STRUCTURES)
         if not isinstance(t.momentum, bool):
             raise ProblemError(f"trajectory.momentum must be true or false, got {t.momentum!r}")
         batches = []
         for i, b in enumerate(t.batches):
             place = f"trajectory.batches[{i}]."
-            rows = check_rows(place + "rows", b.rows, len(self.x))
-            rows1, rows2 = (check_rows(place + name, getattr(b, name), len(rows)) for name in ("rows1", "rows2"))
-            targets = check_targets(place + "targets", b.targets, likelihood, (len(rows1),), self.sizes[-1])
+            rows = checks.check_rows(place + "rows", b.rows, len(self.x))
+            rows1, rows2 = (checks.check_rows(place + name, getattr(b, name), len(rows)) for name in ("rows1", "rows2"))
+            targets = checks.check_targets(place + "targets", b.targets, likelihood, (len(rows1),), self.sizes[-1])
             batches.append(Batch(rows, rows1, rows2, targets))
         if not batches:
             raise ProblemError("trajectory.batches must hold at least one batch")
@@ -321,7 +276,7 @@ def _joint(weights: Sequence[Array], biases: Sequence[Any] | None, layout: str, 
         if biases is not None:
             if len(biases) != len(weights):
                 raise ProblemError(f"biases must hold one vector per layer: expected {len(weights)}, got {len(biases)}")
-            W = np.column_stack([W, check_real(f"biases[{i}]", biases[i], (len(W),))])
+            W = np.column_stack([W, checks.check_real(f"biases[{i}]", biases[i], (len(W),))])
         elif bias == "joint-first":
             W = np.column_stack([W[:, 1:], W[:, 0]])
         ours.append(np.ascontiguousarray(W))
@@ -337,10 +292,9 @@ def _chained(weights: Sequence[Array], biases: Sequence[Any] | None, x: Any, lay
 
 
 def _problem(content: Any) -> Problem:
-    optional = ("targets", "direction", "delta_0", "previous", "kl_clip", "trajectory")
     required = ("format", "version", "conventions", "network", "likelihood", "weights", "x", "y", "damping")
-    check_keys("the file", content, required,
-          (*optional, "name", "description", "dtype", "weight_decay", "expected", "flags"))
+    checks.check_keys("the file", content, required,
+                      (*OPTIONAL, "name", "description", "dtype", "weight_decay", "expected", "flags"))
     if content["format"] != FORMAT:
         raise ProblemError(f"format must be {FORMAT!r}, got {json.dumps(content['format'])[:60]}")
     if content["version"] != VERSION or isinstance(content["version"], bool):
@@ -349,32 +303,31 @@ def _problem(content: Any) -> Problem:
     for name in required:
         if content[name] is None:
             raise ProblemError(f"{name} must not be null")
-    check_keys("network", content["network"], ("sizes", "hidden"), ())
-    given: dict[str, Any] = {name: content[name] for name in ("likelihood", "dtype", "damping", "weight_decay", "name",
-                                                              "description") if name in content}
+    checks.check_keys("network", content["network"], ("sizes", "hidden"), ())
+    apart = ("format", "version", "conventions", "network", "expected", "flags")
+    given = {name: value for name, value in content.items()
+             if name not in apart and (value is not None or name not in OPTIONAL)}
     for name in ("name", "description"):
         if not isinstance(given.get(name, ""), str):
             raise ProblemError(f"{name} must be text, got {json.dumps(given[name])[:40]}")
-    for names, read in ((("x", "y", "targets"), read_array), (("weights", "direction", "delta_0"), check_arrays)):
-        given |= {name: read(name, content[name]) for name in names if content.get(name) is not None}
-    if content.get("previous") is not None:
-        p = content["previous"]
-        check_keys("previous", p, ("k", "A", "G"), ())
-        given["previous"] = Previous(p["k"], check_arrays("previous.A", p["A"]), check_arrays("previous.G", p["G"]))
-    if content.get("kl_clip") is not None:
-        check_keys("kl_clip", content["kl_clip"], ("kappa", "learning_rate"), ())
-        given["kl_clip"] = KLClip(**{name: checked(f"kl_clip.{name}", checks.number, v, 0)
-                                     for name, v in content["kl_clip"].items()})
-    if content.get("trajectory") is not None:
-        t = content["trajectory"]
-        check_keys("trajectory", t, tuple(f.name for f in fields(Trajectory)), ())
-        batches = []
-        for i, b in enumerate(check_listed("trajectory.batches", t["batches"])):
-            place = f"trajectory.batches[{i}]"
-            check_keys(place, b, tuple(f.name for f in fields(Batch)), ())
-            batches.append(Batch(**{name: read_array(f"{place}.{name}", b[name]) for name in b}))
-        given["trajectory"] = Trajectory(**{**t, "batches": tuple(batches)})
+    for name, form in (("previous", Previous), ("kl_clip", KLClip), ("trajectory", Trajectory)):
+        if name in given:
+            given[name] = _filled(form, name, given[name])
+    if "trajectory" in given:
+        batches = checks.check_listed("trajectory.batches", given["trajectory"].batches)
+        given["trajectory"] = replace(given["trajectory"], batches=tuple(
+            _filled(Batch, f"trajectory.batches[{i}]", b) for i, b in enumerate(batches)))
     return Problem(sizes=content["network"]["sizes"], hidden=content["network"]["hidden"], **given)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in fields(value)}
+
+
+def _filled(form: Any, place: str, content: Any) -> Any:
+    """Return a dataclass with the content of an object that has exactly its fields."""
+    checks.check_keys(place, content, tuple(f.name for f in fields(form)), ())
+    return form(**content)
 
 
 def _conventions(given: Any) -> None:

@@ -26,8 +26,7 @@ class Vector:
     expected: dict[str, Any]
     #: Per quantity, the allowed error and its kind: ``relative`` to the largest entry of an array, or ``absolute``.
     tolerance: dict[str, tuple[float, str]]
-    #: The names of the mistakes that it detects.
-    flags: tuple[str, ...]
+    flags: tuple[str, ...]      # the names of the mistakes that it detects
 
 
 def names() -> list[str]:
@@ -48,7 +47,7 @@ def vector(name: str) -> Vector:
     check_known("name", name, names())
     content = load(FOLDER / f"{name}.json")
     problem = Problem.of(content, name)
-    entries = content["expected"]
-    expected = coerced(Reference(problem), {q: entry["value"] for q, entry in entries.items()})
-    return Vector(problem, expected, {q: (entry["tolerance"], entry["kind"]) for q, entry in entries.items()},
-                  tuple(content.get("flags", ())))
+    entries = content["expected"].items()
+    expected = coerced(Reference(problem), {q: entry["value"] for q, entry in entries})
+    tolerance = {q: (entry["tolerance"], entry["kind"]) for q, entry in entries}
+    return Vector(problem, expected, tolerance, tuple(content.get("flags", ())))

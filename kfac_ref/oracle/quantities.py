@@ -17,6 +17,7 @@ Examples
 
 from __future__ import annotations
 
+import functools
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -40,11 +41,8 @@ Layers: TypeAlias = tuple[Array, ...]
 
 # The network at this point.
 
-node("model")(lambda problem: problem.model)
-node("weights")(lambda problem: problem.weights)
-node("y")(lambda problem: problem.y)
-node("targets")(lambda problem: problem.targets)
-node("damping")(lambda problem: problem.damping)
+for _name in ("model", "weights", "y", "targets", "damping", "direction", "previous"):
+    node(_name)(functools.partial(lambda name, problem: getattr(problem, name), _name))
 node("eta")(lambda problem: problem.weight_decay)
 node("at")(lambda problem: problem.at())
 node("N")(lambda at: len(at))
@@ -121,8 +119,6 @@ def G_cross(g_exact: Layers, N: int) -> Layers:
 node("G_cross_sampled")(lambda g_sampled, N: G_cross(g_sampled, N))
 
 # Matrices of all parameters.
-
-node("direction")(lambda problem: problem.direction)
 
 @quantity("F", "(P, P)", "sec. 2.2")
 def fisher(g_exact: Layers, a_bar: Layers) -> Array:
@@ -228,7 +224,7 @@ def ekfac_scales(g_exact: Layers, a_bar: Layers, A: Layers, G: Layers, N: int) -
 
 # The running average. Without targets, the new factors are those with the exact G.
 
-node("previous")(lambda problem: problem.previous)
+
 node("k")(lambda previous: previous.k if previous else 0)
 node("old")(lambda previous: {"A": previous.A, "G": previous.G} if previous else {})
 node("new", "G", "G_sampled", "A_cross", "G_cross_sampled")(

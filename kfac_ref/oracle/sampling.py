@@ -65,8 +65,7 @@ class Simulation:
 
     def features(self, G: Sequence[Array]) -> Array:
         """Return the trace and the squares along the directions, layer by layer."""
-        return np.concatenate([[np.trace(S), *((u @ S) * u).sum(axis=1)] for S, u in zip(G, self.signs,
-                                                                                             strict=True)])
+        return np.concatenate([[np.trace(S), *((u @ S) * u).sum(axis=1)] for S, u in zip(G, self.signs, strict=True)])
 
     def features_of_draws(self, sample: Callable[[np.random.Generator, int], Any], draws: int, seed: int) -> Array:
         """Return the features of draws of one sample each, in bounded memory; `sample` draws n targets per example."""
@@ -77,9 +76,8 @@ class Simulation:
         for start in range(0, draws, chunk):
             targets = sample(rng, min(chunk, draws - start))
             g = self.at.backward(self.problem.model.likelihood.gradient(self.at.z, targets))
-            found.append(np.concatenate([np.concatenate([np.square(gi).sum(axis=2, keepdims=True).mean(axis=1),
-                                                         np.square(gi @ u.T).mean(axis=1)], axis=1)
-                                         for gi, u in zip(g, self.signs, strict=True)], axis=1))
+            found.append(np.concatenate([part for gi, u in zip(g, self.signs, strict=True) for part in (
+                np.square(gi).sum(axis=2, keepdims=True).mean(axis=1), np.square(gi @ u.T).mean(axis=1))], axis=1))
         return np.concatenate(found)
 
     def of(self, M: int, pool: Array | None = None) -> Array:
@@ -95,8 +93,7 @@ class Simulation:
 
     def statistic(self, features: Array, M: int) -> Array:
         """Return the statistic of features (F,) or (R, F) if they come from M samples."""
-        spread, _ = self._nulls(M)
-        return self._of(features, spread)
+        return self._of(features, self._nulls(M)[0])
 
     def _of(self, features: Array, spread: Array) -> Array:
         off = (features - self.mean) / spread
@@ -124,16 +121,9 @@ class Simulation:
 
 
 def judge(problem: Problem, G: Sequence[Array], samples: int | None = None) -> Judgement:
-    """Test whether a sampled G is consistent with the model's own prediction.
+    """Test whether G of M = `samples` targets per example (default: inferred) fits the model's own prediction.
 
-    Raises a ProblemError if the simulation would take hours.
-
-    Parameters
-    ----------
-    problem : Problem
-        Its targets, if any, are ignored.
-    samples : int, optional
-        The number M of targets per example (default: inferred).
+    The targets of the problem are ignored. Raises a ProblemError if the simulation would take hours.
     """
     # A large network gets only as many draws as the rate needs.
     work = 2 * len(problem.x) * sum(W.size for W in problem.weights)
@@ -156,12 +146,11 @@ def judge(problem: Problem, G: Sequence[Array], samples: int | None = None) -> J
 
 def _same(problem: Problem, G: Sequence[Array]) -> list[Mistake]:
     """Return the deterministic mistakes that give this G."""
-    found, reference = [], Reference(problem)
-    for name in ("likeliest label in place of a sample", "labels in place of the model's targets",
-                 "G from the gradient of the weights"):
-        if error(reference.having(CATALOGUE[name])["G"], tuple(G)) <= 1e-5:
-            found.append(CATALOGUE[name])
-    return found
+    reference = Reference(problem)
+    mistakes = [CATALOGUE[name] for name in (
+        "likeliest label in place of a sample", "labels in place of the model's targets",
+        "G from the gradient of the weights")]
+    return [m for m in mistakes if error(reference.having(m)["G"], tuple(G)) <= 1e-5]
 
 
 class _Counts(dict[str, Any]):
@@ -184,7 +173,7 @@ def _explained(simulation: Simulation, features: Array, samples: int | None) -> 
     problem = simulation.problem
     for name, c in _factors(problem, samples or 1).items():
         M = samples or simulation.infer(features / c)
-        if abs(c - 1) > 1e-9 and float(simulation.statistic(features / c, M)) <= simulation.limit(M):
+        if abs(c - 1) > 1e-9 and simulation.statistic(features / c, M) <= simulation.limit(M):
             found.append(CATALOGUE[name])
     uniform = simulation.features_of_draws(_uniform(problem, simulation.at.z), 999, 3)
     M = samples or max(1, round(float(np.mean(uniform.var(axis=0) / np.maximum(

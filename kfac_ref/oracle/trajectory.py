@@ -17,7 +17,7 @@ from .. import damping, params
 from ..checks import Array
 from . import quantities  # noqa: F401  (the steps use them)
 from .graph import NODES, Reference, node, quantity
-from .problem import Batch, Problem
+from .problem import Problem
 
 if TYPE_CHECKING:
     from .mistakes import Mistake
@@ -37,23 +37,21 @@ def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, 
     gamma = min(max(math.sqrt(t.lambda_0 + problem.weight_decay), t.gamma_min), t.gamma_max)
     last: Sequence[Array] | None = None
     old: dict[str, Any] = {}
-    used: dict[str, Any] = {}
-    used_gamma = gamma
+    used, used_gamma = old, gamma
     for k, batch in enumerate(t.batches, 1):
         once = _once(shared if k == 1 else None)
-        part = Reference(once("part", functools.partial(_on_rows1, problem, batch)), mistakes,
-                         {"k": k - 1, "ceiling": t.ceiling, "old": old}, once("of part", dict))
+        part = once("part", functools.partial(_on, problem, batch.rows[batch.rows1], targets=batch.targets[None]))
+        part = Reference(part, mistakes, {"k": k - 1, "ceiling": t.ceiling, "old": old}, once("of part", dict))
         names = ("A", "G", "A_cross", "G_cross") if t.structure == "block-tridiagonal" else ("A", "G")
         old = {name: part[f"{name}_average"] for name in names}
         refresh = k <= 3 or k % t.T3 == 0
         gammas = damping.gamma_candidates(gamma, t.omega2, t.gamma_min, t.gamma_max) if k % t.T2 == 0 else (gamma,)
-        if refresh:
-            used = old
-        whole = once("whole", functools.partial(_on_batch, problem, batch, last))
-        two = Reference(once("two", functools.partial(_on_rows2, whole, batch)), mistakes, kept=once("of two", dict))
-        given = {f"{name}_solve": value for name, value in used.items()} | {
-            "hyper": t, "structure": t.structure, "model_damping": lambda_ + problem.weight_decay,
-            "g_F": two["g_exact"], "a_bar_F": two["a_bar"]}
+        used = old if refresh else used
+        whole = once("whole", functools.partial(_on, problem, batch.rows, targets=None, delta_0=last, previous=None))
+        two = once("two", functools.partial(_on, whole, batch.rows2, delta_0=None))
+        two = Reference(two, mistakes, kept=once("of two", dict))
+        given = {f"{name}_solve": value for name, value in used.items()} | {"hyper": t, "structure": t.structure,
+            "model_damping": lambda_ + problem.weight_decay, "g_F": two["g_exact"], "a_bar_F": two["a_bar"]}
         # The given values contain mistakes: share only between references in which the same mistakes acted.
         acting = *(part.part_of(f"{name}_average") for name in names), two.part_of("g_exact"), two.part_of("a_bar")
         tried = []
@@ -85,40 +83,30 @@ def _once(shared: dict[Any, Any] | None) -> Callable[[Any, Callable[[], Any]], A
     return once
 
 
-def _on_batch(problem: Problem, batch: Batch, last: Sequence[Array] | None) -> Problem:
-    return problem.replace(x=problem.x[batch.rows], y=problem.y[batch.rows], targets=None, delta_0=last,
-                           trajectory=None, previous=None)
-
-
-def _on_rows2(whole: Problem, batch: Batch) -> Problem:
-    return whole.replace(x=whole.x[batch.rows2], y=whole.y[batch.rows2], delta_0=None)
-
-
-def _on_rows1(problem: Problem, batch: Batch) -> Problem:
-    rows = batch.rows[batch.rows1]
-    return problem.replace(x=problem.x[rows], y=problem.y[rows], targets=batch.targets[None],
-                           trajectory=None)
+def _on(problem: Problem, rows: Any, **changes: Any) -> Problem:
+    """Return the problem of one step on some rows."""
+    return problem.replace(x=problem.x[rows], y=problem.y[rows], trajectory=None, **changes)
 
 
 node("kept_step")(lambda delta: delta)
 node("hyper")(lambda problem: problem.trajectory)
 node("lambda_before")(lambda hyper: hyper.lambda_0)
-node("lambda_after")(lambda rho, lambda_before, hyper: damping.next_lambda(
-    lambda_before, rho, hyper.omega1, hyper.lambda_floor))
+node("lambda_after")(lambda rho, lambda_before, hyper:
+                     damping.next_lambda(lambda_before, rho, hyper.omega1, hyper.lambda_floor))
 node("trajectory", *NODES)(lambda reference: list(steps(reference.problem, reference.mistakes)))
 
 
-def _show_along(name: str) -> None:
+def _show_along(name: str, note: str) -> None:
     """Add one number per step as a quantity."""
     def along(trajectory: list[dict[str, Any]]) -> Array:
         return np.array([step[name] for step in trajectory])
-    along.__name__, along.__doc__ = f"trajectory_{name}", "of each step" + (
-        ", null where not measured" if name == "rho" else ", as used in it" if name in ("lambda", "gamma") else "")
+    along.__name__, along.__doc__ = f"trajectory_{name}", "of each step" + note
     quantity(name, "(T,)", "sec. 9 (Algorithm 2)", "trajectory", fields=("trajectory",))(along)
 
 
+_NOTES = {"lambda": ", as used in it", "gamma": ", as used in it", "rho": ", null where not measured"}
 for _name in SCALARS:
-    _show_along(_name)
+    _show_along(_name, _NOTES.get(_name, ""))
 
 
 @quantity("theta", "(T, m, n) per layer", "sec. 9 (Algorithm 2)", "trajectory", fields=("trajectory",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,14 +25,12 @@ add("damping", "weight decay added to the damping again", "eta was added to a da
 add("damping", "weight decay left out of the damping", "the damping is only lambda", _ROOT, "add eta",
     {"damping": lambda r, right: max(right() - r["eta"], 0.0)}, ("eta",))
 
-
-def _damped(a: Callable[[float, float], float], g: Callable[[float, float], float]) -> dict[str, Change]:
-    """Damp with ``a(pi, damping)`` and ``g(pi, damping)``."""
+def _damped(**added: Callable[[float, float], float]) -> dict[str, Change]:
+    """Damp A and G with these functions of pi and the damping."""
     def of(name: str, c: Callable[[float, float], float]) -> Change:
-        return lambda r, right: tuple(damping.add_to_diagonal(S, c(float(pi), r["damping"]))
-                                      for S, pi in zip(r[name], r["pi"], strict=True))
-    return {"A_damped": of("A_solve", a), "G_damped": of("G_solve", g)}
-
+        return lambda r, right: tuple(
+            damping.add_to_diagonal(S, c(float(pi), r["damping"])) for S, pi in zip(r[name], r["pi"], strict=True))
+    return {f"{factor}_damped": of(f"{factor}_solve", c) for factor, c in added.items()}
 
 _FACTORED = "A + pi sqrt(lambda + eta) I and G + sqrt(lambda + eta)/pi I: the product then contains (lambda + eta) I"
 for _name, _what, _remedy, _a, _g in (
@@ -51,27 +50,19 @@ for _name, _what, _remedy, _a, _g in (
      "add it to a copy of the factors", lambda pi, d: 2 * pi * math.sqrt(d), lambda pi, d: 2 * math.sqrt(d) / pi),
     ("no damping", "the factors were not damped", "damp them", lambda pi, d: 0.0, lambda pi, d: 0.0),
 ):
-    add("damping", _name, _what, _FACTORED, _remedy, _damped(_a, _g), ("A_solve", "G_solve", "pi", "damping"))
-
+    add("damping", _name, _what, _FACTORED, _remedy, _damped(A=_a, G=_g), ("A_solve", "G_solve", "pi", "damping"))
 
 def _pi(f: Callable[[Array, Array], float]) -> Change:
     return lambda r, right: np.array([f(A, G) for A, G in zip(r["A_solve"], r["G_solve"], strict=True)])
-
-
-def _trace_ratio(A: Array, G: Array) -> float:
-    return math.sqrt(np.trace(A) / np.trace(G)) if np.trace(G) > 0 else 1.0
-
 
 def _joined(matrices: Sequence[Array]) -> Array:
     """Return a diagonal matrix with the diagonals of all of them."""
     return np.diag(np.concatenate([np.diag(S) for S in matrices]))
 
-
 def _with_last(S: Array, value: float) -> Array:
     S = S.copy()
     S[-1, -1] = value
     return S
-
 
 _PI = "pi^2 is the ratio of the mean eigenvalues of A and G, and balances the two cross terms of the damped product"
 for _name, _what, _remedy, _change in (
@@ -79,17 +70,16 @@ for _name, _what, _remedy, _change in (
     ("pi inverted", "pi is the ratio of G over A", "A comes first: A + pi sqrt(d) I", lambda r, right: 1 / right()),
     ("pi left out", "pi is 1: both factors got the same sqrt(damping)", "use sqrt((tr A/n)/(tr G/m))",
      lambda r, right: np.ones_like(right())),
-    ("pi of traces without the dimensions", "pi is sqrt(tr A / tr G), without the dimensions",
-     "divide each trace by its dimension", _pi(_trace_ratio)),
+    ("pi of traces without the dimensions", "pi is sqrt(tr A / tr G), without the dimensions", "divide each trace by "
+     "its dimension", _pi(lambda A, G: math.sqrt(np.trace(A) / np.trace(G)) if np.trace(G) > 0 else 1.0)),
     ("pi of Frobenius norms", "pi uses Frobenius norms (as in the author's code) instead of the trace norm",
      "use the traces", _pi(damping.frobenius_pi)),
 ):
     add("damping", _name, _what, _PI, _remedy, {"pi": _change}, ("A_solve", "G_solve"))
 _OWN = "each layer has its own A and G, and its own ratio"
 add("damping", "one pi for all layers", "all layers share one pi, from their summed traces and dimensions", _OWN,
-    "compute pi per layer",
-    {"pi": lambda r, right: np.full_like(right(), damping.trace_pi(*map(_joined, (r["A_solve"], r["G_solve"]))))},
-    ("A_solve", "G_solve"))
+    "compute pi per layer", {"pi": lambda r, right: np.full_like(
+        right(), damping.trace_pi(*map(_joined, (r["A_solve"], r["G_solve"]))))}, ("A_solve", "G_solve"))
 add("damping", "pi of the first layer for all", "all layers use the pi of the first", _OWN, "compute pi per layer",
     {"pi": lambda r, right: np.full_like(right(), right()[0])})
 add("damping", "bias not damped", "the damping was not added to the last entry of A, that of the bias",
@@ -97,39 +87,30 @@ add("damping", "bias not damped", "the damping was not added to the last entry o
     {"A_damped": lambda r, right: tuple(_with_last(D, A[-1, -1]) for D, A in zip(right(), r["A_solve"], strict=True))},
     ("A_solve",))
 add("damping", "pi in place of 1/pi in G", "both factors were damped with pi sqrt(damping)", _FACTORED,
-    "divide by pi in G", {"G_damped": lambda r, right: tuple(
-        damping.add_to_diagonal(G, float(pi) * math.sqrt(r["damping"]))
-        for G, pi in zip(r["G_solve"], r["pi"], strict=True))}, ("G_solve", "pi", "damping"))
+    "divide by pi in G", _damped(G=lambda pi, d: pi * math.sqrt(d)), ("G_solve", "pi", "damping"))
 
-
-def _natural_gradient(r: Reference, right: Right) -> tuple[Array, ...]:
+def _natural_gradient(r: Reference, right: Right) -> Any:
     if r.problem.model.network.parameters > 500:
         raise ValueError("the dense Fisher is too large to be tried as an explanation")
-    found: tuple[Array, ...] = NODES["natural_gradient"].compute(r)
-    return found
-
+    return NODES["natural_gradient"].compute(r)
 
 add("damping", "exact Fisher in place of the factors", "the step is the natural gradient with the exact F",
     "K-FAC solves with A ⊗ G; the two differ by the error of the approximation", "compare natural_gradient",
     {"step": _natural_gradient}, NODES["natural_gradient"].needs)
-add("damping", "exact damping in place of factored", "the step solves with A ⊗ G + damping I",
-    "the paper damps the factors; both are valid, and their steps differ", "damp the factors, or compare with "
-    "step_exact_damping", {"step": lambda r, right: NODES["step_exact_damping"].compute(r)},
-    NODES["step_exact_damping"].needs)
-add("damping", "factored damping in place of exact", "the step solves with damped factors instead of A ⊗ G + "
-    "damping I", "the product of damped factors has two more terms", "solve in the eigenbasis, or compare with "
-    "step", {"step_exact_damping": lambda r, right: NODES["step"].compute(r)}, NODES["step"].needs)
-
+add("damping", "exact damping in place of factored", "the step solves with A ⊗ G + damping I", "the paper damps the "
+    "factors; both are valid, and their steps differ", "damp the factors, or compare with step_exact_damping",
+    {"step": lambda r, right: NODES["step_exact_damping"].compute(r)}, NODES["step_exact_damping"].needs)
+add("damping", "factored damping in place of exact", "the step solves with damped factors instead of A ⊗ G + damping I",
+    "the product of damped factors has two more terms", "solve in the eigenbasis, or compare with step",
+    {"step_exact_damping": lambda r, right: NODES["step"].compute(r)}, NODES["step"].needs)
 
 def _average_of_damped(part: str) -> Change:
     def change(r: Reference, right: Right) -> tuple[Array, ...]:
-        new = r["new"]
-        pis = [damping.trace_pi(A, G) for A, G in zip(new["A"], new["G"], strict=True)]
+        pis = [damping.trace_pi(A, G) for A, G in zip(r["new"]["A"], r["new"]["G"], strict=True)]
         root = math.sqrt(r["damping"])
         added = [pi * root if part == "A" else root / pi for pi in pis]
         return tuple(S + (1 - r["epsilon"]) * c * np.eye(len(S)) for S, c in zip(right(), added, strict=True))
     return change
-
 
 add("average", "damping added before averaging", "the factors of the batch were damped before they were averaged",
     "the damping changes with lambda and gamma, so it belongs to the solve", "average first, then damp",
@@ -137,10 +118,9 @@ add("average", "damping added before averaging", "the factors of the batch were 
 _BIASED = "eps = min(1 - 1/k, 0.95): the first batch has weight 1, so there is no bias to correct"
 add("average", "average starts at the identity", "the running average starts at the identity with a constant decay",
     _BIASED, "give the first batch weight 1",
-    {"epsilon": lambda r, right: r["ceiling"],
-     "old": lambda r, right: right() or {name: tuple(np.eye(*X.shape) if not name.endswith("cross") else 0 * X
-                                                    for X in r["new"][name]) for name in r["new"]}},
-    ("ceiling", "new"))
+    {"epsilon": lambda r, right: r["ceiling"], "old": lambda r, right: right() or {
+        name: tuple(0 * X if name.endswith("cross") else np.eye(*X.shape) for X in new)
+        for name, new in r["new"].items()}}, ("ceiling", "new"))
 add("average", "average not corrected for its start", "the running average has a constant decay and starts at zero",
     _BIASED, "let the decay grow as 1 - 1/k, or divide by 1 - decay^k", {"epsilon": lambda r, right: r["ceiling"]},
     ("ceiling",))
@@ -150,6 +130,5 @@ add("average", "no running average", "the factors are only those of this batch",
     "keep the running average", {"epsilon": lambda r, right: 0.0})
 add("average", "debiased exponential average", "the average is sum d^j X_{k-j} / sum d^j, from the first batch on",
     "the paper weights the first batches equally; the two agree only at the first batch and in the limit",
-    "use eps = min(1 - 1/k, 0.95)",
-    {"epsilon": lambda r, right: (lambda d, k: d * (1 - d**k) / (1 - d**(k + 1)))(r["ceiling"], r["k"])},
-    ("ceiling", "k"))
+    "use eps = min(1 - 1/k, 0.95)", {"epsilon": lambda r, right: (
+        lambda d, k: d * (1 - d**k) / (1 - d**(k + 1)))(r["ceiling"], r["k"])}, ("ceiling", "k"))

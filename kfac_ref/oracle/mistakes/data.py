@@ -7,12 +7,10 @@ import numpy as np
 from ...model import Point
 from .entry import add
 
-
 def _all_but_last(at: Point) -> Point:
     if len(at) == 1:
         raise ValueError("no example is left")
     return at.take(slice(0, -1))
-
 
 _ROWS = "row n of y is the label of row n of x"
 add("data", "labels of the row after", "each example had the label of the next one (the last that of the first)", _ROWS,

@@ -13,10 +13,8 @@ from ... import layers
 from ...checks import Array
 from ..graph import Reference
 
-#: Makes the right value.
-Right = Callable[[], Any]
-#: Makes the wrong value.
-Change = Callable[[Reference, Right], Any]
+Right = Callable[[], Any]                       # makes the right value
+Change = Callable[[Reference, Right], Any]      # makes the wrong value
 
 #: A test vector flags a mistake that changes a quantity by more than this relative error.
 VISIBLE = 1e-6
@@ -37,8 +35,7 @@ class Mistake:
     remedy: str
     #: Node to the function that makes its wrong value.
     changes: Mapping[str, Change] = field(repr=False)
-    #: The nodes that those functions read, except the inputs of the changed node.
-    reads: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()     # the nodes that those functions read, except the inputs of the changed node
     group: str = ""
     #: Quantity to a function of reference and value, for values that are shown in another form but used correctly.
     shows: Mapping[str, Callable[[Reference, Any], Any]] = field(default_factory=dict, repr=False)
@@ -96,33 +93,22 @@ def M_of(r: Reference) -> float:
 
 
 def differ(right: Any, wrong: Any, tolerance: float = VISIBLE) -> bool:
-    """Return whether two values of a quantity differ in shape or by a larger relative error.
-
-    None is a value that cannot be computed, which counts as equal.
-    """
-    if right is None or wrong is None:
-        return False
-    return not error(right, wrong) <= tolerance
+    """Return whether two values differ in shape or by a larger relative error; None is unknown and counts as equal."""
+    return right is not None and wrong is not None and not error(right, wrong) <= tolerance
 
 
 def error(right: Any, theirs: Any) -> float:
-    """Return the largest relative error over the arrays of a quantity; infinite if the shapes differ.
-
-    NaN in the same places counts as equal.
-    """
+    """Return the largest relative error over the arrays of a quantity; infinite if shapes, or places of NaN, differ."""
     if isinstance(right, tuple) != isinstance(theirs, tuple):
         return math.inf
     if isinstance(right, tuple):
-        if len(right) != len(theirs):
-            return math.inf
-        return max((error(a, b) for a, b in zip(right, theirs, strict=True)), default=0.0)
+        pairs = zip(right, theirs, strict=True)
+        return max((error(a, b) for a, b in pairs), default=0.0) if len(right) == len(theirs) else math.inf
     a, b = np.asarray(right, dtype=float), np.asarray(theirs, dtype=float)
-    if a.shape != b.shape:
-        return math.inf
     nan = np.isnan(a)
-    if nan.any() or np.isnan(b).any():
-        if not np.array_equal(nan, np.isnan(b)):
-            return math.inf
+    if a.shape != b.shape or not np.array_equal(nan, np.isnan(b)):
+        return math.inf
+    if nan.any():
         a, b = np.where(nan, 0, a), np.where(nan, 0, b)
     with np.errstate(over="ignore", invalid="ignore"):
         off = float(np.max(np.abs(a - b), initial=0))

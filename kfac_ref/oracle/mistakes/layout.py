@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,16 +16,11 @@ from .. import quantities
 from ..graph import Reference
 from .entry import FISHERS, STEPS, Change, Right, add, mapped, times
 
-
 def _moments(rows: Callable[[Reference], Sequence[Array]]) -> Change:
-    def change(r: Reference, right: Right) -> tuple[Array, ...]:
-        return quantities.A(tuple(rows(r)), r["N"])
-    return change
-
+    return lambda r, right: quantities.A(tuple(rows(r)), r["N"])
 
 def _ones(a: Array) -> Array:
     return np.column_stack([a, np.ones(len(a))])
-
 
 add("layer", "A of the layer's output", "A was made of the layer's outputs after the nonlinearity, not of its inputs",
     "the gradient of W_i is g_i a_bar^T with the layer's INPUT", "take the activations that enter the layer",
@@ -33,29 +29,20 @@ add("layer", "A before the nonlinearity", "A was made of the pre-activations s, 
     "the next layer sees phi(s)", "take the activations after the nonlinearity",
     {"A": _moments(lambda r: [r["a_bar"][0], *map(_ones, r["at"].s[:-1])])}, ("at", "a_bar", "N"))
 
-
 def _after_nonlinearity(name: str, r: Reference) -> tuple[Array, ...]:
     """Return the gradients with respect to the outputs of the hidden nonlinearities, and to z."""
     W, g = r.problem.weights, r[name]
     return (*(h @ V[:, :-1] for h, V in zip(g[1:], W[1:], strict=True)), g[-1])
 
-
 add("layer", "g after the nonlinearity", "the gradients are with respect to the layer's activations, after the "
     "nonlinearity", "g is the gradient with respect to the pre-activations s: the slope phi'(s) is part of it",
     "multiply by phi'(s), or hook the linear layer's output",
     {G: _moments(functools.partial(_after_nonlinearity, g)) for G, g in (
-        ("G", "g_exact"), ("G_sampled", "g_sampled"), ("G_empirical", "g"))},
-    ("g", "g_exact", "g_sampled", "N"))
-
+        ("G", "g_exact"), ("G_sampled", "g_sampled"), ("G_empirical", "g"))}, ("g", "g_exact", "g_sampled", "N"))
 
 def _without_slope(columns: str) -> Change:
-    def change(r: Reference, right: Right) -> tuple[Array, ...]:
-        g = [r[columns]]
-        for W in r.problem.weights[:0:-1]:
-            g.append(g[-1] @ W[:, :-1])
-        return tuple(g[::-1])
-    return change
-
+    return lambda r, right: tuple(itertools.accumulate(
+        r.problem.weights[:0:-1], lambda g, W: g @ W[:, :-1], initial=r[columns]))[::-1]
 
 add("layer", "slope left out of the backward pass", "the backward pass does not multiply by phi'(s)",
     "the chain rule goes through the nonlinearity", "multiply by phi'(s) at every hidden layer",
@@ -68,51 +55,35 @@ add("layer", "A of the layer before", "the matrix A of each layer is that of the
     "layer i has the factors A_{i-1,i-1} and G_{i,i} of the paper, whose activations are counted from 0",
     "use the input of the same layer", {"A": lambda r, right: (right()[0], *right()[:-1])})
 add("layer", "A and G exchanged", "A and G were exchanged", "A belongs to the inputs (its last row to the bias), G "
-    "to the outputs", "exchange them", {}, ("A", "G"), shows={"A": lambda r, A: r["G"], "G": lambda r, G: r["A"],
-                                                  "G_sampled": lambda r, G: r["A"],
-                                                  "G_empirical": lambda r, G: r["A"]})
+    "to the outputs", "exchange them", {}, ("A", "G"), shows={
+        "A": lambda r, A: r["G"], **dict.fromkeys(("G", "G_sampled", "G_empirical"), lambda r, G: r["A"])})
 
 # The bias, layout and order.
 
 _NO_BIAS = "the bias is a weight whose input is 1; [W b] is one matrix with one block"
 
-
 def _bias_apart(solve_bias: Callable[[Array, Array], Array]) -> dict[str, Change]:
     """Leave the bias out of A, and solve for it with ``solve_bias(G, gradient of the bias)``."""
-    def without(r: Reference, right: Right) -> tuple[Array, ...]:
-        return tuple(A[:-1, :-1] for A in right())
-
     def change(r: Reference, right: Right) -> tuple[Array, ...]:
-        found = []
-        for A, G, V in zip(r["A_damped"], r["G_damped"], r["gradient"], strict=True):
-            factor = Cholesky.factor(G)
-            W = -kronecker.solve(Cholesky.factor(A), factor, V[:, :-1])
-            found.append(np.column_stack([W, solve_bias(G, V[:, -1])]))
-        return tuple(found)
-    return {"A": without, "A_cross": without, "step": change}
-
+        return tuple(np.column_stack([-kronecker.solve(Cholesky.factor(A), Cholesky.factor(G), V[:, :-1]),
+                                      solve_bias(G, V[:, -1])])
+                     for A, G, V in zip(r["A_damped"], r["G_damped"], r["gradient"], strict=True))
+    return mapped(("A", "A_cross"), lambda A: A[:-1, :-1]) | {"step": change}
 
 _BIAS_READS = ("A_damped", "G_damped", "gradient")
 add("bias", "bias left out of A", "A has no row for the bias, and the bias uses its plain gradient", _NO_BIAS,
-    "append a 1 to the inputs",
-    _bias_apart(lambda G, b: -b), _BIAS_READS)
+    "append a 1 to the inputs", _bias_apart(lambda G, b: -b), _BIAS_READS)
 add("bias", "bias preconditioned apart", "A has no row for the bias, and the bias was solved with G only",
     _NO_BIAS, "append a 1 to the inputs; the bias then shares the solve with A",
     _bias_apart(lambda G, b: -Cholesky.factor(G).solve(b[:, None])[:, 0]), _BIAS_READS)
 
-
-def _last_to_first(V: Array) -> Array:
-    return np.roll(V, 1, axis=-1)
-
-
 add("bias", "bias first", "the bias comes first, not last", "our matrices are [W b], with the 1 at the end of a_bar",
     "move the first column (and row) to the end",
-    mapped(("a_bar", "decay"), _last_to_first) | {"direction": lambda r, right: right() and tuple(
-        map(_last_to_first, right())), "last_step": lambda r, right: right() and tuple(map(_last_to_first, right()))})
+    dict.fromkeys(("a_bar", "decay", "direction", "last_step"), lambda r, right: right() and tuple(
+        np.roll(V, 1, axis=-1) for V in right())))
 add("bias", "bias not decayed", "the weight decay was not applied to the biases", "the paper's eta acts on all "
     "parameters equally", "add eta b to the gradient of the bias",
     mapped(("decay",), lambda D: np.column_stack([D[:, :-1], np.zeros(len(D))])))
-
 
 def _permuted(parts: Callable[[Any], list[Any]]) -> Callable[[Reference, Array], Array]:
     """Permute a dense matrix: `parts` maps the places of a layer's weights to the order in which they are read."""
@@ -126,17 +97,10 @@ def _permuted(parts: Callable[[Any], list[Any]]) -> Callable[[Reference, Array],
         return F[np.ix_(chosen, chosen)]
     return show
 
-
 _DENSE = (*FISHERS, "hessian")
-
 
 def _swapped_block(r: Reference, blocks: tuple[Array, ...]) -> tuple[Array, ...]:
     return tuple(map(np.kron, r["G"], r["A"]))
-
-
-def _turned(r: Reference, value: tuple[Array, ...]) -> tuple[Array, ...]:
-    return tuple(np.swapaxes(V, -1, -2) for V in value)
-
 
 add("order", "row-major vec", "the dense matrices use row-major vec (the biases interleaved with the weights)",
     "vec stacks columns here, so the block is kron(A, G); with row-major vec it is kron(G, A)",
@@ -151,17 +115,16 @@ add("order", "Kronecker factors in the wrong order", "the block is kron(G, A), a
 add("order", "transposed weights", "gradients, steps and weights are laid out (in, out)",
     "weights are (out, in + 1) here", "transpose them", {},
     shows=dict.fromkeys(("gradient", "fisher_product", "kfac_product", "step_sampled", "step_empirical",
-                         "trajectory_weights", "ekfac_scales", *STEPS), _turned))
+                         "trajectory_weights", "ekfac_scales", *STEPS),
+                        lambda r, value: tuple(np.swapaxes(V, -1, -2) for V in value)))
 add("order", "ascent in place of descent", "the step has the sign of the gradient", "Delta = -C^-1 grad h: the minus "
-    "sign is part of the step", "insert the minus sign", {name: lambda r, right: times(-1.0, right())
-                                                          for name in STEPS})
+    "sign is part of the step", "insert the minus sign", dict.fromkeys(STEPS, lambda r, right: times(-1.0, right())))
 add("order", "gradient with its sign turned", "the gradient of the loss has the opposite sign (y - p instead of p - y)",
     "h decreases along minus its gradient", "change the sign of what is sent back (not of the weight decay)",
     {"dz": lambda r, right: -right()})
 add("order", "multiplied in place of solved", "the gradient was multiplied by the damped factors, not by their "
-    "inverses", "the natural gradient is F^-1 grad", "solve with A and G",
-    {"step": lambda r, right: tuple(-G @ V @ A for A, G, V in zip(r["A_damped"], r["G_damped"], r["gradient"],
-                                                                  strict=True))}, _BIAS_READS)
+    "inverses", "the natural gradient is F^-1 grad", "solve with A and G", {"step": lambda r, right: tuple(
+        -G @ V @ A for A, G, V in zip(r["A_damped"], r["G_damped"], r["gradient"], strict=True))}, _BIAS_READS)
 add("order", "only G inverted", "the solve with A was left out", "(A ⊗ G)^-1 = A^-1 kron G^-1 needs both",
     "multiply by A^-1 from the right", {"step": lambda r, right: tuple(
         -Cholesky.factor(G).solve(V) for G, V in zip(r["G_damped"], r["gradient"], strict=True))}, _BIAS_READS)

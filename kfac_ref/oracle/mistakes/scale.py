@@ -14,7 +14,7 @@ _OUTPUTS = "-log p of an example is a sum over its outputs"
 _GAUSSIAN = "-log p of a Gaussian of unit variance is 1/2 ||z - y||^2"
 for _name, _what, _why, _remedy, _factor in (
     ("G summed over the examples", "G was summed over the N examples, not averaged: it is N times too large", _MEAN,
-     "divide G by N once", lambda r: N_of(r)),
+     "divide G by N once", N_of),
     ("G of mean-loss gradients, summed", "gradients of the MEAN loss were squared and summed: G is N times too small",
      _PER_EXAMPLE, "multiply the gradients by N and average, or multiply this G by N", lambda r: 1 / N_of(r)),
     ("G of mean-loss gradients, averaged", "gradients of the MEAN loss were squared and averaged: G is N^2 times too "
@@ -33,7 +33,7 @@ for _name, _what, _why, _remedy, _factor in (
     ("G averaged over the outputs", "G was divided by the number C of outputs", "the Fisher of an example is a sum "
      "over outputs: the C columns of the root are added", "sum over the columns", lambda r: 1 / C_of(r)),
     ("G times the outputs", "G was multiplied by the number C of outputs", "the Fisher of an example is a sum over "
-     "outputs, each counted once", "omit the factor C", lambda r: C_of(r)),
+     "outputs, each counted once", "omit the factor C", C_of),
     ("G of a loss averaged over outputs", "the loss was averaged over the C outputs: G is C^2 times too small",
      _OUTPUTS + "; their mean is another model", "multiply the gradients by C (or use reduction 'sum' over outputs)",
      lambda r: C_of(r)**-2),
@@ -48,7 +48,7 @@ for _name, _what, _why, _remedy, _factor in (
 
 for _name, _what, _why, _remedy, _factor in (
     ("G summed over the samples", "G was summed over the M sampled targets, not averaged: it is M times too large",
-     "each sampled target estimates the same expectation", "divide by M", lambda r: M_of(r)),
+     "each sampled target estimates the same expectation", "divide by M", M_of),
     ("G divided by the samples twice", "both the loss and the sum of squares were divided by M: G is M times too small",
      "the outer product squares the 1/M of the loss", "divide either the sum of outer products by M or the loss by "
      "sqrt(M)", lambda r: 1 / M_of(r)),
@@ -60,7 +60,7 @@ for _name, _what, _why, _remedy, _factor in (
 _CONSTANT = "A contains no constant of the loss: "
 for _name, _what, _remedy, _factor in (
     ("A summed over the examples", "A was summed over the N examples, not averaged: it is N times too large",
-     "divide A by N", lambda r: N_of(r)),
+     "divide A by N", N_of),
     ("A divided by N twice", "A was divided by N twice: it is N times too small", "divide A by N once",
      lambda r: 1 / N_of(r)),
     ("A divided by N three times", "A was divided by N three times: it is N^2 times too small", "divide A by N once",
@@ -82,14 +82,12 @@ for _name, _what, _of_A, _of_G in (
      lambda r: C_of(r)**0.5, lambda r: C_of(r)**-0.5),
     ("scale split by root N between A and G", "A is sqrt(N) times too large and G sqrt(N) times too small",
      lambda r: N_of(r)**0.5, lambda r: N_of(r)**-0.5),
-    ("all of 1/N in G", "A was summed over the examples and G divided by N twice",
-     lambda r: N_of(r), lambda r: 1 / N_of(r)),
+    ("all of 1/N in G", "A was summed over the examples and G divided by N twice", N_of, lambda r: 1 / N_of(r)),
 ):
     add("scale", _name, _what, "the product is right, but pi and the damping of each factor depend on the split",
         "let both factors be means over the examples", scaled(FACTORS_A, _of_A) | scaled(FACTORS_G, _of_G))
 add("scale", "Fisher summed over the examples", "the dense Fisher was summed over the N examples, not averaged",
-    "the objective is a mean over examples, so its curvature is too", "divide by N",
-    scaled(FISHERS, lambda r: N_of(r)))
+    "the objective is a mean over examples, so its curvature is too", "divide by N", scaled(FISHERS, N_of))
 add("scale", "Fisher of mean-loss gradients", "the dense Fisher is made of gradients of the MEAN loss: it is N^2 times "
     "too small", "the Fisher is a mean of squares; each gradient of the mean loss contains a 1/N",
     "multiply the gradients by N", scaled(FISHERS, lambda r: N_of(r)**-2))
@@ -99,8 +97,8 @@ add("scale", "gradient summed over the examples", "the loss was summed over the 
     ("decay",))
 add("scale", "loss averaged over the outputs", "the loss was averaged over the C outputs too", _OUTPUTS,
     "sum over the outputs, average over the examples",
-    {"loss": lambda r, right: right() / C_of(r), "dz": lambda r, right: right() / C_of(r),
-     "dz_sampled": lambda r, right: right() / C_of(r), "dz_exact": lambda r, right: right() / math.sqrt(C_of(r))})
+    dict.fromkeys(("loss", "dz", "dz_sampled"), lambda r, right: right() / C_of(r))
+    | {"dz_exact": lambda r, right: right() / math.sqrt(C_of(r))})
 add("scale", "squared loss without its half", "the loss is ||z - y||^2, without the 1/2: gradient and curvature are "
     "twice too large, squares of gradients four times", _GAUSSIAN, "halve the loss",
     scaled(("loss", "dz", "dz_sampled"), lambda r: 2) | scaled(("dz_exact",), lambda r: math.sqrt(2)))
