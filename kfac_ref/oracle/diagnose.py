@@ -199,7 +199,7 @@ class Diagnosis:
     def one_by_one(self) -> dict[str, list[Explanation]]:
         """Explain each differing quantity given the values of its inputs, if nothing explains all at once.
 
-        One without mistakes says that the quantity is correct given its inputs; an empty list, that nothing explains it.
+        One without mistakes says that the quantity is correct given its inputs; an empty list says that nothing fits.
         """
         found: dict[str, list[Explanation]] = {}
         for name in self.differing():

@@ -7,6 +7,7 @@ import numpy as np
 from ...model import Point
 from .entry import add
 
+
 def _all_but_last(at: Point) -> Point:
     if len(at) == 1:
         raise ValueError("no example is left")

@@ -15,6 +15,7 @@ from ..graph import NODES, Reference
 from ..quantities import G_empirical
 from .entry import Change, M_of, Right, add, rows_of
 
+
 def _at_mode(r: Reference) -> tuple[Array, ...]:
     """Return g at the likeliest target of each example."""
     likelihood, z = r.problem.model.likelihood, r["z"]

@@ -16,6 +16,7 @@ from .. import quantities
 from ..graph import Reference
 from .entry import FISHERS, STEPS, Change, Right, add, mapped, times
 
+
 def _moments(rows: Callable[[Reference], Sequence[Array]]) -> Change:
     return lambda r, right: quantities.A(tuple(rows(r)), r["N"])
 
