@@ -1,184 +1,121 @@
-"""The process in which a student's functions run; `check.py` starts it, and kills it if it must.
+"""The process that runs a student's functions; `runner` starts it. It needs only NumPy.
 
-It reads one JSON object from its input (the file, what to run, arguments) and writes one line of JSON for each thing
-that it starts or has done. What the student prints goes to standard error. Needs NumPy alone.
+Standard input holds one pickle: the file, the limits, and the arguments of each call. Standard output gets one pickle
+per report. What the student prints goes to standard error.
 """
 
 from __future__ import annotations
 
 import ast
-import base64
-import json
-import os
-import re
+import contextlib
+import faulthandler
+import io
+import pickle
 import sys
 import traceback
 from typing import Any
 
 import numpy as np
 
-#: A result of more bytes is not sent.
+#: A function that prints more characters than this gets an error.
+PRINTED = 100_000
+#: An array of more bytes than this is not sent.
 LARGEST = 20_000_000
 
 
-class Unfit(Exception):
-    """A value that no exercise returns."""
+class UnfitError(Exception):
+    """A function returned something that no exercise asks for."""
 
 
-def encode(value: Any, depth: int = 0) -> Any:
-    """Write numbers, arrays, None, and lists or tuples of those as JSON."""
+class Output(io.TextIOBase):
+    """Standard error with a limit on what is written."""
+
+    left = PRINTED
+
+    def write(self, text: str) -> int:
+        """Write a text, or raise if it is too much."""
+        self.left -= len(text)
+        if self.left < 0:
+            raise RuntimeError(f"printed more than {PRINTED:,} characters")
+        return sys.__stderr__.write(text)
+
+
+def plain(value: Any) -> Any:
+    """Return a result as arrays, None and lists of these."""
     if value is None:
         return None
-    if isinstance(value, (list, tuple)) and depth < 4:
-        if len(value) > 10_000:
-            raise Unfit(f"a {type(value).__name__} of {len(value)} entries")
-        return [encode(item, depth + 1) for item in value]
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
     if not isinstance(value, (bool, int, float, complex, np.generic, np.ndarray)):
-        raise Unfit(f"a value of type {type(value).__name__}")
+        raise UnfitError(f"a value of type {type(value).__name__}")
     a = np.asarray(value)
     if a.dtype.kind not in "biuf":
-        raise Unfit("complex numbers" if a.dtype.kind == "c" else f"an array of dtype {a.dtype}")
+        raise UnfitError("complex numbers" if a.dtype.kind == "c" else f"an array of dtype {a.dtype}")
     if a.nbytes > LARGEST:
-        raise Unfit(f"an array of shape {a.shape}, which is too large")
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
-        return value
-    a = np.ascontiguousarray(a).reshape(a.shape)
-    return {"dtype": a.dtype.str, "shape": a.shape, "data": base64.b64encode(a.tobytes()).decode()}
+        raise UnfitError(f"an array of shape {a.shape}, which is too large")
+    return a
 
 
-def decode(value: Any) -> Any:
-    """Undo `encode`; lists stay lists."""
-    if isinstance(value, list):
-        return [decode(item) for item in value]
-    if isinstance(value, dict):
-        a = np.frombuffer(base64.b64decode(value["data"]), np.dtype(value["dtype"])).reshape(value["shape"]).copy()
-        return a if a.ndim else a[()]
-    return value
-
-
-def pieces(text: str) -> list[tuple[int, str]]:
-    """Cut a file into top-level pieces (line, text): whole statements, or where it does not parse, what looks so."""
-    lines = text.splitlines(keepends=True)
-    try:
-        starts = [min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-                  for node in ast.parse(text).body]
-    except (SyntaxError, ValueError):
-        starts = [n for n, line in enumerate(lines, 1) if re.match(r"(?!else|elif|except|finally)[^\s#)\]}]", line)]
-    starts = sorted({1, *starts})
-    ends = [*starts[1:], len(lines) + 1]
-    return [(a, "".join(lines[a - 1:b - 1])) for a, b in zip(starts, ends, strict=True)]
-
-
-def is_blank(piece: str) -> bool:
-    """Return whether a function's body is still `...`, pass, or a NotImplementedError."""
-    body = ast.parse(piece).body[0].body
-    kept = [n for n in body if not (isinstance(n, ast.Pass) or (
-        isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)))]
-    return not kept or (len(kept) == 1 and isinstance(kept[0], ast.Raise)
-                        and "NotImplementedError" in ast.unparse(kept[0]))
-
-
-def name_of(piece: str) -> str | None:
-    """Return the name of the function that a piece defines, parsed or not."""
-    for line in piece.splitlines():
-        if line.startswith("def "):
-            return line[4:].split("(")[0].strip()
-    return None
-
-
-def what_was_raised(error: BaseException, path: str) -> str:
-    """Say in a line what was raised, and at which line of the student's file."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+def describe(error: BaseException, path: str) -> str:
+    """Describe an error in one line, with the last line of the student's file that it passed through."""
+    text, lines = str(error), [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
     if isinstance(error, SyntaxError) and error.filename == path:
-        lines.append(error.lineno)
-    try:
-        text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())[:300]
-    except BaseException:
-        text = "(its message cannot be printed)"
+        text, lines = error.msg, [error.lineno]
+    text = " ".join(text.split())[:300]
     return f"{type(error).__name__}{': ' if text else ''}{text}" + (f" (line {lines[-1]})" if lines else "")
 
 
-def main() -> None:
-    """Read the order, load the file, run what is asked, one exercise after the other."""
-    order = json.loads(sys.stdin.buffer.read())
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(2, 1)                                           # print goes where errors go
-    _limit_memory(order["bytes"])
-
-    def say(**what: Any) -> None:
-        channel.write(json.dumps(what) + "\n")
-        channel.flush()
-
-    path, module = order["path"], {"__name__": "answers", "__file__": order["path"]}
-    broken, blank, whole = {}, set(), True
-    try:
-        ast.parse(order["text"])
-    except (SyntaxError, ValueError) as error:
-        whole = False
-        say(outside=f"{type(error).__name__}: {error}")
-    for line, piece in pieces(order["text"]):
-        name = name_of(piece)
-        if line in order["skip"]:
-            continue
-        say(loading=line)
-        try:
-            exec(compile("\n" * (line - 1) + piece, path, "exec", dont_inherit=True), module)
-            if name is not None:
-                broken.pop(name, None)
-                (blank.add if is_blank(piece) else blank.discard)(name)
-        except BaseException as error:
-            if name is not None:
-                broken[name] = what_was_raised(error, path)
-            elif whole or not isinstance(error, SyntaxError):       # else the pieces may be cut in the wrong place
-                say(outside=what_was_raised(error, path))
-    for name, calls in order["run"]:
-        say(start=name)
-        say(name=name, **_run(name, calls, module, path, broken, blank))
+def blanks(text: str) -> set[str]:
+    """Return the names of the functions whose body is still `...`."""
+    def empty(node: ast.stmt) -> bool:
+        return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+    functions = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
+    return {name for name, node in functions.items() if all(map(empty, node.body))}
 
 
-def _run(name: str, calls: list[Any], module: dict[str, Any], path: str, broken: dict[str, str],
-         blank: set[str]) -> dict[str, Any]:
-    if name in broken:
-        return {"raised": broken[name]}
-    if name in blank:
-        return {"blank": True}
-    if not callable(module.get(name)):
-        return {"missing": True}
+def run(function: Any, calls: list[tuple[Any, ...]]) -> dict[str, Any]:
+    """Call a function with each set of arguments; report its results, or which argument it changes."""
     results = []
     for call in calls:
-        arguments = decode(call)
-        try:
-            result = module[name](*arguments)
-            results.append(encode(result))
-        except NotImplementedError:
-            return {"blank": True}
-        except Unfit as error:
-            return {"unfit": str(error)}
-        except BaseException as error:
-            return {"raised": what_was_raised(error, path)}
-        changed = [i for i, (a, b) in enumerate(zip(arguments, decode(call), strict=True)) if not _same(a, b)]
-        if changed:
-            return {"mutated": changed}
+        before = [pickle.dumps(argument) for argument in call]
+        results.append(plain(function(*call)))
+        for i, argument in enumerate(call):
+            if pickle.dumps(argument) != before[i]:
+                return {"changed": i}
     return {"results": results}
 
 
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(b, list):
-        return isinstance(a, list) and len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(b, np.ndarray):
-        return isinstance(a, np.ndarray) and a.shape == b.shape and a.tobytes() == b.tobytes()
-    return True
-
-
-def _limit_memory(size: int) -> None:
-    try:
+def main() -> None:
+    """Load the file, then run one function after the other, each with its own time limit."""
+    order = pickle.load(sys.stdin.buffer)
+    with contextlib.suppress(ImportError, ValueError, OSError):         # Windows and macOS have no such limit
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    except (ImportError, ValueError, OSError):              # no such limit on this system
-        pass
+        resource.setrlimit(resource.RLIMIT_AS, (order["bytes"], order["bytes"]))
+    path, text, module, blank = order["path"], order["text"], {"__name__": "answers"}, set()
+    for name, calls in [("", []), *order["calls"].items()]:
+        sys.stdout = sys.stderr = Output()
+        # The end of the time ends the process, even within a call of NumPy, and prints where it was.
+        faulthandler.dump_traceback_later(order["seconds"], exit=True, file=sys.__stderr__)
+        try:
+            if not name:
+                exec(compile(text, path, "exec", dont_inherit=True), module)
+                blank, report = blanks(text), {}
+            elif name in blank:
+                report = {"blank": True}
+            elif not callable(module.get(name)):
+                report = {"missing": True}
+            else:
+                report = run(module[name], calls)
+        except NotImplementedError:
+            report = {"blank": True}
+        except UnfitError as error:
+            report = {"unfit": str(error)}
+        except (Exception, SystemExit) as error:
+            report = {"raised": describe(error, path)}
+        faulthandler.cancel_dump_traceback_later()
+        sys.__stdout__.buffer.write(pickle.dumps((name, report)))
+        sys.__stdout__.flush()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pack the edition for students: ``python handout.py FILE.zip``. There is no solution in it."""
+"""Pack the exercises for students, without solutions: ``python handout.py FILE.zip``."""
 
 from __future__ import annotations
 
@@ -7,38 +7,47 @@ import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import source
 
+from kfac_ref import files
+
 FOLDER = "kfac-exercises"
-AS_THEY_ARE = ("README.md", "asked.py", "check.py", "child.py", "grading.py", "new.py", "runner.py", "source.py")
+COPIED = ("README.md", "asked.py", "check.py", "child.py", "grading.py", "new.py", "runner.py", "source.py")
 
 
 def contents() -> dict[str, str]:
-    """Return the text of each file of the edition, by name."""
-    files = {name: (source.HERE / name).read_text(encoding="utf-8") for name in AS_THEY_ARE}
-    files["LICENSE"] = (source.HERE.parents[1] / "LICENSE").read_text(encoding="utf-8")
-    files["exercises.py"] = source.without_solutions()
-    files["answers.py"] = source.blank_file("answers.py")
-    return dict(sorted(files.items()))
+    """Return the text of each file in the zip, by name."""
+    texts = {name: (source.HERE / name).read_text(encoding="utf-8") for name in COPIED}
+    texts["LICENSE"] = (source.HERE.parents[1] / "LICENSE").read_text(encoding="utf-8")
+    texts["exercises.py"] = source.without_solutions()
+    texts["answers.py"] = source.blank_file("answers.py")
+    return dict(sorted(texts.items()))
+
+
+def pack(file: BinaryIO) -> None:
+    """Write the zip to an open file. The same contents give the same bytes."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, text in contents().items():
+            entry = zipfile.ZipInfo(f"{FOLDER}/{name}")             # its date is always 1980
+            entry.external_attr = 0o644 << 16
+            packed.writestr(entry, text, zipfile.ZIP_DEFLATED)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the zip that is named, and return the exit status."""
     parser = argparse.ArgumentParser(prog="handout.py", description="Pack the exercises without their solutions.")
-    parser.add_argument("file", type=Path, help="the zip to write; one that is there is replaced")
-    path = parser.parse_args(argv).file
+    parser.add_argument("file", type=Path, help="the zip to write")
+    parser.add_argument("--force", action="store_true", help="replace a file that exists")
+    args = parser.parse_args(argv)
     try:
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
-            for name, text in contents().items():
-                entry = zipfile.ZipInfo(f"{FOLDER}/{name}")         # of no date: one source, the same bytes
-                entry.external_attr = 0o644 << 16
-                packed.writestr(entry, text, zipfile.ZIP_DEFLATED)
-    except OSError as error:
-        print(f"handout.py: {path}: {error.strerror}", file=sys.stderr)
+        files.write(args.file, pack, force=args.force)
+    except (OSError, files.OverwriteError) as error:
+        print(f"handout.py: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {path}: {len(contents())} files, {len(source.read())} exercises, no solutions")
+    print(f"wrote {args.file}: {len(contents())} files, {len(source.read())} exercises, no solutions")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Write a student's file: ``python new.py FILE``. A file that is there already is not touched."""
+"""Write a blank file of answers: ``python new.py FILE``. An existing file is not replaced."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import source
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the file that is named, and return the exit status."""
     parser = argparse.ArgumentParser(prog="new.py", description="Write a blank file of answers to the exercises.")
-    parser.add_argument("file", type=Path, help="to write, such as answers.py")
+    parser.add_argument("file", type=Path, help="the file to write, such as answers.py")
     path = parser.parse_args(argv).file
     check = os.path.relpath(source.HERE / "check.py")
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(source.blank_file(path.as_posix(), Path(check).as_posix()))
     except FileExistsError:
-        print(f"new.py: {path} is there already and is not touched; choose another name", file=sys.stderr)
+        print(f"new.py: {path} exists and is not replaced; choose another name", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"new.py: {path}: {error.strerror}", file=sys.stderr)

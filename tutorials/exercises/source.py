@@ -1,6 +1,6 @@
-"""Reading the exercises from their one source, and writing files without what a student must not see.
+"""Read the exercises from `exercises.py`, and write files without what a student must not see.
 
-Needs the standard library alone.
+Needs only the standard library.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "exercises.py"
 
-HEAD = '''"""Exercises on K-FAC. Put an answer in place of each `...`, in any order, and see how you do:
+HEAD = '''"""Exercises on K-FAC. Replace each `...` by an answer, in any order, and grade the file:
 
     python {check} {name}
 
-What is left blank counts as not yet done. `--hint 1` shows the first hint to each, `--only NAME` grades one exercise.
+A blank answer counts as not yet done. `--hint 1` shows the first hint of each exercise, `--only NAME` grades one.
 Conventions: examples are rows; the bias is the last column of the weights; vec stacks columns. Use NumPy.
 """
 
@@ -27,7 +27,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise: its question, hints and solution, as they stand in the source."""
+    """One exercise: its question, hints and solution, as in the source."""
 
     name: str
     tutorial: int
@@ -38,9 +38,14 @@ class Exercise:
     hints: tuple[str, ...]
     body: str
 
+    @property
+    def arguments(self) -> list[str]:
+        """The names of the arguments."""
+        return self.signature.partition("(")[2].partition(")")[0].split(", ")
+
 
 def read(path: Path = SOURCE) -> list[Exercise]:
-    """Return the exercises of the source, in their order."""
+    """Return the exercises of a source, in their order."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     sections = [(n, line[4:].strip()) for n, line in enumerate(lines, 1) if line.startswith("# %%")]
