@@ -123,7 +123,7 @@ def test_every_mistake_that_shows_is_named(name: str) -> None:
             verdict = grading.judge(asked.PARTS[name], results)
             assert not verdict.right
             names = [m.name for e in verdict.explanations for m in e.mistakes]
-            # An example less is told by the shape, where no mistake is.
+            # A mistake that changes the number of examples is reported as a wrong shape.
             of_another_shape = shapes(wrong) != shapes(others[i]) and "expected" in verdict.words
             assert mistake.name in names or of_another_shape, (mistake.name, verdict)
             if mistake in part.slips:
@@ -223,7 +223,7 @@ def kron_times(A, G, V):
     while True:
         print("again " * 100)
 def output_gradient(z, y):
-    sys.exit(0)
+    print("bye"), sys.exit(0)
 def backward(weights, a_bar, dz):
     import os
     os.kill(os.getpid(), 9)
@@ -309,7 +309,7 @@ def test_an_accident_in_one_function_is_reported_and_costs_only_that_function(na
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the memory of a process")
 def test_too_much_memory_is_an_error(tmp_path: Path) -> None:
-    row, = graded(tmp_path, "import numpy as np\ndef vec(V):\n    return np.ones((40000, 40000))\n", "vec").values()
+    row, = graded(tmp_path, "import numpy as np\ndef vec(V):\n    return np.empty((20000, 20000))\n", "vec").values()
     assert row.verdict == "failed"
     assert re.search(r"MemoryError: .*\(line 3\)", row.what)
 

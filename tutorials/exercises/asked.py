@@ -1,6 +1,6 @@
-"""What is asked of each exercise: the arguments of its calls, what is right, and the mistakes that it knows.
+"""The tests of each exercise: the arguments of its calls, the right results, and the known mistakes.
 
-Nothing here computes an answer: the arguments and the right values are those of `kfac_ref`.
+Nothing here computes an answer: arguments and right results come from `kfac_ref`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _positive(seed: int, n: int) -> Any:
 
 
 def _zip(*names: str, more: Callable[[Reference], tuple[Any, ...]] = lambda r: ()) -> Callable[[Reference], Any]:
-    """Return the calls of one layer after the other, with the same last arguments."""
+    """Return one call per layer, all with the same last arguments."""
     return lambda r: [(*layer, *more(r)) for layer in zip(*(r[name] for name in names), strict=True)]
 
 
@@ -46,7 +46,7 @@ def _all(*names: str, more: Callable[[Reference], tuple[Any, ...]] = lambda r: (
 
 TANH = ("categorical-tanh", "gaussian-tanh", "deep-tanh")
 ROWS = "rows were stacked, not columns"
-SYMMETRIC = Slip("right only for symmetric A", "A stands where its transpose belongs",
+SYMMETRIC = Slip("right only for symmetric A", "A is used where its transpose is needed",
                 "(A ⊗ G) vec(V) = vec(G V A^T); A and A^T are the same only where A is symmetric",
                 "transpose A", lambda A, G, V: kronecker.product(A.T, G, V))
 
@@ -273,7 +273,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
         lambda: [(*_draw(2, (12,)), 3, 4), (*_draw(3, (4,)), 2, 2)], unvec,
         (known("row-major vec", lambda v, m, n: v.reshape(m, n),
                what="the rows of the matrix were filled, not its columns"),
-         Slip("transposed", "the matrix is the transpose of the one asked for", "its shape is (m, n): m rows, and n "
+         Slip("transposed", "the matrix is the transpose of the right one", "its shape is (m, n): m rows, and n "
               "columns of m entries", "transpose it", lambda v, m, n: unvec(v, m, n).T))),),
     "kron_times": (
         ByFunction(_kron_cases, kronecker.product, (
@@ -297,7 +297,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
         (_jacobian(r), r.problem.model.likelihood.fisher(r["z"]))], **at_once("fisher")),),
     "fisher_product": (ByOracle(("categorical-tanh", "bernoulli-tanh", "deep-tanh"), _all(
         "g_exact", "a_bar", "direction"), slips=(
-            Slip("each layer by itself", "each layer was multiplied by its own diagonal block alone",
+            Slip("each layer by itself", "each layer was multiplied only by its own diagonal block",
                  "F has blocks between layers: the slope along the direction is a sum over all layers",
                  "add up the inner products of all layers first", _each_layer_alone),), **at_once("fisher_product")),),
     "categorical_columns": (ByOracle(("categorical-tanh", "categorical-relu"), lambda r: [(r["z"],)], slips=(
@@ -325,8 +325,8 @@ PARTS: dict[str, tuple[Part, ...]] = {
                  "transposed", "a gradient goes the other way: by the transposes of Phi and Omega",
                  "transpose both", lambda grad, Phi, Omega: kronecker.product(Omega.T, Phi, grad)),
             Slip("transformed with the inverses", "Phi^-1 and Omega^-1 were used, as W' = Phi^-1 W Omega^-1",
-                 "a gradient is no displacement of the weights; displacements take the inverses, gradients the "
-                 "transposes", "use the transposes", lambda grad, Phi, Omega: np.linalg.solve(
+                 "a gradient is not a displacement of the weights: displacements are mapped by the inverses, "
+                 "gradients by the transposes", "use the transposes", lambda grad, Phi, Omega: np.linalg.solve(
                      Phi, np.linalg.solve(Omega.T, grad.T).T)),
             Slip("only Phi", "Omega was left out", "the inputs change too", "multiply by Omega^T from the right",
                  lambda grad, Phi, Omega: kronecker.product(np.eye(len(Omega)), Phi.T, grad)))),),
@@ -335,8 +335,8 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "factor_A": (ByOracle(("categorical-tanh", "gaussian-relu"), lambda r: [(a[:, :-1],) for a in r["a_bar"]],
                           **by_layer("A")),),
     "covariance_error": (ByFunction(_covariance_cases, _covariance, (
-        Slip("not centred", "the means were not taken out: this is the rearranged Fisher block itself",
-             "the block is E[vec Gamma vec Alpha^T]; without the product of the means a covariance is left",
+        Slip("not centred", "the means were not subtracted: this is the rearranged Fisher block itself",
+             "the block is E[vec Gamma vec Alpha^T]; minus the product of the means it is a covariance",
              "subtract the means", _uncentred),
         known("A divided by N - 1", lambda g, a: len(a) / (len(a) - 1) * _covariance(g, a)))),),
     "kfac_step": (ByOracle(("categorical-tanh", "gaussian-tanh"), _zip("A_damped", "G_damped", "gradient"),
@@ -345,12 +345,12 @@ PARTS: dict[str, tuple[Part, ...]] = {
         Slip("sum of the inverses", "the two products were inverted one by one and the results added",
              "the inverse of a sum is not the sum of the inverses", "diagonalize both products at once",
              lambda A, B, C, D, V: _solve(A, B, V) + _solve(C, D, V)),
-        Slip("second product left out", "(A kron B) was solved with alone", "C kron D belongs to the matrix",
+        Slip("second product left out", "only A ⊗ B was inverted", "C ⊗ D is part of the matrix",
              "use both", lambda A, B, C, D, V: _solve(A, B, V)),
-        Slip("sums inside the product", "(A + C) kron (B + D) was solved with", "that product has two cross terms more",
+        Slip("sums inside the product", "(A + C) ⊗ (B + D) was inverted", "that product has two more terms",
              "diagonalize both products at once", lambda A, B, C, D, V: _solve(A + C, B + D, V)),
-        Slip("minus in place of plus", "the difference of the two products was solved with", "a sum was asked for",
-             "1 + s2 s1", lambda A, B, C, D, V: unvec(np.linalg.solve(np.kron(A, B) - np.kron(C, D), vec(V)),
+        Slip("minus in place of plus", "the difference of the two products was inverted", "the exercise has a sum",
+             "divide by 1 + s2 s1", lambda A, B, C, D, V: unvec(np.linalg.solve(np.kron(A, B) - np.kron(C, D), vec(V)),
                                                       *V.shape)))),),
     "regression": (ByFunction(
         lambda: [(*_draw(14, (3, 4)), _positive(15, 4)), (*_draw(16, (3, 3)), _positive(17, 3))],
@@ -369,17 +369,17 @@ PARTS: dict[str, tuple[Part, ...]] = {
         Slip("third sweep left out", "the result was not multiplied by Xi^T", "F̂^-1 = Xi^T Lambda Xi",
              "end with the third sweep", _sweeps_missing("third")),
         Slip("first and third sweep left out", "each layer was solved with Sigma by itself", "F̂^-1 = Xi^T Lambda "
-             "Xi", "put in the sweeps before and after the solves", _sweeps_missing("first", "third"))),
+             "Xi", "add the sweeps before and after the solves", _sweeps_missing("first", "third"))),
         **at_once("step_tridiagonal")),),
     "trace_pi": (ByOracle(("categorical-tanh", "gaussian-relu"), _zip("A", "G"), slips=(
-        Slip("ratio of the traces", "neither the root was taken nor the dimensions divided out", "pi^2 is the ratio of "
+        Slip("ratio of the traces", "the root and the division by the dimensions are missing", "pi^2 is the ratio of "
              "the MEAN eigenvalues of A and G", "divide each trace by its dimension, and take the root",
              lambda r: [np.trace(A) / np.trace(G) for A, G in zip(r["A"], r["G"], strict=True)]),),
         **by_layer("pi")),),
     "damped_factors": (ByOracle(("categorical-tanh", "gaussian-relu"), lambda r: [
         (A, G, r["damping"], float(pi)) for A, G, pi in zip(r["A"], r["G"], r["pi"], strict=True)],
         slips=(Slip("shares exchanged", "A got sqrt(damping)/pi and G got pi sqrt(damping)", "pi is large where A is "
-                    "large beside G, and damps each in its own size", "exchange them",
+                    "large compared with G, so that each gets damping of its own size", "exchange them",
                     lambda r: [rules.factored_tikhonov(A, G, r["damping"], 1 / float(pi)) for A, G, pi in
                                zip(r["A"], r["G"], r["pi"], strict=True)]),), **by_layer("A_damped", "G_damped")),),
     "eigen_damped_step": (ByOracle(("categorical-tanh", "gaussian-tanh"), lambda r: [
@@ -394,34 +394,34 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "model_change": (ByFunction(_model_cases, _small, (
         known("M without its half", lambda *case: _small(*case, quadratic=2.0)),
         known("M without damping", lambda grad, delta, F, damping: _small(grad, delta, F, 0.0)),
-        Slip("linear term turned", "the linear term has the other sign", "M(delta) - M(0) = grad^T delta + ...; for a "
-             "step downhill it is negative already", "leave the sign out",
+        Slip("sign of the linear term", "the linear term has the other sign", "M(delta) - M(0) = grad^T delta + ...; "
+             "for a descent step this is already negative", "use grad^T delta without a minus",
              lambda grad, delta, F, damping: _small(-grad, delta, F, damping)),
         Slip("linear term left out", "the linear term is missing", "M(delta) - M(0) = grad^T delta + 1/2 delta^T (F + "
              "damping I) delta", "add grad^T delta",
              lambda grad, delta, F, damping: _small(0 * grad, delta, F, damping)))),),
     "alpha_mu": (ByOracle(("categorical-tanh", "bernoulli-tanh"), _system_call, slips=(
         Slip("sign turned", "alpha and mu have the other sign", "at the minimum B (alpha, mu) + b = 0",
-             "put in the minus sign", lambda r: [(-r["alpha"], -r["mu"])]),), **at_once("alpha", "mu")),),
+             "add the minus sign", lambda r: [(-r["alpha"], -r["mu"])]),), **at_once("alpha", "mu")),),
     "reduction_ratio": (
         ByOracle(("categorical-tanh", "gaussian-tanh"), lambda r: [(r["objective"], r["moved"]["objective"], r["M"])],
                  slips=(Slip("sign turned", "rho has the other sign", "M is the change of h too: both are negative "
                              "where h falls, and rho is positive", "h_after - h_before", lambda r: [-r["rho"]]),),
                  **at_once("rho")),
         ByFunction(lambda: [(2.0, 1.5, -1.0), (1.0, 1.25, -1.0)], lambda h, new, M: ratio(new - h, M), (
-            Slip("magnitude only", "the sign was dropped", "a negative rho says that h rose: it must raise lambda",
-                 "leave the absolute value out", lambda h, new, M: abs(ratio(new - h, M))),))),
+            Slip("magnitude only", "the sign was dropped", "a negative rho means that h rose: lambda must rise",
+                 "do not take the absolute value", lambda h, new, M: abs(ratio(new - h, M))),))),
     "next_lambda": (ByFunction(_lambda_cases, rules.next_lambda, (
         known("lambda moves the wrong way", lambda lambda_, rho, w: lambda_**2 / rules.next_lambda(lambda_, rho, w)),
         known("lambda not adapted", lambda lambda_, rho, w: lambda_))),
         ByFunction(lambda: [(3.0, math.nan, 0.774)], rules.next_lambda, (
-            Slip("NaN left alone", "lambda stays where rho is NaN", "h is not finite there: the step was as bad as can "
-                 "be", "let what is neither good nor middling be bad", lambda lambda_, rho, w: lambda_),
-            Slip("NaN trusted", "lambda falls where rho is NaN", "h is not finite there: the step was as bad as can be",
-                 "let what is neither good nor middling be bad", lambda lambda_, rho, w: w * lambda_)))),
+            Slip("NaN ignored", "lambda does not change if rho is NaN", "h is then not finite: the step was very bad",
+                 "treat every rho that is not at least 1/4 as bad", lambda lambda_, rho, w: lambda_),
+            Slip("NaN trusted", "lambda falls if rho is NaN", "h is then not finite: the step was very bad",
+                 "treat every rho that is not at least 1/4 as bad", lambda lambda_, rho, w: w * lambda_)))),
     "gamma_candidates": (ByFunction(_gamma_cases, _gammas, (
-        Slip("not clipped", "candidates lie outside [low, high]", "without the range gamma runs off: the author's code "
-             "has it, the paper has not", "keep each within the range",
+        Slip("not clipped", "some candidates are outside [low, high]", "without the limits gamma can diverge: they "
+             "are in the author's code, not in the paper", "keep each within the range",
              lambda gamma, omega2, low, high: rules.gamma_candidates(gamma, omega2)),),
         view=lambda gammas: np.sort(np.asarray(gammas, dtype=float))),),
     "kfac_update": (ByOracle(("categorical-tanh", "bernoulli-tanh"), _all(
@@ -433,16 +433,16 @@ PARTS: dict[str, tuple[Part, ...]] = {
         known("ascent in place of descent", lambda A, V, d: -_foof(A, V, d)),
         known("no damping", lambda A, V, d: _foof(A, V, 0.0)),
         known("multiplied in place of solved", lambda A, V, d: -_input_only(A, V, d).product([V])[0]),
-        Slip("root of the damping", "the square root of the damping was added to A", "with G = I the damping belongs "
-             "to A alone, as it is: the root is for two factors that are damped", "add the damping itself",
+        Slip("root of the damping", "the square root of the damping was added to A", "with G = I only A is "
+             "damped, by the whole damping: the root is for two damped factors", "add the damping itself",
              lambda A, V, d: _foof(A, V, math.sqrt(d))))),),
     "nearest_product": (ByFunction(_nearest_cases, _nearest, (
         Slip("singular value left out", "A and G are unit vectors: their product has the norm 1",
              "the nearest matrix of rank one is s u v^T", "multiply by the leading singular value",
              _nearest_rescaled(-1.0)),
-        Slip("singular value twice", "both A and G hold the whole singular value", "the nearest matrix of rank one is "
-             "s u v^T, with one s", "give it to one of them, or its root to both", _nearest_rescaled(1.0)),
-        Slip("singular value under the root", "only one of A and G holds the root of the singular value",
+        Slip("singular value twice", "both A and G contain the whole singular value", "the nearest matrix of rank one "
+             "is s u v^T, with one s", "give it to one of them, or its root to both", _nearest_rescaled(1.0)),
+        Slip("singular value under the root", "only one of A and G contains the root of the singular value",
              "the nearest matrix of rank one is s u v^T", "give the root to both, or the whole to one",
              _nearest_rescaled(-0.5))),
         view=lambda pair: np.kron(*pair)),),

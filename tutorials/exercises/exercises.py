@@ -1,8 +1,8 @@
-"""The exercises of the course: the one source of questions, hints and solutions.
+"""The exercises of the course: questions, hints and solutions.
 
 Each function is an exercise. Its docstring is the question, with the points in the first line and the hints at the end;
-its body is the solution, in plain NumPy. `new.py` writes the student's file from this one: the same functions with
-neither hints nor bodies. This file is itself a file of answers, all right: `check.py exercises.py`.
+its body is the solution, in plain NumPy. `new.py` writes the student's file from this one: the same functions without
+hints and bodies. This file is also a file of right answers: `check.py exercises.py`.
 
 Conventions: examples are rows; the bias is the last column of the weights; vec stacks columns.
 """
@@ -32,7 +32,7 @@ def unvec(v, m, n):
     Return the (m, n) matrix whose stacked columns are v.
 
     Hints:
-    1. reshape fills rows. Which matrix has the columns of the answer for its rows?
+    1. reshape fills rows. Which matrix has the columns of the answer as its rows?
     2. There are n columns of m entries each.
     """
     return v.reshape(n, m).T
@@ -82,7 +82,7 @@ def backward(weights, a_bar, dz):
     Hints:
     1. g[L-1] is dz. From g[i] to g[i-1]: through the weights of layer i, then through the tanh before it.
     2. tanh' = 1 - tanh^2, and tanh(s_{i-1}) is in a_bar[i] already.
-    3. The bias carries nothing back: leave its column out.
+    3. Nothing goes back through the bias: leave its column out.
     """
     g = [dz]
     for i in range(len(weights) - 1, 0, -1):
@@ -91,7 +91,7 @@ def backward(weights, a_bar, dz):
 
 
 def gradient(g, a_bar, W, eta):
-    """Make the gradient of the objective in one layer's weights. (1 point)
+    """Compute the gradient of the objective with respect to one layer's weights. (1 point)
 
     g : (N, m) array, gradients of each example's loss with respect to the layer's s
     a_bar : (N, n) array, the layer's inputs with the 1; W : (m, n) array, its weights; eta : float, the weight decay
@@ -112,8 +112,8 @@ def tangent(weights, a_bar, V):
     Return dz, an (N, d_L) array: the derivative of z(weights + t V) at t = 0.
 
     Hints:
-    1. s_i = a_bar[i] W_i^T is a product of two things that both change. The input x does not change.
-    2. From layer to layer you carry the derivative Ra of the activations (without the 1, which is constant).
+    1. s_i = a_bar[i] W_i^T is a product, and both factors change. The input x does not change.
+    2. From layer to layer, pass on the derivative Ra of the activations (without the 1, which is constant).
     3. Rs = a_bar[i] V_i^T + (something with Ra and W_i), then Ra = tanh'(s) Rs.
     """
     Ra = np.zeros_like(a_bar[0][:, :-1])
@@ -169,8 +169,8 @@ def categorical_columns(z):
 
     Hints:
     1. Column k of diag(sqrt p) - p sqrt(p)^T is sqrt(p_k) (e_k - p).
-    2. Another way to see it: class k comes with probability p_k, and sends back its gradient.
-    3. The result has k first: mind which index is the column and which the entry.
+    2. Another way to see it: class k has the probability p_k, and sends back its gradient.
+    3. The first index of the result is k: do not confuse the column with the entry.
     """
     p = np.exp(z - z.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
@@ -192,28 +192,28 @@ def bernoulli_columns(z):
 
 
 def exact_G(g):
-    """Make the exact factor G of a layer. (1 point)
+    """Compute the exact factor G of a layer. (1 point)
 
     g : (K, N, m) array: what comes back to the layer from the K columns of a root of F_R, for each of N examples
     Return the (m, m) array G = E[g g^T], mean over the examples, exact over the model's prediction.
 
     Hints:
-    1. The squares of the columns of a root ADD UP to F_R.
-    2. reshape(-1, m) makes one tall matrix of the stack.
+    1. The outer products of the columns of a root ADD UP to F_R.
+    2. reshape(-1, m) makes the stack one tall matrix.
     """
     _, N, m = g.shape
     return g.reshape(-1, m).T @ g.reshape(-1, m) / N
 
 
 def enumerated_G(z):
-    """Make the exact G of the output layer by enumerating the classes. (2 points)
+    """Compute the exact G of the output layer by enumerating the classes. (2 points)
 
     z : (N, C) array, logits of a softmax
     Return the (C, C) array G: the mean over the examples of E[g g^T], where g is the gradient of -log p(y | z) and y is
     distributed as the model predicts.
 
     Hints:
-    1. E over y is a sum over the C classes, each weighted with its probability. No label of the data occurs.
+    1. E over y is a sum over the C classes, each weighted with its probability. The labels of the data are not used.
     2. The gradient for class c is p - e_c.
     """
     p = np.exp(z - z.max(axis=1, keepdims=True))
@@ -223,7 +223,7 @@ def enumerated_G(z):
 
 
 def sampled_G(g):
-    """Make the factor G of a layer from sampled targets. (1 point)
+    """Compute the factor G of a layer from sampled targets. (1 point)
 
     g : (M, N, m) array: what comes back to the layer from M targets drawn from the model, for each of N examples
     Return the (m, m) array, the estimate of E[g g^T].
@@ -243,7 +243,7 @@ def empirical_fisher(g, a_bar):
     vec (columns stacked) of layer 0, then of layer 1, and so on.
 
     Hints:
-    1. In one layer d_n is vec(g_n a_bar_n^T) = a_bar_n kron g_n: the index of a_bar is the slow one.
+    1. In one layer d_n is vec(g_n a_bar_n^T) = a_bar_n ⊗ g_n: the index of a_bar is the slow one.
     2. Build the (N, P) matrix of all d_n. The rest is one product.
     """
     rows = np.hstack([(a[:, :, None] * gi[:, None, :]).reshape(len(a), -1) for gi, a in zip(g, a_bar, strict=True)])
@@ -254,10 +254,10 @@ def empirical_fisher(g, a_bar):
 
 
 def natural_gradient(F, grad, damping):
-    """Take the natural gradient with the whole Fisher. (2 points)
+    """Compute the natural gradient step with the whole Fisher. (2 points)
 
     F : (P, P) array, for theta = vec of layer 0, then of layer 1, and so on (columns stacked)
-    grad : list of L arrays (m_i, n_i); damping : float, what is added to the diagonal of F
+    grad : list of L arrays (m_i, n_i); damping : float, added to the diagonal of F
     Return the step Delta = -(F + damping I)^-1 grad, as a list of L arrays (m_i, n_i).
 
     Hints:
@@ -271,7 +271,7 @@ def natural_gradient(F, grad, damping):
 
 
 def transformed_gradient(grad, Phi, Omega):
-    """Take a gradient into other parameters. (2 points)
+    """Transform a gradient to other parameters. (2 points)
 
     grad : (m, n) array, the gradient of h with respect to W
     Phi : (m, m) array, Omega : (n, n) array, invertible and fixed
@@ -279,7 +279,7 @@ def transformed_gradient(grad, Phi, Omega):
 
     Hints:
     1. h changes by <grad, dW> = <grad, Phi dW' Omega>. Write this as <something, dW'>.
-    2. <X, Y> = tr(X^T Y), and a trace lets its factors go round.
+    2. <X, Y> = tr(X^T Y), and a trace does not change under cyclic permutation.
     """
     return Phi.T @ grad @ Omega.T
 
@@ -290,12 +290,12 @@ def kl_clip(step, grad, learning_rate, kappa):
     step : list of L arrays, v = -F^-1 grad; grad : list of L arrays; learning_rate, kappa : float
     The parameters will change by learning_rate nu v. To second order, twice the KL divergence between the predictions
     before and after is the square length of that change in the metric F; with v = -F^-1 grad it needs no F.
-    Return nu: 1 where twice the KL divergence is at most kappa, else the number below 1 with which it is kappa. (Later
-    libraries do this in place of the paper's alpha; no tutorial has it, and all that you need is said here.)
+    Return nu: 1 where twice the KL divergence is at most kappa, else the number below 1 that makes it kappa. (Later
+    libraries do this instead of the paper's alpha. No tutorial covers it; everything you need is here.)
 
     Hints:
     1. v^T F v = |v^T grad|.
-    2. The learning rate and nu are in the change, so both occur squared in its square length.
+    2. The change contains the learning rate and nu, so both are squared in its square length.
     """
     s = abs(sum(np.sum(v * g) for v, g in zip(step, grad, strict=True)))
     return min(1.0, np.sqrt(kappa / (learning_rate**2 * s)))
@@ -305,14 +305,14 @@ def kl_clip(step, grad, learning_rate, kappa):
 
 
 def factor_A(a):
-    """Make the factor A of a layer, bias and all. (1 point)
+    """Compute the factor A of a layer, including the bias. (1 point)
 
     a : (N, d) array, the inputs of the layer, WITHOUT the 1 for the bias
     Return the (d + 1, d + 1) array A = E[a_bar a_bar^T], the bias last.
 
     Hints:
     1. The bias is a weight whose input is always 1: append a column of ones.
-    2. It is a plain second moment: a mean over N, and no mean is taken out.
+    2. It is a plain second moment: a mean over N, and no mean is subtracted.
     """
     a_bar = np.column_stack([a, np.ones(len(a))])
     return a_bar.T @ a_bar / len(a)
@@ -327,7 +327,7 @@ def covariance_error(g, a_bar):
 
     Hints:
     1. Make an (N, m^2) array of the vec Gamma_n and an (N, n^2) array of the vec Alpha_n.
-    2. Take from each its mean over the examples. One matrix product does the rest.
+    2. Subtract from each its mean over the examples. The rest is one matrix product.
     """
     Gamma = np.einsum("kni,knj->nij", g, g).reshape(len(a_bar), -1)
     Alpha = np.einsum("ni,nj->nij", a_bar, a_bar).reshape(len(a_bar), -1)
@@ -340,11 +340,11 @@ def covariance_error(g, a_bar):
 def kfac_step(A, G, grad):
     """Take the step of K-FAC in one layer. (1 point)
 
-    A : (n, n) array, G : (m, m) array, symmetric, positive definite, damped already; grad : (m, n) array
+    A : (n, n) array, G : (m, m) array, symmetric, positive definite, already damped; grad : (m, n) array
     Return the (m, n) array Delta with vec(Delta) = -(A ⊗ G)^-1 vec(grad).
 
     Hints:
-    1. (A ⊗ G)^-1 = A^-1 kron G^-1.
+    1. (A ⊗ G)^-1 = A^-1 ⊗ G^-1.
     2. np.linalg.solve divides from the left. To divide from the right, transpose, solve, transpose.
     """
     return -np.linalg.solve(A, np.linalg.solve(G, grad).T).T
@@ -355,7 +355,7 @@ def kron_sum_solve(A, B, C, D, V):
 
     A, B : (n, n) and (m, m) arrays, symmetric positive definite; C, D : (n, n) and (m, m), symmetric, positive
     semi-definite; V : (m, n) array
-    Return the (m, n) array X with (A kron B + C kron D) vec(X) = vec(V).
+    Return the (m, n) array X with (A ⊗ B + C ⊗ D) vec(X) = vec(V).
 
     Hints:
     1. Find K1 with K1^T A K1 = I and K1^T C K1 = diag(s1), and K2 likewise for B and D.
@@ -388,15 +388,15 @@ def tridiagonal_solve(V, Psi_A, Psi_G, Sigma):
     """Multiply with the inverse of F̂, the block-tridiagonal approximation, in three sweeps. (3 points)
 
     V : list of L arrays (m_i, n_i)
-    Psi_A, Psi_G : lists of L - 1 arrays (n_i, n_{i+1}) and (m_i, m_{i+1}); Psi_i = Psi_A[i] kron Psi_G[i]
+    Psi_A, Psi_G : lists of L - 1 arrays (n_i, n_{i+1}) and (m_i, m_{i+1}); Psi_i = Psi_A[i] ⊗ Psi_G[i]
     Sigma : list of L arrays (m_i n_i, m_i n_i)
     F̂^-1 = Xi^T blockdiag(Sigma^-1) Xi, where Xi is the identity with -Psi_i in block (i, i + 1).
     Return F̂^-1 V as a list of L arrays (m_i, n_i).
 
     Hints:
     1. From the right: first Xi, then each Sigma^-1 by itself, then Xi^T.
-    2. (Psi_A kron Psi_G) vec(V) = vec(Psi_G V Psi_A^T). The first sweep takes V_{i+1} as it came.
-    3. In Xi^T the block -Psi_i^T stands at (i + 1, i): layer i + 1 takes from what the second sweep made of layer i.
+    2. (Psi_A ⊗ Psi_G) vec(V) = vec(Psi_G V Psi_A^T). The first sweep takes V_{i+1} as it came.
+    3. In Xi^T the block -Psi_i^T is at (i + 1, i): layer i + 1 uses the result of the second sweep for layer i.
     """
     pairs = list(zip(Psi_A, Psi_G, strict=True))
     U = [V[i] - pairs[i][1] @ V[i + 1] @ pairs[i][0].T for i in range(len(pairs))] + [V[-1]]
@@ -424,11 +424,11 @@ def damped_factors(A, G, damping, pi):
     """Damp the two factors of a layer (factored Tikhonov, the paper's section 6.3). (1 point)
 
     A : (n, n) array, G : (m, m) array; damping : float, lambda + eta; pi : float
-    Return the pair (A_damped, G_damped): their Kronecker product holds A ⊗ G + damping I and two terms more.
+    Return the pair (A_damped, G_damped): their Kronecker product is A ⊗ G + damping I plus two more terms.
     A and G themselves must not change.
 
     Hints:
-    1. The damping is shared under the root, so that the product of the two shares is the damping.
+    1. Each factor gets a share of sqrt(damping), so that the product of the two shares is the damping.
     2. pi makes the share of A larger and that of G smaller.
     """
     root = np.sqrt(damping)
@@ -455,7 +455,7 @@ def eigen_damped_step(A, G, damping, grad):
 
 
 def running_average(old, new, k):
-    """Take a new batch's factor into the running average (the paper's section 5). (1 point)
+    """Add a new batch's factor to the running average (the paper's section 5). (1 point)
 
     old : (n, n) array, the average of the k - 1 batches before, or None for the first batch
     new : (n, n) array, the factor of this batch; k : int, its number, 1 for the first
@@ -463,7 +463,7 @@ def running_average(old, new, k):
 
     Hints:
     1. epsilon = min(1 - 1/k, 0.95).
-    2. For k = 1, epsilon is 0: the first batch is taken whole.
+    2. For k = 1, epsilon is 0: the average is the first batch's factor.
     """
     epsilon = min(1 - 1 / k, 0.95)
     return new if old is None else epsilon * old + (1 - epsilon) * new
@@ -476,7 +476,7 @@ def model_change(grad, delta, F, damping):
     Return the number that the paper's quadratic model (sections 6.1, 6.4) gives.
 
     Hints:
-    1. A linear term and a quadratic one; the quadratic one has a 1/2.
+    1. A linear term and a quadratic term; the quadratic term has a 1/2.
     2. The curvature of the model is F with the damping on its diagonal.
     """
     return grad @ delta + (delta @ F @ delta + damping * delta @ delta) / 2
@@ -490,7 +490,7 @@ def alpha_mu(Delta, delta_0, grad, F, damping):
 
     Hints:
     1. M is quadratic in (alpha, mu): a symmetric 2 x 2 matrix and a vector of 2.
-    2. The matrix has the entries v^T (F + damping I) w for v, w out of (Delta, delta_0), the vector grad^T v.
+    2. The matrix has the entries v^T (F + damping I) w for v and w in (Delta, delta_0); the vector has grad^T v.
     3. Mind the sign: at the minimum the gradient of M is zero.
     """
     D = np.stack([Delta, delta_0])
@@ -499,13 +499,13 @@ def alpha_mu(Delta, delta_0, grad, F, damping):
 
 
 def reduction_ratio(h_before, h_after, M):
-    """Compare what a step did with what the quadratic model said. (1 point)
+    """Compare the change of h by a step with the prediction of the quadratic model. (1 point)
 
     h_before, h_after : float, the objective before and after the step; M : float, M(delta) - M(0), negative
     Return rho (the paper's section 6.5).
 
     Hints:
-    1. It is 1 where the model was right, and positive where h fell.
+    1. It is 1 if the model was right, and positive if h fell.
     """
     return (h_after - h_before) / M
 
@@ -513,7 +513,7 @@ def reduction_ratio(h_before, h_after, M):
 def next_lambda(lambda_, rho, omega1):
     """Adapt lambda by the paper's rule (section 6.5). (1 point)
 
-    lambda_ : float; rho : float, the reduction ratio, NaN where h was not finite; omega1 : float, below 1
+    lambda_ : float; rho : float, the reduction ratio, NaN if h was not finite; omega1 : float, below 1
     Return the new lambda. A NaN counts as a bad step.
 
     Hints:
@@ -532,7 +532,7 @@ def gamma_candidates(gamma, omega2, low, high):
     Return a list of the three candidates, each kept within [low, high]. The order does not matter.
 
     Hints:
-    1. One stays as it is, one is smaller, one larger, both by the factor omega2.
+    1. One is gamma itself, one is smaller and one larger by the factor omega2.
     """
     return [min(max(g, low), high) for g in (gamma, omega2 * gamma, gamma / omega2)]
 
@@ -550,7 +550,7 @@ def kfac_update(a_bar, g, grad, delta_0, F, damping):
 
     Hints:
     1. In each layer: A and G, pi, the damped factors, the step.
-    2. Each of these is an exercise above; so are alpha and mu.
+    2. Each of these, and alpha and mu, is an exercise above.
     3. alpha_mu takes vectors: flatten the lists in the order of F.
     """
     def flat(V):
@@ -582,13 +582,13 @@ def ekfac_scales(g, a_bar, A, G):
 
 
 def foof_step(A, grad, damping):
-    """Take the step of FOOF in one layer: K-FAC that knows the inputs alone. (1 point)
+    """Take the step of FOOF in one layer: K-FAC with only the input factor. (1 point)
 
     A : (n, n) array, undamped; grad : (m, n) array; damping : float
-    Return the (m, n) array Delta of K-FAC with G = I and exact damping: A kron I + damping I.
+    Return the (m, n) array Delta of K-FAC with G = I and exact damping: A ⊗ I + damping I.
 
     Hints:
-    1. A kron I + damping I = (A + damping I) kron I.
+    1. A ⊗ I + damping I = (A + damping I) ⊗ I.
     2. A belongs to the columns of the gradient: the division is from the right.
     """
     return -np.linalg.solve(A + damping * np.eye(len(A)), grad.T).T

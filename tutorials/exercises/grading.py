@@ -1,7 +1,7 @@
-"""How an answer is judged: by the oracle, or against a function of kfac_ref.
+"""Judge an answer: with the oracle, or by comparison with a function of kfac_ref.
 
-A wrong answer is compared with what each known mistake would have given; what is named gives exactly the student's
-numbers, in all cases. `asked` says what is asked of each exercise.
+A wrong answer is compared with the result of each known mistake. A mistake is named if it gives exactly the student's
+numbers in all cases. `asked` defines the cases of each exercise.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from kfac_ref.oracle import CATALOGUE, Problem, Reference, vector
 from kfac_ref.oracle.diagnose import Diagnosis, place, scale
 from kfac_ref.oracle.mistakes import error
 
-#: The largest relative error that is rounding: any way of computing in double precision keeps these digits.
+#: Relative errors up to this are rounding: every formula in double precision is that accurate.
 RTOL = 1e-8
-#: Up to this, an answer looks like single precision.
+#: Relative errors up to this look like single precision.
 SINGLE = 1e-5
 
 
 @dataclass(frozen=True)
 class Slip:
-    """A mistake that an answer may hold: an entry of the catalogue, or one of this exercise alone.
+    """A mistake that an answer may contain: an entry of the catalogue, or one of this exercise.
 
     Attributes
     ----------
     name, what, why, remedy : str
         As in the catalogue.
     wrong : function
-        Makes the wrong results from what the exercise's part gives it.
+        Returns the wrong results; its arguments depend on the kind of part.
     """
 
     name: str
@@ -46,9 +46,9 @@ class Slip:
 
 
 def known(name: str, wrong: Callable[..., Any], **words: str) -> Slip:
-    """Return an entry of the catalogue as a slip, where the exercise returns no quantity of the oracle.
+    """Return an entry of the catalogue as a slip, for an exercise that returns no quantity of the oracle.
 
-    `words` are what, why or remedy, where those of the catalogue speak of something else.
+    `words` replaces what, why or remedy if the words of the catalogue do not fit.
     """
     m = CATALOGUE[name]
     return Slip(**{"name": name, "what": m.what, "why": m.why, "remedy": m.remedy, **words}, wrong=wrong)
@@ -56,14 +56,14 @@ def known(name: str, wrong: Callable[..., Any], **words: str) -> Slip:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One mistake, or two at once, that give exactly the numbers of an answer.
+    """One mistake, or two together, that give exactly the numbers of an answer.
 
     Attributes
     ----------
     mistakes : tuple of Mistake or Slip
         One or two.
     as_if : bool
-        Whether the mistake lies in how the arguments are made, which the student got as they must be.
+        Whether the mistake changes the arguments, although the student got the right ones.
     """
 
     mistakes: tuple[Any, ...]
@@ -77,7 +77,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of an answer: whether it is right, words, and what gives exactly these numbers, likeliest first."""
+    """Whether an answer is right, a message, and the mistakes that give exactly its numbers, the likeliest first."""
 
     right: bool
     words: str = ""
@@ -85,11 +85,11 @@ class Verdict:
 
 
 class Misfit(Exception):
-    """A result of the wrong form; its text says what was returned and what was expected."""
+    """A result has the wrong form; the message says what was returned and what was expected."""
 
 
 def fit(value: Any, right: Any) -> Any:
-    """Return a result in the form of the right one: a float, an array, a tuple of those; refuse what is none."""
+    """Return a result in the form of the right one: a float, an array, or a tuple of these; else raise a Misfit."""
     if value is None:
         raise Misfit("returns None: is a return missing?")
     if isinstance(right, (tuple, list)):
@@ -121,7 +121,7 @@ def _form(value: Any) -> str:
 
 
 def _shape_words(value: Any, right: Any) -> str:
-    """Say where the shapes of a fitted result differ from the right ones, empty where they do not."""
+    """Describe where the shapes of a fitted result differ from the right ones; empty if they agree."""
     if isinstance(right, (tuple, list)):
         found = [(i, _shape_words(v, r)) for i, (v, r) in enumerate(zip(value, right, strict=True))]
         return next((f"in entry {i} of the list: {words}" for i, words in found if words), "")
@@ -132,7 +132,7 @@ def _shape_words(value: Any, right: Any) -> str:
 
 
 def _number_words(right: Any, value: Any, counts: Mapping[str, int]) -> str:
-    """Say in what way the numbers differ: by one factor, or where."""
+    """Describe how the numbers differ: by one factor, or in which places."""
     off = error(right, value)
     if off < SINGLE:
         return f"right to {-math.log10(off):.0f} digits only: single precision, or an unstable formula?"
@@ -141,29 +141,29 @@ def _number_words(right: Any, value: Any, counts: Mapping[str, int]) -> str:
         as_powers = f" = {s.text}" if s.text and s.text != f"{s.value:g}" else ""
         return f"{s.value:.4g} times the right value{as_powers}"
     if not isinstance(right, tuple) and np.ndim(right) == 0:
-        return f"the number is {value:.6g}: no mistake on the list gives it"
+        return f"the number is {value:.6g}; no known mistake gives it"
     where = place(right, value, RTOL)
     return "all entries are wrong" if set(re.findall(r"layer \d+: ([^;]*)", where)) <= {"all entries"} and \
         "(right" not in where and where.endswith("all entries") else f"wrong in {where}"
 
 
-# By the oracle: the exercise returns quantities of a problem.
+# With the oracle: the exercise returns quantities of a problem.
 
 
 @functools.cache
 def problem(name: str) -> Problem:
-    """Return the problem of a published vector, or one of this file."""
+    """Return the problem of a published vector, or the one of this file."""
     return deep() if name == "deep-tanh" else vector(name).problem
 
 
 @functools.cache
 def reference(name: str) -> Reference:
-    """Return the right values of a problem, and what has been computed of them."""
+    """Return the right values of a problem; they are computed once."""
     return Reference(problem(name))
 
 
 def deep() -> Problem:
-    """Return a problem with three layers of tanh, which no published vector has."""
+    """Return a problem with three tanh layers, which no published vector has."""
     rng = np.random.default_rng(0)
     sizes = (3, 4, 2, 5)
     weights = [rng.standard_normal((m, n + 1)) for n, m in itertools.pairwise(sizes)]
@@ -174,22 +174,22 @@ def deep() -> Problem:
 
 @dataclass(frozen=True)
 class ByOracle:
-    """A part of an exercise that is judged by the oracle.
+    """A part of an exercise that is judged with the oracle.
 
     Attributes
     ----------
     vectors : tuple of str
-        The problems; a mistake is named only if it gives the student's numbers in all of them.
+        The problems. A mistake is named only if it gives the student's numbers in all of them.
     calls : function of Reference
         The arguments of each call.
     answer : function of Reference
-        What the calls return in the reference, right or with mistakes.
+        The results of the calls in the reference, right or with mistakes.
     collect : function of (Reference, results)
-        The quantities that the results stand for.
+        The quantities of the oracle in the results.
     slips : tuple of Slip
-        Further mistakes, functions of Reference that return the wrong results.
+        Further mistakes: functions of Reference that return the wrong results.
     made : str
-        What the numbers are of that a wrong place is told of, where it is not what is returned.
+        Prefix of the message about wrong numbers, if they are not those that the exercise returns.
     """
 
     vectors: tuple[str, ...]
@@ -208,7 +208,7 @@ class ByOracle:
         return [result for name in self.vectors for result in self.answer(reference(name))]
 
     def mistaken(self, mistake: Any) -> list[Any]:
-        """Return the results of all calls with a mistake of the catalogue, or a slip, in them."""
+        """Return the results of all calls with a mistake of the catalogue or a slip."""
         if isinstance(mistake, Slip):
             return [result for name in self.vectors for result in mistake.wrong(reference(name))]
         return [result for name in self.vectors for result in self.answer(reference(name).having(mistake))]
@@ -239,7 +239,7 @@ class ByOracle:
         return Verdict(False, f"{self.made}{words}")
 
     def _explanations(self, diagnoses: Sequence[Diagnosis]) -> list[Explanation]:
-        """Return the entries of the catalogue that give all numbers; where none does, pairs of the exercise's own."""
+        """Return the entries of the catalogue that give all numbers; if there are none, pairs that do."""
         near = [m for m in CATALOGUE.values() if any(not {*m.changes, *m.shows}.isdisjoint(d.names) for d in diagnoses)]
         found = [m for m in CATALOGUE.values() if all(d.fits((m,)) for d in diagnoses)]
         if found:
@@ -248,7 +248,7 @@ class ByOracle:
         own = [m for m in CATALOGUE.values() if not self._changes_arguments(m)]
         shown = [m for m in own if self._shows(m)]
         pairs = (pair for pair in itertools.combinations(own, 2) if pair[0] in shown or pair[1] in shown)
-        # Two factors at once make almost any number: that is no evidence.
+        # Two wrong factors together can give almost any number: a match is no evidence.
         return [Explanation(pair) for pair in pairs if {m.group for m in pair} != {"scale"}
                 and all(d.fits(pair) for d in diagnoses)]
 
@@ -260,12 +260,12 @@ class ByOracle:
             return False
 
     def _changes_arguments(self, mistake: Any) -> bool:
-        """Return whether a mistake shows in the arguments already: then it is not one of this exercise."""
+        """Return whether a mistake changes the arguments: then it was not made in this exercise."""
         for name in self.vectors:
             try:
                 if not _same(self.calls(reference(name)), self.calls(reference(name).having(mistake))):
                     return True
-            except (ValueError, TypeError):                 # arguments that cannot even be made
+            except (ValueError, TypeError):                 # the arguments cannot be computed
                 return True
         return False
 
@@ -288,7 +288,7 @@ def _equal_one(a: Any, b: Any) -> bool:
 
 
 def by_layer(*names: str) -> dict[str, Any]:
-    """Return `answer` and `collect` for an exercise that is called once a layer and returns quantities of it."""
+    """Return `answer` and `collect` for an exercise that is called once per layer and returns quantities of it."""
     def answer(r: Reference) -> list[Any]:
         values = [r.shown(name) for name in names]
         return list(values[0]) if len(names) == 1 else list(zip(*values, strict=True))
@@ -312,13 +312,13 @@ def at_once(*names: str) -> dict[str, Any]:
 
 
 def sent_back(quantity: str, columns: str) -> dict[str, Any]:
-    """Return `answer` and `collect` for an exercise that returns what is sent back: `quantity` is made from it."""
+    """Return `answer` and `collect` for an exercise whose result is the input of `quantity`: output gradients."""
     def collect(r: Reference, results: list[Any]) -> dict[str, Any]:
         dz, (N, C) = np.asarray(results[0]), r["z"].shape
         if dz.ndim != np.ndim(r[columns]) or dz.shape[-2:] != (N, C):
             raise Misfit(f"returns {_form(dz)}; expected shape ({'K, ' * (np.ndim(r[columns]) - 2)}{N}, {C})")
         return {quantity: r.taking(**{columns: dz})[quantity]}
-    return {"answer": lambda r: [r[columns]], "collect": collect, "made": f"{quantity}, which is made from it: "}
+    return {"answer": lambda r: [r[columns]], "collect": collect, "made": f"{quantity}, computed from your result: "}
 
 
 # Against a function.
@@ -335,11 +335,11 @@ class ByFunction:
     function : function of the arguments
         Returns the right result.
     slips : tuple of Slip
-        Mistakes, functions of the arguments that return the wrong result.
+        Mistakes: functions of the arguments that return the wrong result.
     view : function of a result
-        What of it is compared.
+        The part of it that is compared.
     note : str
-        What a student is told of these cases where an answer is wrong in them.
+        A description of these cases, added to the message on a wrong answer.
     """
 
     cases: Callable[[], list[tuple[Any, ...]]]
@@ -368,7 +368,7 @@ class ByFunction:
         theirs, ours = ([x if shape[i] else self.view(x) for i, x in enumerate(values)] for values in (results, right))
         if not words and all(map(_equal_one, ours, theirs)):
             return Verdict(True)
-        # A slip that cannot be told from the right answer in some case must still give the student's in all.
+        # A slip may agree with the right answer in some cases; it must give the student's numbers in all.
         found = [Explanation((s,)) for s in self.slips if all(map(_equal_one, self._views(s), theirs))]
         if found:
             return Verdict(False, explanations=tuple(found))
@@ -394,7 +394,7 @@ Part = ByOracle | ByFunction
 
 
 def judge(parts: Sequence[Part], results: list[Any]) -> Verdict:
-    """Judge an exercise: the first of its parts that is wrong decides; results are those of all calls, in order."""
+    """Judge the results of all calls of an exercise, in order; the first part with a wrong result decides."""
     start = 0
     for part in parts:
         right = part.right()
@@ -403,7 +403,7 @@ def judge(parts: Sequence[Part], results: list[Any]) -> Verdict:
         note = f" ({part.note})" if isinstance(part, ByFunction) and part.note else ""
         try:
             fitted = [fit(value, r) for value, r in zip(theirs, right, strict=True)]
-            with np.errstate(all="ignore"):                 # an answer may hold numbers of any size
+            with np.errstate(all="ignore"):                 # an answer may contain numbers of any size
                 verdict = part.judge(fitted)
         except Misfit as misfit:
             return Verdict(False, f"{misfit}{note}")

@@ -49,7 +49,7 @@ def read(path: Path = SOURCE) -> list[Exercise]:
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     sections = [(n, line[4:].strip()) for n, line in enumerate(lines, 1) if line.startswith("# %%")]
-    found = []
+    exercises = []
     for node in ast.parse(text).body:
         if isinstance(node, ast.FunctionDef):
             section = [title for n, title in sections if n < node.lineno][-1]
@@ -57,9 +57,9 @@ def read(path: Path = SOURCE) -> list[Exercise]:
             points = re.search(r"\((\d+) points?\)", question)
             assert points, node.name
             body = "\n".join(lines[node.body[0].end_lineno:node.end_lineno])
-            found.append(Exercise(node.name, int(section.split(".")[0]), section, int(points[1]),
-                                  lines[node.lineno - 1], question, hints, body))
-    return found
+            exercises.append(Exercise(node.name, int(section.split(".")[0]), section, int(points[1]),
+                                      lines[node.lineno - 1], question, hints, body))
+    return exercises
 
 
 def _parts(docstring: str) -> tuple[str, tuple[str, ...]]:
