@@ -53,10 +53,12 @@ class BlockDiagonal(OfFactors):
         return [kronecker.solve(A, G, v) for (A, G), v in zip(self._prepared, self._direction(V), strict=True)]
 
     def dense(self, max_bytes: int | None = None) -> Array:
+        """Return the block-diagonal matrix, (P, P)."""
         self._dense_size(max_bytes)
         return block_diagonal([np.kron(A, G) for A, G in self.damped])
 
     def inverse_dense(self, max_bytes: int | None = None) -> Array:
+        """Return its inverse, (P, P)."""
         self._dense_size(max_bytes)
         return block_diagonal([np.kron(A.inverse(), G.inverse()) for A, G in self._prepared])
 

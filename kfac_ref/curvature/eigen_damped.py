@@ -33,6 +33,7 @@ class EigenDamped(OfFactors, InEigenbasis):
                 for (A, G), v in zip(self.factors.layers, self._direction(V), strict=True)]
 
     def dense(self, max_bytes: int | None = None) -> Array:
+        """Return the block-diagonal matrix, (P, P)."""
         self._dense_size(max_bytes)
         return block_diagonal([add_to_diagonal(np.kron(A, G), self.damping) for A, G in self.factors.layers])
 

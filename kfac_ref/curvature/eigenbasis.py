@@ -33,9 +33,11 @@ class InEigenbasis(Curvature):
                 for (A, G), S, v in zip(self.bases, self._regular, self._direction(V), strict=True)]
 
     def dense(self, max_bytes: int | None = None) -> Array:
+        """Return the block-diagonal matrix, (P, P)."""
         return self._blocks(self.scales, max_bytes)
 
     def inverse_dense(self, max_bytes: int | None = None) -> Array:
+        """Return its inverse, (P, P)."""
         return self._blocks([1 / S for S in self._regular], max_bytes)
 
     @cached_property

@@ -26,10 +26,12 @@ class ExactBlockDiagonal(OfPoint):
         return [unvec(C.solve(vec(v)), *v.shape) for C, v in zip(self._choleskys, self._direction(V), strict=True)]
 
     def dense(self, max_bytes: int | None = None) -> Array:
+        """Return the block-diagonal matrix, (P, P)."""
         self._dense_size(max_bytes)
         return block_diagonal(self._blocks)
 
     def inverse_dense(self, max_bytes: int | None = None) -> Array:
+        """Return its inverse, (P, P)."""
         self._dense_size(max_bytes)
         return block_diagonal([C.inverse() for C in self._choleskys])
 

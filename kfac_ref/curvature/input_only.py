@@ -29,11 +29,13 @@ class InputOnly(OfFactors):
         return [A.solve_right(v) for A, v in zip(self._choleskys, self._direction(V), strict=True)]
 
     def dense(self, max_bytes: int | None = None) -> Array:
+        """Return the block-diagonal matrix, (P, P)."""
         self._dense_size(max_bytes)
         return block_diagonal([np.kron(A, np.eye(m, dtype=self.dtype))
                                for A, (m, _) in zip(self._damped, self.shapes, strict=True)])
 
     def inverse_dense(self, max_bytes: int | None = None) -> Array:
+        """Return its inverse, (P, P)."""
         self._dense_size(max_bytes)
         return block_diagonal([np.kron(A.inverse(), np.eye(m, dtype=self.dtype))
                                for A, (m, _) in zip(self._choleskys, self.shapes, strict=True)])
