@@ -49,33 +49,35 @@ def read(path: Path, optimizer: training.Optimizer, until: float = math.inf) -> 
     for number, raw in enumerate(text, 1):
         where, k = f"{path}, line {number}", len(lines.steps)
         try:
-            entry = files.parse_json(raw.decode(), where)
-            if entry.get("kind") not in _KINDS:
-                raise ValueError(f"{where}: kind must be one of {', '.join(_KINDS)}; got {entry.get('kind')!r:.80}")
-            if entry["kind"] == "step":
-                _check(record, entry, where)
-                if entry["k"] != k + 1:
-                    raise ValueError(f"{where}: step {entry['k']} follows step {k}")
-            elif entry["kind"] == "evaluation":
-                _check(training.Evaluation, entry, where)
-                if entry["k"] != k or (lines.evaluations and lines.evaluations[-1].k == k):
-                    raise ValueError(f"{where}: an evaluation of step {entry['k']} follows step {k}")
-        except ValueError as error:
+            entry = _entry(raw.decode(errors="replace"), record, where)
+            if k >= until and entry["kind"] != "evaluation":
+                break
+            if entry["kind"] == "step" and entry["k"] != k + 1:
+                raise ValueError(f"{where}: step {entry['k']} follows step {k}")
+            if entry["kind"] == "evaluation" and (entry["k"] != k or any(e.k == k for e in lines.evaluations[-1:])):
+                raise ValueError(f"{where}: an evaluation of step {entry['k']} follows step {k}")
+        except ValueError:
             if k >= until:
                 break
-            raise ValueError(f"{error}" if str(error).startswith(where) else f"{where}: {error}") from None
+            raise
         if entry["kind"] == "step":
-            if k >= until:
-                break
             lines.steps.append(entry)
         elif entry["kind"] == "evaluation":
             lines.evaluations.append(evaluation(entry))
-        elif k >= until:
-            break
-        lines.text.append(raw.decode())
+        lines.text.append(raw.decode(errors="replace"))
     if math.inf > until > len(lines.steps):
         raise ValueError(f"{path} ends with step {len(lines.steps)}, before the checkpoint of step {until}")
     return lines
+
+
+def _entry(text: str, record: Any, where: str) -> dict[str, Any]:
+    """Return the object in a line, whose kind and fields are checked."""
+    entry = files.parse_json(text, where)
+    if entry.get("kind") not in _KINDS:
+        raise ValueError(f"{where}: kind must be one of {', '.join(_KINDS)}; got {entry.get('kind')!r:.80}")
+    if entry["kind"] != "diverged":
+        _check(record if entry["kind"] == "step" else training.Evaluation, entry, where)
+    return entry
 
 
 def evaluation(entry: dict[str, Any]) -> training.Evaluation:
