@@ -12,7 +12,10 @@ import pytest
 import kfac_ref as kr
 from kfac_ref.experiments import blocks
 from kfac_ref.experiments import middle_layers as ml
+from tests.figure_scripts import load
 
+best_kronecker, bias_norm = (getattr(load("fisher_approximation"), name) for name in ("best_kronecker", "bias_norm"))
+errors_by_offset = load("tridiagonal").errors_by_offset
 GAMMA = 0.1
 
 
@@ -155,7 +158,7 @@ def test_the_damped_F_tilde_shares_its_tridiagonal_blocks_with_F_hat_and_no_othe
     sizes, fac, _, _ = matrices
     damped = kr.curvature.Full(ml.damped(fac, GAMMA))
     F_hat = kr.curvature.BlockTridiagonal(fac, GAMMA**2)
-    near, beside, *far = blocks.errors_by_offset(F_hat.dense(), damped.dense(), sizes)
+    near, beside, *far = errors_by_offset(F_hat.dense(), damped.dense(), sizes)
     assert max(near, beside) < 1e-12
     assert min(far) > 1e-3
     inverse = blocks.norms(F_hat.inverse_dense(), sizes)
@@ -175,7 +178,7 @@ def test_the_damped_F_tilde_is_positive_definite(matrices):
 
 def test_the_best_products_leave_what_the_nearest_ones_leave(matrices):
     sizes, fac, F, F_tilde = matrices
-    least = ml.best_kronecker(F, fac)
+    least = best_kronecker(F, fac)
     for i, row in enumerate(blocks.split(F, sizes)):
         for j, block in enumerate(row):
             shapes = (len(fac.A[i]), len(fac.A[j])), (len(fac.G[i]), len(fac.G[j]))
@@ -187,16 +190,16 @@ def test_the_best_products_leave_what_the_nearest_ones_leave(matrices):
 
 def test_F_tilde_is_where_the_best_products_leave_nothing(matrices):
     _, fac, _, F_tilde = matrices
-    assert ml.best_kronecker(F_tilde, fac).max() < 1e-13 * np.linalg.norm(F_tilde)
+    assert best_kronecker(F_tilde, fac).max() < 1e-13 * np.linalg.norm(F_tilde)
 
 
 def test_F_tilde_is_exact_between_biases_and_nowhere_else(matrices):
     _, fac, F, F_tilde = matrices
-    assert ml.bias_norm(F_tilde - F, fac) < 1e-13 * ml.bias_norm(F, fac)
+    assert bias_norm(F_tilde - F, fac) < 1e-13 * bias_norm(F, fac)
     assert np.linalg.norm(F_tilde - F) > 1e-2 * np.linalg.norm(F)
     # 4 layers with 4 biases each, which are the last column of the weights: the last four of each twenty parameters.
     rows = np.flatnonzero(np.arange(80) % 20 >= 16)
-    assert ml.bias_norm(F, fac) == pytest.approx(np.linalg.norm(F[rows][:, rows]), rel=1e-14)
+    assert bias_norm(F, fac) == pytest.approx(np.linalg.norm(F[rows][:, rows]), rel=1e-14)
 
 
 def test_norms_and_means_are_loops_over_blocks():
@@ -214,9 +217,9 @@ def test_errors_by_offset_add_up_to_the_whole():
     sizes = (3, 2, 4, 3)
     k = blocks.offsets(4)
     norms = blocks.norms(M, sizes)
-    squares = sum(e**2 * (norms[k == d]**2).sum() for d, e in enumerate(blocks.errors_by_offset(B, M, sizes)))
+    squares = sum(e**2 * (norms[k == d]**2).sum() for d, e in enumerate(errors_by_offset(B, M, sizes)))
     assert squares == pytest.approx(np.linalg.norm(B - M)**2, rel=1e-13)
-    np.testing.assert_allclose(blocks.errors_by_offset(0.75 * M, M, sizes), 0.25, rtol=1e-14)
+    np.testing.assert_allclose(errors_by_offset(0.75 * M, M, sizes), 0.25, rtol=1e-14)
 
 
 def test_the_tridiagonal_ratio_of_a_matrix_that_decays_by_a_third_a_layer():

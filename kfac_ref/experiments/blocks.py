@@ -33,12 +33,6 @@ def offsets(L: int) -> Array:
     return np.abs(np.subtract.outer(np.arange(L), np.arange(L)))
 
 
-def errors_by_offset(B: Array, M: Array, block_sizes: Sequence[int]) -> list[float]:
-    """Return the relative error of B for M, separately for the blocks at each distance ``|i - j|``."""
-    wrong, right, k = norms(B - M, block_sizes), norms(M, block_sizes), offsets(len(block_sizes))
-    return [float(np.linalg.norm(wrong[k == d]) / np.linalg.norm(right[k == d])) for d in range(len(block_sizes))]
-
-
 def tridiagonal_ratio(M: Array, block_sizes: Sequence[int]) -> float:
     """Return the mean ``|entry|`` of the blocks with ``|i - j| = 1`` over that of the blocks with ``|i - j| > 1``.
 

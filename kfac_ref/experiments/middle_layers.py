@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import scipy.linalg
 
-from .. import curvature, factors, fisher, kronecker
+from .. import curvature, factors, fisher
 from ..checks import Array
 from ..datasets import Dataset, digits, mnist
 from ..factors import Factors
@@ -24,7 +23,6 @@ from ..likelihoods import Categorical
 from ..model import Model, Point
 from ..network import MLP
 from ..optimizers import KFAC
-from . import blocks
 from .settings import PAPER_RULE
 
 #: Pixels per side.
@@ -121,29 +119,3 @@ def damped(fac: Factors, gamma: float) -> Factors:
     pairs = curvature.BlockDiagonal(fac, gamma**2).damped
     return replace(fac, A=fac.A | {(i, i): A for i, (A, _) in enumerate(pairs)},
                    G=fac.G | {(i, i): G for i, (_, G) in enumerate(pairs)})
-
-
-def best_kronecker(F: Array, fac: Factors) -> Array:
-    """Return the error that no choice of one Kronecker product per block can avoid, block by block, (L, L).
-
-    These are Frobenius norms: the root of the sum of squares of all but the first singular value of each rearranged
-    block of the exact Fisher F. Of `fac` only the shapes are used.
-    """
-    L = len(fac)
-    parts = blocks.split(F, [len(A) * len(G) for A, G in fac.layers])
-    found = np.zeros((L, L))
-    for i in range(L):
-        for j in range(i, L):
-            R = kronecker.rearrange(parts[i][j], (len(fac.A[i]), len(fac.A[j])), (len(fac.G[i]), len(fac.G[j])))
-            found[i, j] = found[j, i] = np.linalg.norm(scipy.linalg.svdvals(R)[1:])
-    return found
-
-
-def bias_norm(M: Array, fac: Factors) -> float:
-    """Return the Frobenius norm of the entries of M between two biases; of `fac` only the shapes are used.
-
-    The input of a bias is always 1 and has no covariance with anything, so F̃ has these entries of F exactly.
-    """
-    ends = np.cumsum([len(A) * len(G) for A, G in fac.layers])
-    biases = np.concatenate([np.arange(end - len(G), end) for end, (_, G) in zip(ends, fac.layers, strict=True)])
-    return float(np.linalg.norm(M[np.ix_(biases, biases)]))

@@ -42,22 +42,14 @@ VEC: dict[str, Callable[[Any], Any]] = {
     "rows of W, then b": lambda i: np.concatenate([i[:, :-1].ravel(), i[:, -1]])}
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Theirs over ours: as text (such as "1/N"), and as a function of N, C and M."""
-
-    text: str
-    value: Callable[[int, int, int], float]
-
-
-ONE = Scale("1", lambda N, C, M: 1.0)
-
-
-def scales(categorical: Scale | None = None, gaussian: Scale | None = None,
-           bernoulli: Scale | None = None) -> dict[str, Scale]:
-    """Return the scale of one quantity per likelihood; omitted ones were not measured."""
-    given = {"categorical": categorical, "gaussian": gaussian, "bernoulli": bernoulli}
-    return {name: scale for name, scale in given.items() if scale is not None}
+#: The factors of theirs over ours, as functions of N, C and M.
+SCALES: dict[str, Callable[[int, int, int], float]] = {
+    "1": lambda N, C, M: 1.0, "2": lambda N, C, M: 2.0, "4": lambda N, C, M: 4.0, "4/N": lambda N, C, M: 4 / N,
+    "1/N": lambda N, C, M: 1 / N, "1/N^2": lambda N, C, M: N**-2, "1/C": lambda N, C, M: 1 / C,
+    "2/C": lambda N, C, M: 2 / C, "4/C": lambda N, C, M: 4 / C, "1/M": lambda N, C, M: 1 / M,
+    "sqrt(C)": lambda N, C, M: C**0.5, "sqrt(C-1)": lambda N, C, M: (C - 1)**0.5, "sqrt(M)": lambda N, C, M: M**0.5,
+    "1/sqrt(C)": lambda N, C, M: C**-0.5, "1/sqrt(C-1)": lambda N, C, M: (C - 1)**-0.5,
+    "1/sqrt(M)": lambda N, C, M: M**-0.5}
 
 
 @dataclass(frozen=True)
@@ -70,9 +62,9 @@ class Dialect:
     where: str                  # how to read A and G in a running program
     fisher: str                 # the targets over which G is an expectation
     loss: Mapping[str, str]     # their loss for each likelihood
-    #: Quantity ("A", "G", "G_sampled", "G_empirical", "gradient") to likelihood to `Scale`; also "A_sampled" if the A
-    #: that belongs to a G of samples differs.
-    scale: Mapping[str, Mapping[str, Scale]]
+    #: Quantity ("A", "G", "G_sampled", "G_empirical", "gradient") to likelihood to a key of `SCALES`; also "A_sampled"
+    #: if the A that belongs to a G of samples differs.
+    scale: Mapping[str, Mapping[str, str]]
     layout: str = "out,in"      # of a weight matrix; or "in,out"
     bias: str = "joint-last"    # of A: also "joint-first", or "separate" (A has no bias row; the bias has the block G)
     pairs: bool = True          # arrays shaped like the weights are (W, b); else one array with the bias as in A
@@ -112,7 +104,7 @@ class Dialect:
             raise ProblemError(f"the dialect {self.name!r} has no measured {name} for the {problem.likelihood} "
                                "likelihood")
         M = 1 if problem.targets is None else len(problem.targets)
-        return found.value(len(problem.x), problem.sizes[-1], M)
+        return SCALES[found](len(problem.x), problem.sizes[-1], M)
 
     def ours(self, quantities: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
         """Return their values (keys of `KINDS` to a number, or a list with one array per layer) in our conventions.
