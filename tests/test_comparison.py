@@ -18,6 +18,8 @@ from kfac_ref.experiments import comparison, results, script, tables
 from kfac_ref.experiments.comparison import Comparison, Method
 from kfac_ref.experiments.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 CONTENT = {
     "title": "Tiny digits", "data": "digits", "net": "64-3-64", "seeds": [0, 1], "tuning_seeds": [100, 101],
     "levels": [8, 6, 5], "weight_decay": 1e-3,

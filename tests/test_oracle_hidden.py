@@ -21,6 +21,7 @@ from kfac_ref.oracle.mistakes import error
 from kfac_ref.oracle.problem import Batch
 from tests import oracle_report
 
+pytestmark = pytest.mark.slow
 #: Errors beyond this are no rounding in single precision, whatever the condition.
 SINGLE = 2e-2
 

@@ -196,6 +196,7 @@ def test_weights_are_read_out_of_a_checkpoint(tmp_path):
 # Stopped, and gone on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_run_in_parts_is_one_run_to_the_last_bit(tmp_path, optimizer, dtype):
@@ -331,6 +332,7 @@ def test_a_torn_last_line_is_dropped(tmp_path, cut):
     assert check(tmp_path / "run", tmp_path, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tail", ['{"kind": "step", "k": 1', "null\n", "\x00\x00\x00", "[]\n", '{"kind": "step"}\n',
                                   '{"k": 1}\n', "\n", '"text"\n'])
 @pytest.mark.parametrize("end", [10, 12])
@@ -378,6 +380,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("damage", "word"), DAMAGES.values(), ids=DAMAGES)
 def test_a_history_that_is_damaged_before_the_checkpoint_is_refused(tmp_path, capsys, damage, word):
     killed(tmp_path, after=10, end=12)
