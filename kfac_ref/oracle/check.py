@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .checks import ProblemError, check_counted, check_known, check_number
-from .diagnose import SCALABLE, Diagnosis, Explanation, Scale, place, scale
+from .diagnose import Diagnosis, Explanation, Scale, place, scale
 from .files import load
 from .graph import QUANTITIES, Reference, coerced, missing
 from .mistakes import CATALOGUE, VISIBLE
+from .precision import named
 from .problem import Problem
 from .sampling import Judgement, judge
 
@@ -22,8 +23,8 @@ from .sampling import Judgement, judge
 MOST_DIGITS = 15.95
 #: How many explanations are printed; `Report.plain` has all.
 SHOWN = 6
-#: Numbers written with fewer than MOST digits are compared to those digits; fewer than FEWEST are taken as exact.
-FEWEST, MOST = 4, 12
+#: How long the diagnosis may search for explanations, and then for those of each quantity alone.
+SECONDS, SECONDS_EACH = 6.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,12 @@ class Report:
     judgement: Judgement | None = None                      # the test of a G whose targets are not in the problem
     dialect: str | None = None                              # the implementation whose conventions the values are in
     turned: bool = False                                    # whether the values are those of the transposed weights
+    precision: str = ""                                     # what the numbers were taken to be, "" if double precision
+    by_chance: tuple[Explanation, ...] = ()                 # these fit, but so few digits would fit by chance
+    is_another: Mapping[str, str] | None = None             # differing quantities that are another quantity of ours
+    begins: tuple[str, Sequence[str]] | None = None         # where the error begins, and what to give to narrow it down
+    untried: str = ""
+    given_steps: tuple[int, int] | None = None              # of a trajectory: how many were given, of how many
 
     @property
     def ok(self) -> bool:
@@ -73,6 +80,9 @@ class Report:
             "scales": {name: {"factor": s.value, "as": s.text} for name, s in (self.scales or {}).items()},
             "tells_apart": self.tells_apart, "dialect": self.dialect, "transposed_weights": self.turned,
             "first_step": first and {"step": first[0], "quantity": first[1], "error": _finite(first[2])},
+            "precision": self.precision, "by_chance": _texts(self.by_chance), "is_another": dict(self.is_another or {}),
+            "begins": self.begins and {"quantity": self.begins[0], "give": list(self.begins[1])},
+            "untried": self.untried, "given_steps": self.given_steps,
             "samples": j and j.samples, "power": j and j.power,
             "sampled_as": _texts([Explanation((m,)) for m in j.explanations]) if j else [],
         }
@@ -89,14 +99,17 @@ def _texts(explanations: Sequence[Explanation]) -> list[Any]:
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")      # wrong values may have any size
 def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = None, rtol: float | None = None,
-          samples: int | None = None) -> Report:
+          samples: int | None = None, precision: str | None = None) -> Report:
     """Compare values with those that a problem defines, and diagnose mismatches.
 
     `theirs` holds any of `QUANTITIES` by name: a number, an array, or a list with one array per layer; a ProblemError
     names the place if one is unknown, malformed, or not defined by the problem. `dialect` names the implementation
-    whose conventions they are in: one of `dialects.DIALECTS`. `rtol` is the largest relative error that counts as
-    rounding (default: from the precision and the conditioning), and `samples` the number of targets per example behind
-    a ``G_sampled`` whose targets are not in the problem.
+    whose conventions they are in: one of `dialects.DIALECTS`. `samples` is the number of targets per example behind a
+    ``G_sampled`` whose targets are not in the problem.
+
+    An entry is right if rounding can explain its error: in the precision that the numbers of its array show, or in
+    `precision` ("double", "single", "half" or a number of digits), through the condition of what was computed. `rtol`
+    replaces this by an error relative to the largest entry of an array.
 
     Examples
     --------
@@ -111,39 +124,63 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
         check_number("rtol", rtol, 0, 1)
     if samples is not None:
         check_counted("samples", samples)
+    form = None if precision is None else named(precision)
     if dialect is not None:
         from .dialects import DIALECTS  # only if needed
 
         theirs = check_known("dialect", dialect, DIALECTS).ours(theirs, problem)
     reference = _reference_of(problem)
-    single = problem.dtype == "float32" or _is_single(theirs)
     rows = _lost(reference, theirs)
     lost = {row.quantity for row in rows}
-    given = coerced(reference, {n: v for n, v in theirs.items() if n not in lost} if lost else theirs)
+    rest = {n: v for n, v in theirs.items() if n not in lost} if lost else theirs
+    given = coerced(reference, rest) if rest or not lost else {}
     judgement = None
     if problem.targets is None and "G_sampled" in given:
         judgement, row = _judged(problem, reference, given.pop("G_sampled"), samples)
         rows.append(row)
-    rtol = _rounded(theirs) if rtol is None else rtol
-    diagnosis = Diagnosis(reference, given, "float32" if single else "float64", rtol)
-    differing = set(diagnosis.differing())
+    reference, given_steps = _of_given_steps(reference, given)
+    diagnosis = Diagnosis(reference, given, problem.dtype, rtol, form, seconds=SECONDS)
+    differing = diagnosis.differing()
     for name in diagnosis.names:
-        off = diagnosis.errors[name]
-        where = place(reference[name], given[name], max(diagnosis.tolerance(name), 1e-300)) if name in differing else ""
+        off, where = diagnosis.errors[name], ""
+        if name in differing:
+            where = place(reference[name], given[name], diagnosis.tolerance.allowed(reference, name, given[name])
+                          if diagnosis.same_shape(name) else None)
         rows.append(Row(name, "differs" if name in differing else "right", off, _digits(off), where))
-    if not differing:
-        return Report(tuple(rows), judgement=judgement, dialect=dialect)
-    explanations = diagnosis.explanations()
+    found = Report(tuple(rows), judgement=judgement, dialect=dialect, precision=diagnosis.tolerance.words(),
+                   given_steps=given_steps)
+    return replace(found, **_diagnosed(problem, diagnosis, samples)) if differing else found
+
+
+def _diagnosed(problem: Problem, diagnosis: Diagnosis, samples: int | None) -> dict[str, Any]:
+    """Return the fields of the report that explain what differs."""
+    reference, given, differing = diagnosis.reference, diagnosis.theirs, diagnosis.differing()
+    explanations, found = diagnosis.explanations(), dict[str, Any]()
     if "G_sampled" in differing and not explanations:       # perhaps other draws
-        judgement, _ = _judged(problem, reference, given["G_sampled"], samples)
-    turned = _of_turned_weights(problem, diagnosis)
+        found["judgement"], _ = _judged(problem, reference, given["G_sampled"], samples)
+    turned = not explanations and _of_turned_weights(problem, diagnosis)
+    if not explanations and not turned:
+        found |= {"one_by_one": diagnosis.one_by_one(SECONDS_EACH), "is_another": diagnosis.is_another(),
+                  "begins": diagnosis.begins()}
     counts = {"N": len(problem.x), "C": problem.sizes[-1], "M": 1 if problem.targets is None else len(problem.targets)}
-    scales = {name: s for name in diagnosis.names if name in differing
-              if (s := scale(reference[name], given[name], counts, diagnosis.tolerance(name)))}
-    return Report(tuple(rows), tuple(explanations), None if explanations or turned else diagnosis.one_by_one(), scales,
-                  diagnosis.tells_apart(explanations) if len(explanations) > 1 else None,
-                  diagnosis.first_difference() if any(n.startswith("trajectory_") for n in differing) else None,
-                  judgement, dialect, turned)
+    found["scales"] = {name: s for name in differing
+                       if (s := scale(reference[name], given[name], counts, diagnosis.tolerance.coarse(name) / 100))}
+    if any(name.startswith("trajectory_") for name in differing):
+        found["first_step"] = diagnosis.first_difference()
+    return found | {"explanations": tuple(explanations), "turned": turned, "by_chance": tuple(diagnosis.by_chance),
+                    "tells_apart": diagnosis.tells_apart(explanations) if len(explanations) > 1 else None,
+                    "untried": diagnosis.untried}
+
+
+def _of_given_steps(reference: Reference, given: Mapping[str, Any]) -> tuple[Reference, tuple[int, int] | None]:
+    """Return the reference of as many steps of a trajectory as were given, and their number if it is not all."""
+    t = reference.problem.trajectory
+    counts = {len(a) for name, value in given.items() if name.startswith("trajectory_")
+              for a in (value if isinstance(value, tuple) else (value,)) if np.ndim(a)}
+    if t is None or len(counts) != 1 or not 0 < (count := counts.pop()) < len(t.batches):
+        return reference, None
+    shorter = reference.problem.replace(trajectory=replace(t, batches=t.batches[:count]))
+    return Reference(shorter), (count, len(t.batches))
 
 
 def _of_turned_weights(problem: Problem, diagnosis: Diagnosis) -> bool:
@@ -154,7 +191,7 @@ def _of_turned_weights(problem: Problem, diagnosis: Diagnosis) -> bool:
             for V, W in zip(weights, problem.weights, strict=True):
                 V[:, columns] = W[:, columns].T
             reference = Reference(problem.replace(weights=weights))
-            part = Diagnosis(reference, diagnosis.theirs, diagnosis.dtype, diagnosis.rtol)
+            part = Diagnosis(reference, diagnosis.theirs, **diagnosis.options)
             if part.fits(()) or part.fits((CATALOGUE["transposed weights"],)):
                 return True
     return False
@@ -175,44 +212,6 @@ def read_quantities(path: Any) -> dict[str, Any]:
 
 #: The reference of a problem, shared by all checks of that problem.
 _reference_of = functools.lru_cache(maxsize=8)(Reference)
-
-
-def _is_single(theirs: Mapping[str, Any]) -> bool:
-    """Return whether any value is in single precision."""
-    numbers = _numbers(theirs)
-    if numbers is not None and len(numbers) and max(map(_significant, numbers)) > 10:
-        with np.errstate(over="ignore"):                    # single precision printed as double
-            return bool((np.array(numbers, dtype=np.float32) == np.array(numbers)).all())
-    kinds = {str(getattr(a, "dtype", "")) for value in theirs.values()
-             for a in (value if isinstance(value, (list, tuple)) else [value])}
-    return not kinds.isdisjoint({"float32", "torch.float32"})
-
-
-def _rounded(theirs: Mapping[str, Any]) -> float | None:
-    """Return the rounding error of numbers written with few digits, None if they have all their digits."""
-    numbers = _numbers(theirs)
-    digits = max(map(_significant, numbers), default=0) if numbers is not None else 0
-    return max(10.0**(1 - digits), 1e-10) if FEWEST <= digits < MOST else None
-
-
-def _numbers(theirs: Mapping[str, Any]) -> list[float] | None:
-    """Return all floats in nested lists, None if there are arrays (which have all their digits)."""
-    found: list[float] = []
-    todo: list[Any] = list(theirs.values())
-    while todo:
-        value = todo.pop()
-        if isinstance(value, float):
-            found.append(value)
-        elif isinstance(value, (Mapping, list, tuple)):
-            todo += value.values() if isinstance(value, Mapping) else value
-        elif not isinstance(value, (int, str)) and value is not None:
-            return None
-    return found
-
-
-def _significant(value: float) -> int:
-    """Return the number of digits of a number."""
-    return len(repr(value).lower().split("e")[0].replace(".", "").replace("-", "").strip("0"))
 
 
 def _digits(error: float) -> float:
@@ -266,9 +265,13 @@ def _table(report: Report) -> list[str]:
 
 
 def _words(report: Report) -> list[str]:
-    if report.ok and not report.judgement:
-        return ["", "all right"]
     lines = [""]
+    if report.precision:
+        lines.append(f"the numbers look like this, and were compared so: {report.precision}")
+    if report.given_steps:
+        lines.append("the first {} steps of {} were given".format(*report.given_steps))
+    if report.ok and not report.judgement:
+        return [*lines, "all right"]
     if report.judgement:
         lines += _judgement_words(report.judgement)
     if report.first_step:
@@ -279,47 +282,60 @@ def _words(report: Report) -> list[str]:
     return lines
 
 
-def _simplest(explanations: Sequence[Explanation]) -> list[Explanation]:
-    fewest = min(len(e.mistakes) for e in explanations)
-    return [e for e in explanations if len(e.mistakes) == fewest]
-
-
 def _explained(report: Report) -> list[str]:
     lines = []
     if report.turned:
         lines.append("these values belong to the transposed weights: check --layout and the orientation of the weights")
-    if report.explanations:
-        simple = _simplest(report.explanations)
+    elif report.explanations:
+        simple = report.explanations
         lines.append("explained by:" if len(simple) == 1 else
                      f"{len(simple)} explanations fit equally well; these values cannot tell them apart:")
         lines += [line for e in simple[:SHOWN] for line in _entry(e)]
         if len(simple) > SHOWN:
             lines.append(f"  ... and {len(simple) - SHOWN} more (--json lists all)")
-        if more := len(report.explanations) - len(simple):
-            lines.append(f"({more} pair{'s' * (more > 1)} of mistakes would also give these values)")
         if report.tells_apart:
             lines.append(f"also give {report.tells_apart}: it would tell some of them apart")
-    elif not report.turned:
-        lines.append("no single mistake or pair explains all values; checking each quantity separately:")
-        for name, found in (report.one_by_one or {}).items():
-            if found and not found[0].mistakes:
-                lines.append(f"  {name}: correct, given your values for its inputs")
-            elif found:
-                lines.append(f"  {name}, given your values for its inputs:")
-                lines += [f"  {line}" for e in _simplest(found)[:SHOWN] for line in _entry(e)]
-            else:
-                where = next(row.where for row in report.rows if row.quantity == name)
-                lines.append(f"  {name}: not explained; the error is in {where}")
+    else:
+        lines += _unexplained(report)
     for name, s in (report.scales or {}).items():
-        as_powers = f" = {s.text}" if s.text else ", which is not a product of small powers of N, C, 2 and M"
-        if s.text == f"{s.value:g}":                        # only a power of 2: nothing new
-            as_powers = ""
-        elif s.text and name in SCALABLE:
-            as_powers += ", or a constant such as a learning rate"
-        elif name in SCALABLE:
-            as_powers += ": a constant such as a learning rate?"
+        as_powers = f" = {s.text}" if s.text and s.text != f"{s.value:g}" else ""
         lines.append(f"{name} is {s.value:.6g} times the right value{as_powers}")
     return lines
+
+
+def _unexplained(report: Report) -> list[str]:
+    lines = []
+    if report.by_chance:
+        names = " + ".join(report.by_chance[0].names)
+        more = f" (and {len(report.by_chance) - 1} others)" if len(report.by_chance) > 1 else ""
+        lines.append(f"not explained: {names}{more} fits, but so few digits would fit by chance; give more digits or "
+                     "more quantities")
+    else:
+        lines.append("not explained by any mistake, wrong number or pair of mistakes")
+    lines += [f"your {name} is our {other}" for name, other in (report.is_another or {}).items()]
+    places = {row.quantity: row.where for row in report.rows}
+    for name, found in (report.one_by_one or {}).items():
+        if name in (report.is_another or {}):
+            continue
+        if found and not found[0].mistakes:
+            lines.append(f"  {name}: correct, given your values for its inputs")
+        elif found:
+            lines.append(f"  {name}, given your values for its inputs:")
+            lines += [f"  {line}" for e in found[:SHOWN] for line in _entry(e)]
+        else:
+            lines.append(f"  {name}: not explained; the error is in {places[name]}")
+    if report.begins:
+        lines.append(_begins(report.begins[0], places[report.begins[0]], report.begins[1]))
+    return lines + ([report.untried] if report.untried else [])
+
+
+def _begins(name: str, where: str, give: Sequence[str]) -> str:
+    """Say where the error begins and what would show more."""
+    text = f"the error begins in {name}"
+    if name in ("A", "a_bar"):
+        text += (": that of layer 0 is made of the inputs x alone, so the inputs differ (other examples, or normalized "
+                 "ones?)" if where.startswith("layer 0") else ": it is right before, so the forward pass differs there")
+    return text + (f"; also give {' or '.join(give[:3])}" if give else "")
 
 
 def _entry(e: Explanation) -> list[str]:

@@ -1,0 +1,174 @@
+"""Mistakes with a number: the value of one wrong constant, solved for from the given quantities.
+
+A family maps a number c to the changes of nodes; `right` is the value at which it changes nothing. The number that
+fits is found by Gauss-Newton steps on a given quantity, from a few starting points, and then verified on all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ... import damping, params
+from ...likelihoods import Categorical
+from ..graph import Reference
+from .entry import STEPS, Change, Mistake, times
+
+_FAILS = (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError)
+_EVERY_STEP = (*STEPS, "step_sampled", "step_empirical")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One wrong constant: its name and words (with ``{c}`` for the number), and the changes of nodes that it makes."""
+
+    name: str
+    what: str
+    why: str
+    remedy: str
+    changes: Callable[[Any], Mapping[str, Change]]
+    right: Callable[[Reference], float]
+    #: The quantities that show it best; the number is solved for from the first one that is given and differs.
+    shown_by: tuple[str, ...]
+    positive: bool = True               # solved for as its logarithm
+    per_layer: bool = False
+    reads: tuple[str, ...] = ()         # as in `Mistake`
+    defined: Callable[[Reference], bool] = lambda r: True
+
+    def at(self, c: Any, words: str = "") -> Mistake:
+        """Return the mistake with this number, or one number per layer."""
+        text = words or ", ".join(f"{v:.17g}" for v in np.atleast_1d(c))
+        return Mistake(self.name.format(c=text), self.what.format(c=text), self.why, self.remedy, self.changes(c),
+                       self.reads, group="number")
+
+
+def _damping(c: float) -> dict[str, Change]:
+    return {"damping": lambda r, right: c}
+
+def _damping_of_layers(c: Sequence[float]) -> dict[str, Change]:
+    return {"damped": lambda r, right: tuple(map(damping.factored_tikhonov, r["A_solve"], r["G_solve"], c, r["pi"]))}
+
+def _loss(c: float) -> dict[str, Change]:
+    return dict.fromkeys(("loss", "dz", "dz_sampled"), lambda r, right: c * right()) | {
+        "dz_exact": lambda r, right: math.sqrt(c) * right()}
+
+def _smoothed(c: float) -> dict[str, Change]:
+    """Smooth labels: (1 - c) one-hot + c / C."""
+    def dz(r: Reference, right: Any) -> Any:
+        C = r["z"].shape[1]
+        return right() + c * (np.eye(C)[r["y"]] - 1 / C)
+    def loss(r: Reference, right: Any) -> float:
+        z, C = r["z"], r["z"].shape[1]
+        labels = np.repeat(np.arange(C)[:, None], len(z), axis=1)
+        every = np.mean([r["model"].likelihood.nll(z, y) for y in labels])
+        return float((1 - c) * right() + c * every)
+    return {"dz": dz, "loss": loss}
+
+def _temperature(c: float) -> dict[str, Change]:
+    """Divide z by a temperature before the softmax (or logistic)."""
+    def dz(targets: str, root: bool = False) -> Change:
+        def change(r: Reference, right: Any) -> Any:
+            likelihood, z = r["model"].likelihood, r["z"] / c
+            if root:
+                return likelihood.fisher_root(z).transpose(2, 0, 1) / c
+            if r[targets] is None:
+                raise ValueError("the problem has no targets")
+            return likelihood.gradient(z, r[targets]) / (c * (1 if targets == "y" else math.sqrt(len(r[targets]))))
+        return change
+    return {"loss": lambda r, right: float(np.mean(r["model"].likelihood.nll(r["z"] / c, r["y"]))),
+            "dz": dz("y"), "dz_sampled": dz("targets"), "dz_exact": dz("", root=True)}
+
+def _momentum(c: float) -> dict[str, Change]:
+    return dict.fromkeys(_EVERY_STEP, lambda r, right: tuple(params.add(right(), params.scale(c, r.problem.delta_0))))
+
+def _times(names: Sequence[str], c: float) -> dict[str, Change]:
+    return {name: lambda r, right: times(c, right()) for name in names}
+
+_SOLVES = ("A_damped", "G_damped", *_EVERY_STEP, "ekfac_step", "kl_clip", "alpha", "M")
+_ROOT = "the number under the root is lambda + eta, as the problem states it"
+FAMILIES = (
+    Family("damping {c}", "the damping was {c}", _ROOT, "use the problem's damping, once", _damping,
+           lambda r: r["damping"], _SOLVES),
+    Family("loss times {c}", "the loss was multiplied by {c}: loss, gradient and G (at the model's targets) have this "
+           "factor, G at the labels its square (a noise variance, a weight, or loss scaling)",
+           "-log p of an example is the loss that defines the Fisher", "divide the loss by the factor", _loss,
+           lambda r: 1.0, ("gradient", "G_empirical", "G", "loss", "fisher_empirical", "fisher", "g", "G_sampled")),
+    Family("step times {c}", "the step is {c} times what it should be (a learning rate?)",
+           "Delta is the step before alpha or a learning rate multiplies it", "give the step before it is multiplied",
+           lambda c: _times(STEPS, c), lambda r: 1.0, _EVERY_STEP, positive=False),
+    Family("gradient times {c}", "the gradient is {c} times what it should be (a learning rate?)",
+           "grad h is the gradient of the mean loss plus weight decay, without a factor",
+           "give the gradient before it is multiplied", lambda c: _times(("gradient",), c), lambda r: 1.0,
+           ("gradient",), positive=False),
+    Family("weight {c} of the old factors", "the old factors were weighted by {c}, the new ones by one minus that",
+           "eps = min(1 - 1/k, 0.95) for batch k, so that the first batches count equally",
+           "let the weight of the old factors grow as 1 - 1/k", lambda c: {"epsilon": lambda r, right: c},
+           lambda r: r["epsilon"], ("A_average", "G_average"), positive=False,
+           defined=lambda r: r.problem.previous is not None),
+    Family("momentum {c} in the step", "{c} times the last step delta_0 was added to the step",
+           "Delta is the step before momentum", "give the step without the momentum", _momentum, lambda r: 0.0,
+           _EVERY_STEP, positive=False, defined=lambda r: r.problem.delta_0 is not None),
+    Family("label smoothing {c}", "the labels were smoothed by {c}", "the loss is -log p of the label itself",
+           "turn label smoothing off", _smoothed, lambda r: 0.0,
+           ("gradient", "G_empirical", "g", "loss"), positive=False,
+           reads=("z", "y"), defined=lambda r: isinstance(r["model"].likelihood, Categorical)),
+    Family("temperature {c}", "the outputs were divided by a temperature of {c}", "z itself is the logit",
+           "leave the temperature out", _temperature, lambda r: 1.0,
+           ("G", "gradient", "G_empirical", "loss", "fisher", "G_sampled"), reads=("z", "y", "targets", "model"),
+           defined=lambda r: r.problem.likelihood != "gaussian"),
+    Family("damping {c} of the layers", "the dampings of the layers were {c}", _ROOT, "use the same damping in all "
+           "layers", _damping_of_layers, lambda r: r["damping"], ("step", "A_damped", "G_damped"), per_layer=True,
+           reads=("A_solve", "G_solve", "pi")),
+)
+
+
+def solved(family: Family, r: Reference, name: str, theirs: Any, quick: bool = False) -> list[Any]:
+    """Return the number with which a quantity comes closest to the given value; from one start if `quick`."""
+    def f(u: Any) -> Any:
+        c = np.exp(u) if family.positive else u
+        return r.having(*r.mistakes, family.at(c if family.per_layer else float(c))).shown(name)
+
+    def gap(value: Any) -> Any:
+        return [np.nan_to_num(np.asarray(b, dtype=float) - np.asarray(v, dtype=float)) for v, b in
+                zip(_arrays(value), _arrays(theirs), strict=True)]
+
+    def total(parts: Any) -> Any:
+        return np.array(parts) if family.per_layer else sum(parts)
+
+    right = family.right(r)
+    ones = np.ones(len(r["weights"])) if family.per_layer else 1.0
+    base = max(abs(right), 1e-8)
+    starts = [math.log(base * 10.0**k) for k in (-4, -2, -1, 0.5, 1, 2, 4)] if family.positive else [right + 0.5]
+    found = []
+    for start in starts[3:4] if quick and family.positive else starts:
+        u, last = start * ones, math.inf
+        try:
+            for _ in range(12 if quick else 30):
+                value = f(u)
+                off = gap(value)
+                step = 1e-6 * np.maximum(1.0, np.abs(u)) * ones
+                slope = [(np.asarray(b, dtype=float) - np.asarray(a, dtype=float)) for a, b in
+                         zip(_arrays(value), _arrays(f(u + step)), strict=True)]
+                square = total([float(np.vdot(s, s)) for s in slope])
+                move = step * total([float(np.vdot(s, o)) for s, o in zip(slope, off, strict=True)]) / np.where(
+                    square > 0, square, np.inf)
+                if family.positive:
+                    move = np.clip(move, -3, 3)
+                u = u + move
+                size = float(np.max(np.abs(move) / np.maximum(np.abs(u), 1)))
+                if size < 1e-14 or size >= 0.9 * last < 1e-10:
+                    break
+                last = size
+            found.append((sum(float(np.vdot(o, o)) for o in gap(f(u))), np.exp(u) if family.positive else u))
+        except _FAILS:
+            continue
+    found.sort(key=lambda pair: pair[0])
+    return [c for _, c in found[:1]]
+
+
+def _arrays(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)

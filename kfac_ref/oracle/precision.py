@@ -1,0 +1,269 @@
+"""The error that a right value may have: the precision that its numbers show, and what rounding does to each entry.
+
+An implementation rounds after every operation. `sensitivity` recomputes a quantity with inputs and intermediate values
+that are each off by a random relative error, and measures how far every entry moves: badly conditioned solves and sums
+that cancel move far, an exact 1 in the corner of A hardly. `Form` says in which precision an array was computed and
+written, as its digits show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import scipy.special
+
+from ..checks import Array
+from ..likelihoods import Bernoulli, Categorical
+from .checks import ProblemError
+from .graph import Reference
+
+#: How often rounding may exceed the measured movement: implementations sum and factor in other orders.
+SAFETY = 256
+DRAWS = 3
+#: Numbers with fewer digits than this, or decimals, are taken as exact; with more than MOST as double precision.
+FEWEST, MOST = 4, 12
+#: So many entries of an array are looked at to find its precision.
+_SAMPLE = 4000
+_FAILS = (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError)
+#: What nodes hold that is not rounded.
+_EXACT = ("y", "targets", "damping", "eta", "previous", "model_damping", "ceiling", "epsilon", "lambda_before", "k",
+          "N")
+DOUBLE_UNIT, SINGLE_UNIT = 2.0**-53, 2.0**-24
+
+
+@dataclass(frozen=True)
+class Form:
+    """The precision of an array: its name, the unit of its arithmetic, and how its numbers were rounded at the end."""
+
+    name: str
+    unit: float
+    relative: float = 0.0
+    absolute: float = 0.0
+
+
+DOUBLE, SINGLE = Form("double precision", DOUBLE_UNIT), Form("single precision", SINGLE_UNIT)
+HALF = Form("half precision", SINGLE_UNIT, 2.0**-11, 2.0**-25)
+
+
+def digits_form(digits: int) -> Form:
+    """Return the form of numbers written with so many digits."""
+    return Form(f"{digits} digits", DOUBLE_UNIT if digits > 9 else SINGLE_UNIT, 0.5 * 10.0**(1 - digits) * (1 + 1e-9))
+
+
+def named(name: str) -> Form:
+    """Return the form with this name: double, single, half, or a number of digits."""
+    forms = {"double": DOUBLE, "single": SINGLE, "half": HALF}
+    if name in forms:
+        return forms[name]
+    if name.isdecimal() and 1 <= int(name) <= 17:
+        return digits_form(int(name))
+    raise ProblemError(f"precision must be double, single, half or a number of digits from 1 to 17, got {name!r:.60}")
+
+
+def form_of(a: Array) -> Form:
+    """Return the precision that the numbers of an array show."""
+    flat = np.ravel(a)
+    flat = flat[np.isfinite(flat) & (flat != 0)]
+    some = flat[::max(1, len(flat) // _SAMPLE)]
+    if not len(some):
+        return DOUBLE
+    counts = np.array([_digits_and_decimals(v) for v in some.tolist()])
+    digits, decimals = counts.max(axis=0).tolist()
+    with np.errstate(over="ignore"):
+        if np.count_nonzero(counts[:, 0] > FEWEST) > 1 and (some.astype(np.float16) == some).all():
+            return HALF
+        if digits > 10 and (some.astype(np.float32) == some).all():
+            return SINGLE
+    if digits > MOST or (digits < FEWEST and not FEWEST <= decimals <= MOST):
+        return DOUBLE
+    form = digits_form(digits) if digits >= FEWEST else Form("", SINGLE_UNIT)
+    fixed = len(some) > 1 and np.mean(counts[:, 1] == decimals) > np.mean(counts[:, 0] == digits)
+    name = f"{decimals} decimals" if fixed or digits < FEWEST else form.name
+    return Form(name, form.unit, form.relative, 0.5 * 10.0**-decimals * (1 + 1e-9))
+
+
+def _digits_and_decimals(value: float) -> tuple[int, int]:
+    mantissa, _, exponent = repr(value).lower().partition("e")
+    whole, _, fraction = mantissa.lstrip("-").partition(".")
+    fraction = fraction.rstrip("0")
+    return len((whole + fraction).strip("0")), max(0, len(fraction) - int(exponent or 0))
+
+
+class _Noisy(Reference):
+    """A reference whose inputs and intermediate values are each off by a random relative error."""
+
+    def __init__(self, reference: Reference, size: float, seed: int) -> None:
+        self._rng, self._size = np.random.default_rng((seed, 7)), size
+        problem = reference.problem
+        changed = {"weights": tuple(map(self._noisy, problem.weights)), "x": self._noisy(problem.x)}
+        super().__init__(problem.replace(**changed), reference.mistakes, reference.given)
+
+    def having(self, *mistakes: Any) -> Reference:
+        return Reference(self.problem, mistakes, self.given)
+
+    def taking(self, **given: Any) -> Reference:
+        taken = Reference(self.problem, self.mistakes, {**self.given, **given})
+        return _Noisy(taken, self._size, int(self._rng.integers(2**31)))
+
+    def _value(self, name: str) -> Any:
+        value = super()._value(name)
+        if name in _EXACT or name in self.given or isinstance(value, ValueError):
+            return value
+        return self._without_digits(name, value) if name in ("dz", "dz_exact", "dz_sampled") else self._noisy(value)
+
+    def _without_digits(self, name: str, value: Array) -> Array:
+        """Return p - y with the rounding of p, which leaves no digit where p rounds to y."""
+        likelihood = self.problem.model.likelihood
+        if not isinstance(likelihood, (Categorical, Bernoulli)):
+            return value * (1 + self._size * self._rng.standard_normal(value.shape))
+        p = (scipy.special.softmax(self["z"], axis=1) if isinstance(likelihood, Categorical) else
+             scipy.special.expit(self["z"]))
+        off = self._size * self._rng.standard_normal(value.shape) * p
+        if name == "dz_exact" and isinstance(likelihood, Categorical):
+            return value + off * np.sqrt(p).T[:, :, None]
+        return np.sqrt(np.maximum(value**2 + off * (value != 0), 0)) if name == "dz_exact" else value + off
+
+    def _noisy(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(self._noisy, value))
+        if isinstance(value, float) or (isinstance(value, np.ndarray) and value.dtype.kind == "f"):
+            return value * (1 + self._size * self._rng.standard_normal(np.shape(value)))
+        return value
+
+
+def sensitivity(reference: Reference, name: str, unit: float) -> Any:
+    """Return how far rounding moves each entry of a quantity, in the form of the quantity."""
+    size = max(unit, 1e-14)                                 # smaller changes would drown in the rounding of our own
+    right, moved = reference.shown(name), []
+    for seed in range(DRAWS):
+        with suppress(*_FAILS):
+            moved.append(_Noisy(reference, size, seed).shown(name))
+    if not moved:
+        return _each(lambda a: np.full(np.shape(a), np.inf), right)
+    # A trajectory may take another turn at a threshold.
+    middle = np.median if name.startswith("trajectory_") else np.max
+    return _each(lambda a, *others: _spread(np.asarray(a, dtype=float), others, middle) * unit / size, right, *moved)
+
+
+def _spread(a: Array, moved: Any, middle: Callable[..., Any]) -> Array:
+    """Return the movement of each entry, no less than that of its row and column lets one expect."""
+    known = [np.abs(b - a) for b in moved if np.shape(b) == a.shape]
+    if not known:
+        return np.full(a.shape, np.inf)
+    E = np.nan_to_num(middle(known, axis=0), nan=0.0)
+    if a.ndim == 2 and a.shape[0] == a.shape[1]:            # an entry off the diagonal may be a sum that cancels
+        diagonal = np.sqrt(np.diag(E))
+        return np.maximum(E, np.outer(diagonal, diagonal))
+    if a.ndim == 2 and E.any():
+        rows, columns = (np.sqrt(np.mean(E**2, axis=axis, keepdims=True)) for axis in (1, 0))
+        return np.maximum(E, rows * columns / math.sqrt(np.mean(E**2)))
+    return E
+
+
+def _each(f: Any, value: Any, *others: Any) -> Any:
+    """Apply a function to the arrays of a quantity, one by one."""
+    if isinstance(value, tuple):
+        others = tuple(o for o in others if isinstance(o, tuple) and len(o) == len(value))
+        return tuple(f(*arrays) for arrays in zip(value, *others, strict=True))
+    return f(value, *others)
+
+
+def _as_others(a: Array, own: Form, others: Iterable[Form]) -> Form:
+    """Return the coarsest form of other arrays that a few short numbers, such as 0.25, are in too, else their own."""
+    with np.errstate(over="ignore"):
+        fitting = [f for f in others if f.relative > own.relative and len(np.unique(a)) < 10 and (
+            np.array_equal(a, a.astype(np.float16)) if f == HALF else form_of(a).relative <= f.relative
+            and all(_digits_and_decimals(v)[0] <= round(1 - math.log10(2 * f.relative)) for v in a.ravel().tolist()))]
+    return max(fitting, key=lambda f: f.relative, default=own)
+
+
+class Tolerance:
+    """The largest errors that count as rounding, for the given values of some quantities.
+
+    `rtol` is relative to the largest entry of an array and replaces the rest; `form` replaces the inferred precision.
+    """
+
+    def __init__(self, theirs: Any, dtype: str = "float64", rtol: float | None = None,
+                 form: Form | None = None) -> None:
+        self.rtol = rtol
+        self._moved: dict[Any, Any] = {}
+        arrays = {name: value if isinstance(value, tuple) else (value,) for name, value in theirs.items()}
+        own = {name: [form or form_of(np.asarray(a)) for a in value] for name, value in arrays.items()}
+        others = {f.name: f for forms in own.values() for f in forms if f.relative or f.absolute}
+        self.forms: dict[str, tuple[Form, ...]] = {}
+        for name, value in arrays.items():
+            forms = [_as_others(np.asarray(a), f, others.values()) for a, f in zip(value, own[name], strict=True)]
+            self.forms[name] = tuple(replace(f, unit=SINGLE_UNIT) if dtype == "float32" else f for f in forms)
+
+    def coarse(self, name: str) -> float:
+        """Return the relative error of an array beyond which a value is never right."""
+        if self.rtol is not None:
+            return self.rtol
+        return max(max(1e-2 if f.unit == SINGLE_UNIT else 1e-4, 2 * f.relative) for f in self.forms[name])
+
+    def allowed(self, reference: Reference, name: str, theirs: Any, key: Any = ()) -> Any:
+        """Return the allowed error of each entry; `key` names the mistakes that the reference has."""
+        value = reference.shown(name)
+        if self.rtol is not None:
+            rtol = self.rtol
+            return _each(lambda a: np.full(np.shape(a), rtol * max(float(np.max(np.abs(a), initial=0)), 1e-300)), value)
+        for unit in {f.unit for f in self.forms[name]}:
+            if (name, unit, key) not in self._moved:
+                self._moved[name, unit, key] = sensitivity(reference, name, unit)
+        return self._written(name, value, theirs, lambda f: self._moved[name, f.unit, key])
+
+    def _written(self, name: str, value: Any, theirs: Any, moved: Callable[[Form], Any]) -> Any:
+        """Return the allowed error of each entry from how far rounding moves it."""
+        found = []
+        arrays, given = (v if isinstance(v, tuple) else (v,) for v in (value, theirs))
+        for i, (a, b, f) in enumerate(zip(arrays, given, self.forms[name], strict=True)):
+            E = moved(f)
+            ours, size = (np.nan_to_num(np.abs(np.asarray(v, dtype=float))) for v in (a, b))
+            least = max(f.unit**2, 1e-18) * float(np.max(ours, initial=0)) + f.absolute + 1e-300
+            found.append(SAFETY * (E[i] if isinstance(E, tuple) else E) + 16 * f.unit * ours + f.relative * size
+                         + least)
+        return tuple(found) if isinstance(value, tuple) else found[0]
+
+    def excess(self, reference: Reference, name: str, theirs: Any, key: Any = ()) -> float:
+        """Return the largest error in units of what is allowed: at most 1 for a right value."""
+        value = reference.shown(name)
+        if _shapes(value) != _shapes(theirs):
+            return math.inf
+        if self.rtol is None:                               # most right values need no more than this
+            least = _largest(_each(_ratio, value, theirs, self._written(name, value, theirs, lambda f: 0.0)))
+            if least <= 1:
+                return least
+        return _largest(_each(_ratio, value, theirs, self.allowed(reference, name, theirs, key)))
+
+    def words(self) -> str:
+        """Return what the precision was taken to be, "" if all of it is double."""
+        by: dict[str, list[str]] = {}
+        for name, forms in self.forms.items():
+            for text in dict.fromkeys(f.name for f in forms):
+                by.setdefault(text, []).append(name)
+        if self.rtol is not None or set(by) <= {DOUBLE.name}:
+            return ""
+        return "; ".join(f"{', '.join(names)}: {text}" for text, names in by.items())
+
+
+def _largest(ratios: Any) -> float:
+    return max(ratios, default=0.0) if isinstance(ratios, tuple) else ratios
+
+
+def _shapes(value: Any) -> Any:
+    return tuple(map(np.shape, value)) if isinstance(value, tuple) else np.shape(value)
+
+
+def _ratio(a: Any, b: Any, allowed: Any) -> float:
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if not np.array_equal(np.isnan(a), np.isnan(b)):
+        return math.inf
+    with np.errstate(all="ignore"):
+        ratio = np.where(np.isnan(a) | (a == b), 0.0, np.abs(a - b) / allowed)
+    return float(np.max(np.nan_to_num(ratio, nan=np.inf), initial=0))
+
