@@ -11,7 +11,7 @@ OUT    ?= demo
 help:  ## list the targets
 	@awk -F':.*## | [|] ' '/^[a-z][a-z-]*:.*## / {printf "  make %-14s %7s  %s\n", $$1, (NF > 2 ? $$2 : ""), $$NF}' $(MAKEFILE_LIST)
 	@echo "  PYTHON=python3.12 chooses the interpreter that creates .venv; OUT=FOLDER is where the demo writes"
-	@echo "  KERNELS=\"Haswell Zen\" tests only these OpenBLAS kernels"
+	@echo "  KERNELS=\"Haswell Zen\" THREADS=1 tests only these OpenBLAS kernels, with one BLAS thread"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "kfac_ref needs Python 3.11 or newer; choose one: make PYTHON=/path/to/python3.12"; exit 1; }
@@ -52,7 +52,7 @@ test-all: test docs  ## 10 min | run all tests, with mutants, figures in their q
 	$(PYTEST) -m slow
 
 test-kernels: $(VENV)/test  ## 15 min | run the numeric tests with every OpenBLAS kernel that the processor supports
-	$(BIN)/python -m tests.kernels $(KERNELS)
+	$(BIN)/python -m tests.kernels $(if $(THREADS),--threads $(THREADS)) $(KERNELS)
 
 lint: $(VENV)/lint  ## 2 min | ruff, mypy and numpydoc
 	$(BIN)/ruff check .

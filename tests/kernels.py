@@ -1,12 +1,14 @@
-"""Run the numeric tests with every OpenBLAS kernel that this processor can run: ``python -m tests.kernels [NAME ...]``.
+"""Run the numeric tests with every OpenBLAS kernel that this processor can run:
+``python -m tests.kernels [--threads N] [NAME ...]``.
 
 OpenBLAS chooses a kernel for the processor, and each kernel rounds in its own way. ``OPENBLAS_CORETYPE`` chooses
 another one, so that a test that depends on rounding fails here and not on somebody else's machine. Each kernel
-runs with one BLAS thread and with two.
+runs with one BLAS thread and with two, or only with N.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import re
@@ -47,9 +49,13 @@ def main() -> int:
               f"{platform.system()}")
         return 0
     flags = set(re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)[1].split())    # type: ignore[index]
+    parser = argparse.ArgumentParser(description="Run the numeric tests with OpenBLAS kernels.")
+    parser.add_argument("kernels", nargs="*", metavar="NAME", choices=["", *KERNELS], default=["", *KERNELS])
+    parser.add_argument("--threads", type=int, metavar="N", help="BLAS threads (default: one, then two)")
+    chosen = parser.parse_args()
     failed, tests, seen = [], modules(), {}
     print(f"{len(tests)} test modules\n{'OPENBLAS_CORETYPE':18s}{'in use':13s}threads  result", flush=True)
-    for kernel in sys.argv[1:] or ["", *KERNELS]:
+    for kernel in chosen.kernels:
         name = kernel or "(not set)"
         if missing := set(KERNELS[kernel].split()) - flags if kernel else set():
             print(f"{name:18s}{'-':13s}-        skipped: the processor lacks {' '.join(sorted(missing))}", flush=True)
@@ -59,9 +65,10 @@ def main() -> int:
             print(f"{name:18s}{used:13s}-        the same kernel as {seen[used]}", flush=True)
             continue
         seen[used] = name
-        for threads in (1, 2):
+        for threads in [chosen.threads] if chosen.threads else [1, 2]:
             workers = max(1, (os.cpu_count() or 1) // threads)      # more threads than cores would wait for each other
-            done = python(kernel, threads, "-m", "pytest", "-q", "-n", str(workers), "-m", "not slow", "--tb=short", *tests)
+            options = "-m", "pytest", "-q", "-n", str(workers), "-m", "not slow", "--tb=short"
+            done = python(kernel, threads, *options, *tests)
             print(f"{name:18s}{used:13s}{threads:<9d}{done.stdout.splitlines()[-1]}", flush=True)
             failed += [done.stdout + done.stderr] if done.returncode else []
     print("\n".join(failed), end="")

@@ -99,7 +99,7 @@ def _texts(explanations: Sequence[Explanation]) -> list[Any]:
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")      # wrong values may have any size
 def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = None, rtol: float | None = None,
-          samples: int | None = None, precision: str | None = None) -> Report:
+          samples: int | None = None, precision: str | None = None, diagnose: bool = True) -> Report:
     """Compare values with those that a problem defines, and diagnose mismatches.
 
     `theirs` holds any of `QUANTITIES` by name: a number, an array, or a list with one array per layer; a ProblemError
@@ -109,7 +109,7 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
 
     An entry is right if rounding can explain its error: in the precision that the numbers of its array show, or in
     `precision` ("double", "single", "half" or a number of digits), through the condition of what was computed. `rtol`
-    replaces this by an error relative to the largest entry of an array.
+    replaces this by an error relative to the largest entry of an array. Without `diagnose` there are only verdicts.
 
     Examples
     --------
@@ -149,7 +149,7 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
         rows.append(Row(name, "differs" if name in differing else "right", off, _digits(off), where))
     found = Report(tuple(rows), judgement=judgement, dialect=dialect, precision=diagnosis.tolerance.words(),
                    given_steps=given_steps)
-    return replace(found, **_diagnosed(problem, diagnosis, samples)) if differing else found
+    return replace(found, **_diagnosed(problem, diagnosis, samples)) if differing and diagnose else found
 
 
 def _diagnosed(problem: Problem, diagnosis: Diagnosis, samples: int | None) -> dict[str, Any]:

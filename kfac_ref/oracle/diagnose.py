@@ -68,7 +68,7 @@ class Diagnosis:
         self.candidates = [m for m in CATALOGUE.values() if set(banned).isdisjoint({*m.changes, *m.shows})]
         self._same: dict[tuple[str, tuple[str, ...]], bool] = {}
         self._first_step: dict[Any, Any] = {}
-        self._end = time.monotonic() + seconds
+        self._end = time.process_time() + seconds
         self.untried, self.by_chance, self.tried = "", list[Explanation](), 1
         self._near: list[tuple[tuple[Mistake, ...], str]] = []      # pairs that fit all quantities but this one
 
@@ -164,7 +164,7 @@ class Diagnosis:
                     yield (*pair, m)
 
     def _late(self) -> bool:
-        return time.monotonic() > self._end
+        return time.process_time() > self._end
 
     def _beyond_chance(self, found: Sequence[tuple[Mistake, ...]]) -> list[Explanation]:
         digits, result = self._evidence(), list[Explanation]()
@@ -277,13 +277,13 @@ class Diagnosis:
         A mistake in an input that is given is no explanation.
         """
         found: dict[str, list[Explanation]] = {}
-        end = time.monotonic() + seconds
+        end = time.process_time() + seconds
         for name in self.differing():
             inputs = self.reference.below(name) - {name}
             before = {other: self.theirs[other] for other in self.names if other in inputs
                       and QUANTITIES[other].kind != "trajectory"}
             part = Diagnosis(self.reference.taking(**before), {name: self.theirs[name]}, **self.options, banned=before,
-                             seconds=max(0.0, end - time.monotonic()))
+                             seconds=max(0.0, end - time.process_time()))
             if before and part.fits(()):
                 found[name] = [Explanation(())]
             else:                                           # one quantity was already tried
@@ -410,12 +410,12 @@ def _simplest(family: Family, r: Reference, c: Any) -> Iterator[Mistake]:
     for digits in range(1, 13):
         rounded = float(f"{c:.{digits}g}")
         if abs(rounded - c) <= 1e-3 * abs(c):
-            yield family.at(rounded)
+            yield family.at(rounded, f"{rounded:.12g}")
         if c and family.positive and right == 1:
             inverse = float(f"{1 / c:.{digits}g}")
             if digits < 6 and abs(inverse * c - 1) < 1e-6:
                 yield family.at(1 / inverse, f"{1 / inverse:.6g} = 1/{inverse:g}")
-    yield family.at(c)
+    yield family.at(c, f"{c:.12g}")
 
 
 def _value_of(text: str, counts: Mapping[str, int]) -> float:

@@ -75,10 +75,12 @@ def form_of(a: Array) -> Form:
     counts = np.array([_digits_and_decimals(v) for v in some.tolist()])
     digits, decimals = counts.max(axis=0).tolist()
     with np.errstate(over="ignore"):
-        if np.count_nonzero(counts[:, 0] > FEWEST) > 1 and (some.astype(np.float16) == some).all():
+        if digits > FEWEST and (some.astype(np.float16) == some).all():
             return HALF
-        if digits > 10 and (some.astype(np.float32) == some).all():
+        if digits > 9 and (some.astype(np.float32) == some).all():
             return SINGLE
+    if digits < FEWEST and (FEWEST - digits) * len(some) < FEWEST:
+        digits = FEWEST                                     # one or two numbers may end in zeros that are not written
     if digits > MOST or (digits < FEWEST and not FEWEST <= decimals <= MOST):
         return DOUBLE
     form = digits_form(digits) if digits >= FEWEST else Form("", SINGLE_UNIT)
@@ -114,7 +116,16 @@ class _Noisy(Reference):
         value = super()._value(name)
         if name in _EXACT or name in self.given or isinstance(value, ValueError):
             return value
-        return self._without_digits(name, value) if name in ("dz", "dz_exact", "dz_sampled") else self._noisy(value)
+        if name in ("dz", "dz_exact", "dz_sampled"):
+            return self._without_digits(name, value)
+        if name == "a_bar":                                 # such as log(1 + exp(s)) where it is small
+            value = tuple(a + self._size * self._rng.standard_normal(a.shape) * (np.arange(a.shape[1]) < a.shape[1] - 1)
+                          if i and self.problem.hidden[i - 1] not in ("relu", "identity") else a
+                          for i, a in enumerate(value))
+        if name in ("g", "g_exact", "g_sampled"):           # slopes such as 1 - tanh(s)^2
+            value = tuple(g + self._size * self._rng.standard_normal(g.shape) * (after @ W[:, :g.shape[-1]])
+                          for g, after, W in zip(value, value[1:], self.problem.weights[1:], strict=False)) + value[-1:]
+        return self._noisy(value)
 
     def _without_digits(self, name: str, value: Array) -> Array:
         """Return p - y with the rounding of p, which leaves no digit where p rounds to y."""
@@ -175,11 +186,19 @@ def _each(f: Any, value: Any, *others: Any) -> Any:
 
 def _as_others(a: Array, own: Form, others: Iterable[Form]) -> Form:
     """Return the coarsest form of other arrays that a few short numbers, such as 0.25, are in too, else their own."""
-    with np.errstate(over="ignore"):
-        fitting = [f for f in others if f.relative > own.relative and len(np.unique(a)) < 10 and (
-            np.array_equal(a, a.astype(np.float16)) if f == HALF else form_of(a).relative <= f.relative
-            and all(_digits_and_decimals(v)[0] <= round(1 - math.log10(2 * f.relative)) for v in a.ravel().tolist()))]
-    return max(fitting, key=lambda f: f.relative, default=own)
+    fitting = [f for f in others if len(np.unique(a)) < 10 and _is_in(np.ravel(a), f)]
+    return max([own, *fitting], key=lambda f: (f.relative, f.absolute))
+
+
+def _is_in(a: Array, form: Form) -> bool:
+    """Return whether numbers may have been written in a form."""
+    if form == HALF:
+        with np.errstate(over="ignore"):
+            return np.array_equal(a, a.astype(np.float16))
+    counts = [_digits_and_decimals(v) for v in a.tolist()]
+    digits = round(1 - math.log10(2 * form.relative)) if form.relative else math.inf
+    decimals = -math.log10(2 * form.absolute) + 1e-6 if form.name.endswith("decimals") else math.inf
+    return all(d <= digits and k <= decimals for d, k in counts)
 
 
 class Tolerance:
