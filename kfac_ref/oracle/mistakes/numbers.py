@@ -83,7 +83,7 @@ def _temperature(c: float) -> dict[str, Change]:
             "dz": dz("y"), "dz_sampled": dz("targets"), "dz_exact": dz("", root=True)}
 
 def _momentum(c: float) -> dict[str, Change]:
-    return dict.fromkeys(_EVERY_STEP, lambda r, right: tuple(params.add(right(), params.scale(c, r.problem.delta_0))))
+    return dict.fromkeys(STEPS, lambda r, right: tuple(params.add(right(), params.scale(c, r.problem.delta_0))))
 
 def _times(names: Sequence[str], c: float) -> dict[str, Change]:
     return {name: lambda r, right: times(c, right()) for name in names}
