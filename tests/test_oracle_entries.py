@@ -98,10 +98,10 @@ class Hand:
     def bases(self, G: Any = None) -> list[tuple[Any, Any]]:
         return [(np.linalg.eigh(X)[1], np.linalg.eigh(Y)[1]) for X, Y in zip(self.A, G or self.G, strict=True)]
 
-    def scales(self, g: Any, bases: Any = None) -> list[Any]:
+    def scales(self, g: Any, bases: Any = None, a: Any = None) -> list[Any]:
         """Each example's gradient, projected and squared, summed over columns and averaged over the examples."""
-        return [np.einsum("knm,nj->mj", (u @ Q_G)**2, (a @ Q_A)**2) / N
-                for u, a, (Q_A, Q_G) in zip(g, self.a, bases or self.bases(), strict=True)]
+        return [np.einsum("knm,nj->mj", (u @ Q_G)**2, (v @ Q_A)**2) / N
+                for u, v, (Q_A, Q_G) in zip(g, a or self.a, bases or self.bases(), strict=True)]
 
     def in_bases(self, divisor: Any, bases: Any = None) -> list[Any]:
         return [-Q_G @ (Q_G.T @ V @ Q_A / S) @ Q_A.T
@@ -271,8 +271,7 @@ def _(h: Hand) -> dict[str, Any]:
     S = [np.outer(np.linalg.eigvalsh(Y), np.linalg.eigvalsh(X)) + DAMPING for X, Y in zip(h.A, h.G, strict=True)]
     return {"ekfac_scales": h.scales(h.back(h.root), b), "step_exact_damping": h.in_bases(S, b)}
 
-for _name, _f in (("damped by the root", lambda s: s + math.sqrt(DAMPING)),
-                  ("divided by the root of the scales", lambda s: np.sqrt(np.maximum(s, 0)) + DAMPING),
+for _name, _f in (("divided by the root of the scales", lambda s: np.sqrt(np.maximum(s, 0)) + DAMPING),
                   ("divided by the root of the damped scales", lambda s: np.sqrt(s + DAMPING))):
     @entry(f"EKFAC {_name}")
     def _(h: Hand, f: Any = _f) -> dict[str, Any]:
@@ -288,7 +287,9 @@ def bias_apart(h: Hand, solve: Any, exact: Any) -> dict[str, Any]:
     damped = h.damped(A)
     step = [solve(G, b) for (_, G), b in zip(damped, biases, strict=True)]
     exactly = [exact(G, b) for G, b in zip(h.G, biases, strict=True)]
-    return {"A": A, "step": [*map(np.hstack, zip(h.step(damped, weights), step, strict=True))],
+    bases = [(np.linalg.eigh(X)[1], Q_G) for X, (_, Q_G) in zip(A, h.bases(), strict=True)]
+    return {"A": A, "ekfac_scales": h.scales(h.back(h.root), bases, [a[:, :-1] for a in h.a]),
+            "step": [*map(np.hstack, zip(h.step(damped, weights), step, strict=True))],
             "step_exact_damping": [*map(np.hstack, zip(h.exact_step(A, weights), exactly, strict=True))]}
 
 @entry("bias left out of A")
@@ -307,7 +308,8 @@ def _(h: Hand) -> dict[str, Any]:
 
 @entry("row-major vec with kron(A, G)")
 def _(h: Hand) -> dict[str, Any]:
-    return {"step": h.step(order="C"), "step_exact_damping": h.exact_step(h.A, h.gradient, "C"),
+    return {"step": h.step(order="C"), "step_empirical": h.step(h.damped(G=h.moments(h.g)), order="C"),
+            "step_exact_damping": h.exact_step(h.A, h.gradient, "C"),
             "kfac_product": [(np.kron(A, G) @ V.ravel()).reshape(V.shape) for A, G, V in zip(h.A, h.G, h.V,
                                                                                            strict=True)]}
 
@@ -340,6 +342,30 @@ for _form, _order in (("", "C"), (" in column order", "F")):
                       for k in range(3) for n in range(N)])
         return {"fisher": R.T @ R / N}
 
+for _form, _by in (("", "F"), ("row-major ", "C")):
+    @entry(f"bias left out of the {_form}dense matrices")
+    def _(h: Hand, order: Any = _by) -> dict[str, Any]:
+        D = [np.einsum("knm,nj->knmj", u, a[:, :-1]) for u, a in zip(h.back(h.root), h.a, strict=True)]
+        R = np.array([np.concatenate([d[k, n].ravel(order) for d in D]) for k in range(3) for n in range(N)])
+        return {"fisher": R.T @ R / N}
+
+@entry("only A inverted")
+def _(h: Hand) -> dict[str, Any]:
+    return {q: [-V @ np.linalg.inv(A) for (A, _), V in zip(h.damped(G=G), h.gradient, strict=True)]
+            for q, G in (("step", h.G), ("step_empirical", h.moments(h.g)),
+                         ("step_sampled", h.moments(h.samples, N * M)))}
+
+@entry("only G inverted")
+def _(h: Hand) -> dict[str, Any]:
+    return {"step_empirical": [-np.linalg.solve(G, V) for (_, G), V in zip(
+        h.damped(G=h.moments(h.g)), h.gradient, strict=True)]}
+
+@entry("ascent in place of descent")
+def _(h: Hand) -> dict[str, Any]:
+    return {"step_empirical": [-V for V in h.step(h.damped(G=h.moments(h.g)))],
+            "natural_gradient": [-V for V in h.natural(h.F)],
+            "ekfac_step": [-V for V in h.in_bases([s + DAMPING for s in h.scales(h.back(h.root))])]}
+
 @entry("multiplied in place of solved")
 def _(h: Hand) -> dict[str, Any]:
     V = np.concatenate([v.ravel("F") for v in h.gradient])
@@ -366,6 +392,20 @@ def _(h: Hand) -> dict[str, Any]:
 def _(h: Hand) -> dict[str, Any]:
     factors = h.damped(ratio=lambda X, Y: math.sqrt(np.linalg.eigvalsh(X)[-1] / np.linalg.eigvalsh(Y)[-1]))
     return {"G_damped": [G for _, G in factors], "step": h.step(factors)}
+
+@entry("root of the damping on the whole matrix")
+def _(h: Hand) -> dict[str, Any]:
+    S, F = h.scales(h.back(h.root)), h.F + (math.sqrt(DAMPING) - DAMPING) * np.eye(len(h.F))
+    return {"ekfac_step": h.in_bases([s + math.sqrt(DAMPING) for s in S]), "natural_gradient": h.natural(F)}
+
+@entry("pseudo-inverse in place of damping")
+def _(h: Hand) -> dict[str, Any]:
+    return {"step": [-np.linalg.pinv(G, 1e-10) @ V @ np.linalg.pinv(A, 1e-10)
+                     for A, G, V in zip(h.A, h.G, h.gradient, strict=True)]}
+
+@entry("A from the gradient of the weights")
+def _(h: Hand) -> dict[str, Any]:
+    return {"A": [D.T @ D for D in h.gradient]}
 
 @entry("decoupled weight decay")
 def _(h: Hand) -> dict[str, Any]:

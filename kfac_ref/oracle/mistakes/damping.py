@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import damping
+from ... import damping, params
 from ...checks import Array
 from ..graph import Reference
 from .entry import STEPS, Change, Right, add, again, inputs, times
@@ -59,9 +59,31 @@ for _name, _what, _remedy, _a, _g in (
      lambda pi, d: 0.0, lambda pi, d: math.sqrt(d) / pi),
     ("damping added twice", "the damping was added to factors that were already damped in place",
      "add it to a copy of the factors", lambda pi, d: 2 * pi * math.sqrt(d), lambda pi, d: 2 * math.sqrt(d) / pi),
-    ("no damping", "the factors were not damped", "damp them", lambda pi, d: 0.0, lambda pi, d: 0.0),
 ):
     add("damping", _name, _what, _FACTORED, _remedy, _damped(A=_a, G=_g), ("A_solve", "G_solve", "pi", "damping"))
+
+def _whole(f: Callable[[float], float]) -> dict[str, Change]:
+    """Damp the matrices that are damped as a whole, with a function of the damping."""
+    return {name: functools.partial(lambda name, r, right: again(name, r, damping=f(r["damping"])), name)
+            for name in ("step_exact_damping", "natural_gradient", "ekfac_damped")}
+
+def _pseudo(S: Array) -> Array:
+    return np.linalg.pinv(S, rcond=1e-12, hermitian=True)
+
+_WHOLE = inputs(*_whole(abs))
+add("damping", "no damping", "the factors, or the whole matrix, were not damped", _FACTORED, "damp them",
+    _damped(A=lambda pi, d: 0.0, G=lambda pi, d: 0.0) | _whole(lambda d: 0.0),
+    ("A_solve", "G_solve", "pi", "damping", *_WHOLE))
+add("damping", "root of the damping on the whole matrix", "sqrt(damping) was added to the whole matrix (F, A ⊗ G, or "
+    "the EKFAC scales)", "the root belongs to one factor of two; the whole matrix is damped by lambda + eta",
+    "add the damping", _whole(math.sqrt), _WHOLE)
+add("damping", "pseudo-inverse in place of damping", "the undamped matrices were pseudo-inverted", "the damping bounds "
+    "the step; the pseudo-inverse does not where an eigenvalue is small", "damp them", {
+        "step": lambda r, right: tuple(-_pseudo(G) @ V @ _pseudo(A) for A, G, V in zip(
+            r["A_solve"], r["G_solve"], r["gradient"], strict=True)),
+        "natural_gradient": lambda r, right: tuple(params.unflatten(
+            -_pseudo(r["fisher"]) @ params.flatten(r["gradient"]), [V.shape for V in r["gradient"]]))},
+    ("A_solve", "G_solve", "gradient", "fisher"))
 
 def _pi(f: Callable[[Array, Array], float]) -> Change:
     return lambda r, right: np.array([f(A, G) for A, G in zip(r["A_solve"], r["G_solve"], strict=True)])

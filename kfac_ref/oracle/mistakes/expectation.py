@@ -166,6 +166,10 @@ add("expectation", "G from the gradient of the weights", "G is D D^T with the me
     "take the gradients at the layer's output", dict.fromkeys(
         ("G", "G_sampled", "G_empirical"), lambda r, right: tuple(D @ D.T for D in r["gradient"])), ("gradient",))
 
+add("expectation", "A from the gradient of the weights", "A is D^T D with the mean gradient D of the weights and its "
+    "weight decay, as in Shampoo", "A is made of the inputs of the layer, example by example", "take a_bar of each "
+    "example", {"A": lambda r, right: tuple(D.T @ D for D in r["gradient"])}, ("gradient",))
+
 def _decayed_rows(r: Reference) -> Array:
     return rows_of(r["g"], r["a_bar"]) + params.flatten(r["decay"])
 

@@ -129,6 +129,12 @@ for _name, _words, _turn in (("", "row-major", lambda p: p), (" in column order"
         f"({_words} vec of each W), then the biases of all layers", _STACKED, "flatten [W b] of each layer, layer "
         "after layer", {}, shows=dict.fromkeys(_DENSE, _permuted(functools.partial(
             lambda turn, places: [turn(p[:, :-1]) for p in places] + [p[:, -1] for p in places], _turn))))
+add("bias", "bias left out of the dense matrices", "the dense matrices have no rows and columns for the biases",
+    "the biases are parameters too", "append a 1 to the inputs", {}, shows=dict.fromkeys(_DENSE, _permuted(
+        lambda places: [p[:, :-1].T for p in places])))
+add("bias", "bias left out of the row-major dense matrices", "the dense matrices have no rows and columns for the "
+    "biases, and use row-major vec of each W", "the biases are parameters too; " + _STACKED, "append a 1 to the inputs; "
+    "flatten in column order", {}, shows=dict.fromkeys(_DENSE, _permuted(lambda places: [p[:, :-1] for p in places])))
 add("order", "Kronecker factors in the wrong order", "the block is kron(G, A), although vec stacks columns",
     "(A ⊗ G) vec(V) = vec(G V A^T) for columns; kron(G, A) belongs to rows", "write kron(A, G)", {},
     ("A", "G"), shows={"kfac_block": _swapped_block})

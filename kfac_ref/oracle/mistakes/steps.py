@@ -113,9 +113,6 @@ for _name, _what, _why, _remedy, _changes, _reads in (
     ("eigenvectors in descending order", "the eigenvectors were sorted by descending eigenvalues, the eigenvalues "
      "ascending", _BASES + ", in the order of the eigenvalues", "sort both in one order",
      {"bases": _of_bases(_reversed)}, ("A_solve", "G_solve")),
-    ("EKFAC damped by the root", "sqrt(damping) was added to the scales", "the scales are eigenvalues of the whole "
-     "block, not of one factor", "add the damping", {"ekfac_damped": lambda r, right: tuple(
-         S + math.sqrt(r["damping"]) for S in r["ekfac_scales"])}, ("ekfac_scales", "damping")),
     ("EKFAC divided by the root of the scales", "the gradient was divided by sqrt(S) + damping, as in Adam, not by S + "
      "damping", "F^-1 has the inverse of S, not of its root", "leave out the square root", {"ekfac_damped":
          lambda r, right: tuple(np.sqrt(S) + r["damping"] for S in r["ekfac_scales"])}, ("ekfac_scales", "damping")),
