@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 
 from ... import damping, params
 from ...checks import Array
@@ -68,7 +69,7 @@ def _whole(f: Callable[[float], float]) -> dict[str, Change]:
             for name in ("step_exact_damping", "natural_gradient", "ekfac_damped")}
 
 def _pseudo(S: Array) -> Array:
-    return np.linalg.pinv(S, rcond=1e-12, hermitian=True)
+    return scipy.linalg.pinvh(S, rtol=1e-12)
 
 _WHOLE = inputs(*_whole(abs))
 add("damping", "no damping", "the factors, or the whole matrix, were not damped", _FACTORED, "damp them",
