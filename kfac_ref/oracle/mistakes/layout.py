@@ -133,8 +133,9 @@ add("bias", "bias left out of the dense matrices", "the dense matrices have no r
     "the biases are parameters too", "append a 1 to the inputs", {}, shows=dict.fromkeys(_DENSE, _permuted(
         lambda places: [p[:, :-1].T for p in places])))
 add("bias", "bias left out of the row-major dense matrices", "the dense matrices have no rows and columns for the "
-    "biases, and use row-major vec of each W", "the biases are parameters too; " + _STACKED, "append a 1 to the "
-    "inputs, flatten in column order", {}, shows=dict.fromkeys(_DENSE, _permuted(lambda places: [p[:, :-1] for p in places])))
+    "biases, and use row-major vec of each W", "the biases are parameters too; " + _STACKED,
+    "append a 1 to the inputs, and flatten in column order", {},
+    shows=dict.fromkeys(_DENSE, _permuted(lambda places: [p[:, :-1] for p in places])))
 add("order", "Kronecker factors in the wrong order", "the block is kron(G, A), although vec stacks columns",
     "(A ⊗ G) vec(V) = vec(G V A^T) for columns; kron(G, A) belongs to rows", "write kron(A, G)", {},
     ("A", "G"), shows={"kfac_block": _swapped_block})
