@@ -58,8 +58,12 @@ def test_every_quantity_is_that_of_the_independent_computation(name: str) -> Non
             assert error(expected, ours) <= tolerance, quantity
 
 
-def test_the_vectors_hold_every_quantity_there_is() -> None:
-    assert {q for name in NAMES for q in vector(name).expected} == set(oracle.QUANTITIES)
+#: Quantities that are not in version 1 of the vectors, which never changes.
+LATER = {"ekfac_step"}
+
+
+def test_the_vectors_hold_every_quantity_of_their_version() -> None:
+    assert {q for name in NAMES for q in vector(name).expected} == set(oracle.QUANTITIES) - LATER
 
 
 @pytest.mark.parametrize("name", ["categorical-tanh", "bernoulli-logistic", "three-layers-gaussian"])
@@ -293,14 +297,20 @@ def test_pairs_of_mistakes_are_found() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_flags_say_what_the_values_say(name: str) -> None:
+    """The flags of a version are those of its catalogue: they stay true, and later mistakes are not in them."""
     v = vector(name)
-    for mistake in CATALOGUE.values():
-        theirs = oracle_report.quantities(reference(name), (mistake,), v.expected)
-        assert oracle_report.visible(reference(name), theirs) == (mistake.name in v.flags), mistake.name
+    for flag in v.flags:
+        theirs = oracle_report.quantities(reference(name), (CATALOGUE[flag],), v.expected)
+        assert oracle_report.visible(reference(name), theirs), flag
 
 
-def test_every_mistake_is_flagged_by_some_vector_and_says_what_to_do() -> None:
-    assert {flag for name in NAMES for flag in vector(name).flags} == set(CATALOGUE)
+def test_every_mistake_changes_some_vector_and_says_what_to_do() -> None:
+    later = set(CATALOGUE) - {flag for name in NAMES for flag in vector(name).flags}
+    for name in sorted(NAMES, key=lambda name: name.startswith("trajectory")):
+        values = [q for q in [*vector(name).expected, *LATER] if q in reference(name).names()]
+        later -= {mistake for mistake in sorted(later) if oracle_report.visible(
+            reference(name), oracle_report.quantities(reference(name), (CATALOGUE[mistake],), values))}
+    assert not later
     assert len(CATALOGUE) >= 40
     for mistake in CATALOGUE.values():
         assert all((mistake.what, mistake.why, mistake.remedy, mistake.group))

@@ -28,16 +28,18 @@ from .. import damping as rules
 from .. import fisher as of_gradients
 from .. import hessian as second_derivatives
 from ..checks import Array
-from ..curvature import BlockTridiagonal, EigenDamped
+from ..curvature import BlockTridiagonal
 from ..curvature.eigen_damped import bases_of
+from ..curvature.eigenbasis import Eigenbasis
 from ..curvature.ekfac import basis_moments
 from ..factors import Factors, average
-from ..kronecker import Cholesky
+from ..kronecker import Cholesky, Eigen
 from ..model import Model, Point
 from .graph import Reference, node, quantity
 from .problem import Problem
 
 Layers: TypeAlias = tuple[Array, ...]
+Bases: TypeAlias = tuple[tuple[Eigen, Eigen], ...]
 
 # The network at this point.
 
@@ -49,7 +51,8 @@ node("N")(lambda at: len(at))
 node("dz")(lambda model, z, y: model.likelihood.gradient(z, y))
 node("dz_exact")(lambda at: expectations.exact(at))
 node("dz_sampled")(lambda at, targets: expectations.sampled(targets)(at))
-node("g_exact")(lambda at, dz_exact: tuple(at.backward(dz_exact)))
+node("g_model")(lambda at, dz_exact: tuple(at.backward(dz_exact)))
+node("g_exact")(lambda g_model: g_model)                # as factors and Fishers take it; M has its own
 node("g_sampled")(lambda at, dz_sampled: tuple(at.backward(dz_sampled)))
 node("decay")(lambda eta, weights: tuple(eta * W for W in weights))
 
@@ -164,8 +167,16 @@ node("A_solve")(lambda A: A)
 node("G_solve")(lambda G: G)
 node("A_cross_solve")(lambda A_cross: A_cross)
 node("G_cross_solve")(lambda G_cross: G_cross)
+node("bases")(lambda A_solve, G_solve, N: bases_of(Factors.of_layers(A_solve, G_solve, N)))
+node("spectra")(lambda bases: tuple(kronecker.spectrum(A, G) for A, G in bases))
+node("g_ekfac")(lambda g_exact: g_exact)
+node("a_bar_ekfac")(lambda a_bar: a_bar)
+node("ekfac_damped")(lambda ekfac_scales, damping: tuple(S + damping for S in ekfac_scales))
 node("damped")(lambda A_solve, G_solve, damping, pi: tuple(
     rules.factored_tikhonov(A, G, damping, p) for A, G, p in zip(A_solve, G_solve, pi, strict=True)))
+
+def _solved_in(bases: Bases, scales: Layers, gradient: Layers) -> Layers:
+    return tuple(params.scale(-1, Eigenbasis(bases, scales).solve(gradient)))
 
 @quantity("pi_i", "(L,)", "sec. 6.3")
 def pi(A_solve: Layers, G_solve: Layers) -> Array:
@@ -206,9 +217,9 @@ def step_tridiagonal(A_damped: Layers, G_damped: Layers, A_cross_solve: Layers, 
     return tuple(params.scale(-1, C.solve(gradient)))
 
 @quantity("Delta", "(m, n) per layer", "sec. 6.3, app. B", "solve")
-def step_exact_damping(A_solve: Layers, G_solve: Layers, damping: float, gradient: Layers, N: int) -> Layers:
+def step_exact_damping(bases: Bases, spectra: Layers, damping: float, gradient: Layers) -> Layers:
     """-(A ⊗ G + damping I)^-1 grad h"""
-    return tuple(params.scale(-1, EigenDamped(Factors.of_layers(A_solve, G_solve, N), damping).solve(gradient)))
+    return _solved_in(bases, tuple(S + damping for S in spectra), gradient)
 
 @quantity("Delta", "(m, n) per layer", "sec. 2.2", "solve")
 def natural_gradient(fisher: Array, damping: float, gradient: Layers) -> Layers:
@@ -217,9 +228,14 @@ def natural_gradient(fisher: Array, damping: float, gradient: Layers) -> Layers:
     return tuple(params.unflatten(-S.solve(params.flatten(gradient)), [V.shape for V in gradient]))
 
 @quantity("S_i", "(m, n) per layer", "George et al. 2018")
-def ekfac_scales(g_exact: Layers, a_bar: Layers, A: Layers, G: Layers, N: int) -> Layers:
+def ekfac_scales(g_ekfac: Layers, a_bar_ekfac: Layers, bases: Bases) -> Layers:
     """(1/N) sum_n E[(U_G^T g a_bar^T U_A)^2], eigenvalues of both ascending, undamped"""
-    return basis_moments(g_exact, a_bar, bases_of(Factors.of_layers(A, G, N)))
+    return basis_moments(g_ekfac, a_bar_ekfac, bases)
+
+@quantity("Delta", "(m, n) per layer", "George et al. 2018", "solve")
+def ekfac_step(bases: Bases, ekfac_damped: Layers, gradient: Layers) -> Layers:
+    """-U_G ((U_G^T grad h U_A) / (S + damping)) U_A^T, entry by entry"""
+    return _solved_in(bases, ekfac_damped, gradient)
 
 
 # The running average. Without targets, the new factors are those with the exact G.
@@ -253,7 +269,7 @@ def G_average(old: dict[str, Layers], new: dict[str, Layers], epsilon: float) ->
 # Re-scaling, momentum, reduction ratio. The exact F may be of other rows than the rest.
 
 node("model_damping")(lambda damping: damping)
-node("g_F")(lambda g_exact: g_exact)
+node("g_F")(lambda g_model: g_model)
 node("a_bar_F")(lambda a_bar: a_bar)
 node("last_step")(lambda problem: problem.delta_0)
 node("structure")(lambda: "block-diagonal")

@@ -51,9 +51,9 @@ def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, 
         two = once("two", functools.partial(_on, whole, batch.rows2, delta_0=None))
         two = Reference(two, mistakes, kept=once("of two", dict))
         given = {f"{name}_solve": value for name, value in used.items()} | {"hyper": t, "structure": t.structure,
-            "model_damping": lambda_ + problem.weight_decay, "g_F": two["g_exact"], "a_bar_F": two["a_bar"]}
+            "model_damping": lambda_ + problem.weight_decay, "g_F": two["g_model"], "a_bar_F": two["a_bar"]}
         # The given values contain mistakes: share only between references in which the same mistakes acted.
-        acting = *(part.part_of(f"{name}_average") for name in names), two.part_of("g_exact"), two.part_of("a_bar")
+        acting = *(part.part_of(f"{name}_average") for name in names), two.part_of("g_model"), two.part_of("a_bar")
         tried = []
         for candidate in gammas:
             root = candidate if refresh else used_gamma
@@ -68,7 +68,7 @@ def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, 
             lambda_ = r.taking(rho=step["rho"], lambda_before=lambda_)["lambda_after"]
         weights = tuple(params.add(problem.weights, r["delta"]))
         last = r["kept_step"] if t.momentum else None
-        yield {**step, "weights": weights}
+        yield {**step, "weights": r["recorded"]}
         problem = problem.replace(weights=weights, trajectory=None)
 
 
@@ -89,6 +89,7 @@ def _on(problem: Problem, rows: Any, **changes: Any) -> Problem:
 
 
 node("kept_step")(lambda delta: delta)
+node("recorded")(lambda weights, delta: tuple(params.add(weights, delta)))
 node("hyper")(lambda problem: problem.trajectory)
 node("lambda_before")(lambda hyper: hyper.lambda_0)
 node("lambda_after")(lambda rho, lambda_before, hyper:

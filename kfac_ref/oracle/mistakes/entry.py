@@ -11,7 +11,7 @@ import numpy as np
 
 from ... import layers
 from ...checks import Array
-from ..graph import Reference
+from ..graph import NODES, Reference
 
 Right = Callable[[], Any]                       # makes the right value
 Change = Callable[[Reference, Right], Any]      # makes the wrong value
@@ -22,7 +22,7 @@ VISIBLE = 1e-6
 FACTORS_A = ("A", "A_cross")
 FACTORS_G = ("G", "G_sampled", "G_empirical", "G_cross", "G_cross_sampled")
 FISHERS = ("fisher", "fisher_sampled", "fisher_empirical")
-STEPS = ("step", "step_tridiagonal", "step_exact_damping", "natural_gradient")
+STEPS = ("step", "step_tridiagonal", "step_exact_damping", "natural_gradient", "ekfac_step")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +54,18 @@ def add(group: str, name: str, what: str, why: str, remedy: str, changes: Mappin
     """Add an entry to the catalogue; the arguments are those of `Mistake`."""
     assert name not in CATALOGUE, name
     CATALOGUE[name] = Mistake(name, what, why, remedy, dict(changes), reads, group, dict(shows or {}))
+
+
+def again(name: str, r: Reference, **given: Any) -> Any:
+    """Return what the equation of a node gives with some of its inputs replaced."""
+    node = NODES[name]
+    return node.function(*(given[needed] if needed in given else r.problem if needed == "problem" else r[needed]
+                           for needed in node.arguments))
+
+
+def inputs(*names: str) -> tuple[str, ...]:
+    """Return all that the equations of some nodes read."""
+    return tuple(dict.fromkeys(needed for name in names for needed in NODES[name].needs))
 
 
 def times(c: float, value: Any) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from .entry import FACTORS_A, FACTORS_G, FISHERS, C_of, M_of, N_of, add, scaled
+from ..graph import Reference
+from .entry import FACTORS_A, FACTORS_G, FISHERS, C_of, Change, M_of, N_of, add, scaled
 
 _MEAN = "A and G are means over the examples, so that A ⊗ G has the scale of the Fisher, a mean too"
 _PER_EXAMPLE = "G is made of gradients of one example's loss: the 1/N of a mean loss must be removed from them first"
@@ -73,10 +75,14 @@ for _name, _what, _remedy, _factor in (
 ):
     add("scale", _name, _what, "A is the mean of a_bar a_bar^T over the examples", _remedy, scaled(FACTORS_A, _factor))
 
+_UNCENTRED = "this is a second moment, not a covariance estimated around its mean"
+
+def _bessel(r: Reference) -> float:
+    return N_of(r) / max(N_of(r) - 1, 1.0)
+
 for _name, _nodes in (("A", FACTORS_A), ("G", FACTORS_G)):
-    add("scale", f"{_name} divided by N - 1", f"{_name} was divided by N - 1 instead of N", "this is a second moment, "
-        "not a covariance estimated around its mean", "divide by N",
-        scaled(_nodes, lambda r: N_of(r) / max(N_of(r) - 1, 1.0)))
+    add("scale", f"{_name} divided by N - 1", f"{_name} was divided by N - 1 instead of N", _UNCENTRED, "divide by N",
+        scaled(_nodes, _bessel))
 for _name, _what, _of_A, _of_G in (
     ("scale split by root C between A and G", "A is sqrt(C) times too large and G sqrt(C) times too small",
      lambda r: C_of(r)**0.5, lambda r: C_of(r)**-0.5),
@@ -86,14 +92,32 @@ for _name, _what, _of_A, _of_G in (
 ):
     add("scale", _name, _what, "the product is right, but pi and the damping of each factor depend on the split",
         "let both factors be means over the examples", scaled(FACTORS_A, _of_A) | scaled(FACTORS_G, _of_G))
-add("scale", "Fisher summed over the examples", "the dense Fisher was summed over the N examples, not averaged",
-    "the objective is a mean over examples, so its curvature is too", "divide by N", scaled(FISHERS, N_of))
-add("scale", "Fisher of mean-loss gradients", "the dense Fisher is made of gradients of the MEAN loss: it is N^2 times "
-    "too small", "the Fisher is a mean of squares; each gradient of the mean loss contains a 1/N",
-    "multiply the gradients by N", scaled(FISHERS, lambda r: N_of(r)**-2))
+_SQUARES = "it is a mean of squares; each gradient of the mean loss contains a 1/N"
+for _group, _name, _thing, _scaled in (
+    ("scale", "Fisher", "the dense Fisher was", (*FISHERS, "fisher_product")),
+    ("ekfac", "EKFAC scales", "the EKFAC scales were", ("ekfac_scales",)),
+):
+    for _form, _words, _reason, _cure, _times in (
+        ("summed over the examples", "summed over the N examples, not averaged: N times too large", "the objective is "
+         "a mean over examples, so its curvature is too", "divide by N", N_of),
+        ("of mean-loss gradients", "made of gradients of the MEAN loss: N^2 times too small", _SQUARES,
+         "multiply the gradients by N", lambda r: N_of(r)**-2),
+        ("of mean-loss gradients, summed", "summed over squares of gradients of the MEAN loss: N times too small",
+         _SQUARES, "multiply the gradients by N and average", lambda r: 1 / N_of(r)),
+        ("divided by N - 1", "divided by N - 1 instead of N", _UNCENTRED, "divide by N", _bessel),
+    ):
+        add(_group, f"{_name} {_form}", f"{_thing} {_words}", _reason, _cure, scaled(_scaled, _times))
+
+def _gradient_times(factor: Callable[[Reference], float]) -> dict[str, Change]:
+    """Multiply the gradient of the loss, without the weight decay."""
+    return {"gradient": lambda r, right: tuple(
+        factor(r) * (D - d) + d for D, d in zip(right(), r["decay"], strict=True))}
+
 add("scale", "gradient summed over the examples", "the loss was summed over the examples, so its gradient (without the "
     "weight decay) is N times too large", "curvature and weight decay are those of the mean loss", "divide by N",
-    {"gradient": lambda r, right: tuple(N_of(r) * (D - d) + d for D, d in zip(right(), r["decay"], strict=True))},
+    _gradient_times(N_of), ("decay",))
+add("scale", "gradient divided by N twice", "the gradient of the mean loss was divided by N again (the weight decay "
+    "was not)", "the mean loss already contains 1/N", "divide by N once", _gradient_times(lambda r: 1 / N_of(r)),
     ("decay",))
 add("scale", "loss averaged over the outputs", "the loss was averaged over the C outputs too", _OUTPUTS,
     "sum over the outputs, average over the examples",
