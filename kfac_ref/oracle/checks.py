@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..checks import Array
 from ..likelihoods import Bernoulli, Categorical, Likelihood
 
 #: Larger files and arrays are rejected before anything is allocated.
-MAX_BYTES = 2**28
+MAX_BYTES = 2**27
 
 
 class ProblemError(ValueError):
@@ -106,10 +107,16 @@ def check_listed(place: str, value: Any) -> list[Any]:
     return list(value)
 
 
-def check_known(place: str, value: Any, entries: Any) -> Any:
-    """Return the entry with this name; the error lists the known names."""
+def check_known(place: str, value: Any, entries: Any, elsewhere: Mapping[str, str] | None = None) -> Any:
+    """Return the entry with this name; the error lists the known names.
+
+    `elsewhere` has words about the names of other libraries, by their beginning: "batchnorm" is that of nn.BatchNorm1d.
+    """
     if not isinstance(value, str) or value not in entries:
-        raise ProblemError(f"{place} must be one of {', '.join(entries)}; got {value!r:.60}{near(value, entries)}")
+        bare = re.sub(r"[^a-z0-9]", "", str(value)[:60].lower().split(".")[-1])
+        about = [words for name, words in (elsewhere or {}).items() if bare.startswith(name)]
+        hint = f": {about[0]}" if about else near(value, entries)
+        raise ProblemError(f"{place} must be one of {', '.join(entries)}; got {value!r:.60}{hint}")
     return entries[value] if isinstance(entries, Mapping) else value
 
 
