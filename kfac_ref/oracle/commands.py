@@ -69,8 +69,8 @@ def add(commands: Any) -> None:
         "new", help="make a problem from weights and data", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Make a problem file from arrays as another framework holds them.",
         epilog='ARRAYS is JSON {"weights": [..], "biases": [..], "x": .., "y": .., "targets": ..} or an npz with\n'
-        'weights_0, weights_1, ..., biases_0, ..., x, y, targets. Optional are biases, targets, direction, delta_0 (both\n'
-        'shaped like [W b]) and previous ({"k": .., "A": [..], "G": [..]}; in an npz previous_k, previous_A_0, ...).')
+        'weights_0, weights_1, ..., biases_0, ..., x, y, targets. Optional are biases, targets, direction and delta_0\n'
+        '(shaped like [W b]), and previous: {"k": .., "A": [..], "G": [..]}; in an npz previous_k, previous_A_0, ...')
     new.add_argument("arrays", metavar="ARRAYS", help="JSON or npz")
     new.add_argument("--out", type=Path, required=True, metavar="FILE", help="problem.json or problem.npz")
     _add_force(new)
@@ -80,8 +80,8 @@ def add(commands: Any) -> None:
                                                                                     "loss is 1/(2V) ||z - y||^2")
     new.add_argument("--layout", default="out,in", metavar="L", help="out,in; in,out (JAX, TensorFlow); or torch: the "
                      "names of a state dict, or weights that are W0, b0, W1, b1, ...")
-    new.add_argument("--bias", metavar="B", help="joint-last, joint-first, separate or none (default: separate if there "
-                                                 "are biases, else joint-last)")
+    new.add_argument("--bias", metavar="B", help="joint-last, joint-first, separate or none (default: separate if "
+                                                 "there are biases, else joint-last)")
     new.add_argument("--kl-clip", metavar="KAPPA,LR", help="define kl_clip, with this bound and learning rate")
     new.add_argument("--damping", type=float, default=0.0, metavar="D", help="lambda + eta, under the root")
     new.add_argument("--weight-decay", type=float, default=0.0, metavar="ETA", help="eta")
@@ -237,8 +237,8 @@ def _arrays(content: Any, torch: bool) -> dict[str, Any]:
             content = {f"weights.{name}" if name.endswith((".weight", ".bias")) and not name.startswith(layered)
                        else name: value for name, value in content.items()}
         content = gathered(content, layered, by_name=torch)
-        if before := {name: content.pop(f"previous_{name}") for name in ("k", "A", "G") if f"previous_{name}" in content}:
-            content["previous"] = before
+        if before := [name for name in content if name.startswith("previous_")]:
+            content["previous"] = {name.removeprefix("previous_"): content.pop(name) for name in before}
     check_keys("the file", content, ("weights", "x", "y"), ("biases", "targets", "direction", "delta_0", "previous"))
     for name in ("weights", "biases"):
         if name in content and not isinstance(content[name], list):

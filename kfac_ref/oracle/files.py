@@ -195,11 +195,9 @@ def _in_order(name: str, layers: Mapping[str, Any], by_name: bool) -> list[Any]:
 
 def pairs(place: str, value: Any) -> list[tuple[Any, Any]]:
     """Return (W, b) per layer from torch's ``[W0, b0, W1, b1]`` or ``[(W0, b0), ...]``; b is None if there is none."""
-    def is_pair(item: Any) -> bool:
-        return isinstance(item, (list, tuple)) and list(map(dimensions, item[:3])) == [2, 1]
     parts = list(value.values()) if isinstance(value, Mapping) else check_listed(place, value)
     found: list[tuple[Any, Any]] = []
-    for i, part in enumerate(part for item in parts for part in (item if is_pair(item) else [item])):
+    for i, part in enumerate(part for item in parts for part in (item if _is_pair(item) else [item])):
         if dimensions(part) == 1 and found and found[-1][1] is None:
             found[-1] = found[-1][0], part
         elif dimensions(part) == 2:
@@ -208,6 +206,10 @@ def pairs(place: str, value: Any) -> list[tuple[Any, Any]]:
             raise ProblemError(f"{place}[{i}] must be a matrix of weights, or the vector of biases that follows it; "
                                f"it has {dimensions(part)} dimensions")
     return found
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, (list, tuple)) and list(map(dimensions, item[:3])) == [2, 1]
 
 
 def joined(name: str, value: Any) -> list[Any]:

@@ -1,8 +1,8 @@
 """Their values in our forms, which are numbers, arrays, and lists with one array per layer.
 
-`files.gathered` makes such lists of names (``A_0``, ``A_1``) and of objects by layer, and `files.joined`
-of torch's weights and biases; `coerced` makes the arrays. What the shapes do not decide is refused with the form that is wanted. Lists are
-counted before they are converted.
+`files.gathered` makes such lists of names (``A_0``, ``A_1``) and of objects by layer, and `files.joined` of torch's
+weights and biases; `coerced` makes the arrays. What the shapes do not decide is refused with the form that is wanted.
+Lists are counted before they are converted.
 """
 
 from __future__ import annotations

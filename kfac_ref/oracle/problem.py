@@ -5,8 +5,8 @@ which an array is ``{"shape": [7, 3], "data": [flat, row-major]}``, or an npz wi
 `problem.schema.json` is the published schema of the JSON form; the checks here go beyond it (shapes that must fit each
 other, labels in range, finite numbers).
 
-The conventions are those of the whole package, and every file repeats them (`CONVENTIONS`). Version 2 of the format adds
-layers without bias (``network.bias``) and ``noise_variance``; a problem that needs neither is written as version 1.
+The conventions are those of the whole package, and every file repeats them (`CONVENTIONS`). Version 2 of the format
+adds layers without bias (``network.bias``) and ``noise_variance``; a problem without these is written as version 1.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ OTHER_HIDDEN = {
     "sigmoid": "it is called logistic here",
     "linear": "the layers are in the weights; a layer without a nonlinearity is called identity here",
     **dict.fromkeys(("batchnorm", "groupnorm", "instancenorm"),
-                    "out of scope, because its outputs depend on other examples or units; in evaluation, fold the scale "
-                    "and shift of BatchNorm into the layer beside it"),
-    "dropout": "out of scope, because it is random, and a problem defines its values: compare in evaluation, without it",
+                    "out of scope, because its outputs depend on other examples or units; in evaluation, fold its "
+                    "scale and shift into the layer beside it"),
+    "dropout": "out of scope, because it is random, and a problem defines its values: compare without it",
     **dict.fromkeys(("conv", "attention", "multihead", "embedding", "maxpool", "avgpool", "layernorm", "rnn", "lstm",
                      "gru", "transformer", "softmax"),
                     "out of scope, because the network here has fully connected layers with a function of each entry"),
     **dict.fromkeys(("elu", "gelu", "selu", "celu", "glu", "silu", "swish", "mish", "prelu", "rrelu", "relu6",
-                     "leakyrelu", "hardtanh", "hardsigmoid", "hardswish", "softsign", "logsigmoid", "tanhshrink", "sin"),
+                     "leakyrelu", "hardtanh", "hardsigmoid", "hardswish", "softsign", "logsigmoid", "sin"),
                     f"out of scope, because only {', '.join(ACTIVATIONS)} have their derivatives here")}
 #: The same for `LIKELIHOODS`.
 OTHER_LIKELIHOODS = {
     **dict.fromkeys(("mse", "l2", "squared", "meansquared"),
-                    "it is called gaussian here, with 1/2 ||z - y||^2 of each example; for MSELoss, which averages over "
-                    "the C outputs too, add --noise-variance C/2"),
+                    "it is called gaussian here, with 1/2 ||z - y||^2 of each example; for MSELoss, which averages "
+                    "over the C outputs too, add --noise-variance C/2"),
     **dict.fromkeys(("crossentropy", "softmax", "nll"), "it is called categorical here"),
     **dict.fromkeys(("bce", "binarycross", "sigmoid", "logistic"),
                     "it is called bernoulli here, a sum over the outputs of each example"),
@@ -144,11 +144,11 @@ class Problem:
 
     def __post_init__(self) -> None:
         sizes = checks.check_listed("network.sizes", self.sizes)
-        _set(self, "sizes", tuple(checks.check_counted("network.sizes", n) for n in sizes[:MAX_LENGTH + 2]))
+        if not 2 <= len(sizes) <= MAX_LENGTH + 1:
+            raise ProblemError(f"network.sizes must hold at least two widths and at most those of {MAX_LENGTH} layers, "
+                               f"got {len(sizes)}")
+        _set(self, "sizes", tuple(checks.check_counted("network.sizes", n) for n in sizes))
         _set(self, "hidden", tuple(checks.check_listed("network.hidden", self.hidden)))
-        if not 2 <= len(self.sizes) <= MAX_LENGTH + 1:
-            raise ProblemError(f"network.sizes must hold at least two widths, and at most those of {MAX_LENGTH} layers, "
-                               f"got {len(self.sizes)}")
         if len(self.hidden) != len(self.sizes) - 2:
             raise ProblemError(f"network.hidden must name the nonlinearity of each of the {len(self.sizes) - 2} hidden "
                                f"layers, got {len(self.hidden)} names")
@@ -252,9 +252,9 @@ class Problem:
             network["bias"] = list(self.bias) if any(self.bias) else False
         new = {} if self.noise_variance == 1 else {"noise_variance": self.noise_variance}
         content: dict[str, Any] = {
-            "format": FORMAT, "version": 2 if new or "bias" in network else 1, "name": self.name, "description": self.description,
-            "conventions": CONVENTIONS, "network": network, "likelihood": self.likelihood, **new,
-            "dtype": self.dtype, "weight_decay": self.weight_decay,
+            "format": FORMAT, "version": 2 if new or "bias" in network else 1, "name": self.name,
+            "description": self.description, "conventions": CONVENTIONS, "network": network,
+            "likelihood": self.likelihood, **new, "dtype": self.dtype, "weight_decay": self.weight_decay,
             "damping": self.damping, "weights": list(self.weights), "x": self.x, "y": self.y}
         for name in OPTIONAL:
             if (value := getattr(self, name)) is not None:
@@ -353,7 +353,8 @@ def _chained(weights: Sequence[Array], biases: Sequence[Any] | None, joint: bool
 def _problem(content: Any) -> Problem:
     required = ("format", "version", "conventions", "network", "likelihood", "weights", "x", "y", "damping")
     checks.check_keys("the file", content, required,
-                      (*OPTIONAL, "name", "description", "dtype", "weight_decay", "noise_variance", "expected", "flags"))
+                      (*OPTIONAL, "name", "description", "dtype", "weight_decay", "noise_variance", "expected",
+                       "flags"))
     if content["format"] != FORMAT:
         raise ProblemError(f"format must be {FORMAT!r}, got {json.dumps(content['format'])[:60]}")
     if content["version"] not in VERSIONS or isinstance(content["version"], bool):
