@@ -77,7 +77,7 @@ def _per_layer(name: str, value: Any, right: Sequence[Any]) -> Any:
     L, ndim = len(right), right[0].ndim
     if isinstance(value, Mapping) or hasattr(value, "__array__"):
         value = read_array(name, value)
-    elif not isinstance(value, (list, tuple)):
+    if not isinstance(value, (list, tuple)) and not dimensions(value):
         raise ProblemError(f"{name} must be a list with one array per layer, got {type(value).__name__}")
     if dimensions(value) == ndim and not (len(value) == L and _are_diagonals(value, right)):
         if L == 1:
@@ -110,7 +110,9 @@ def _shape(value: Any) -> tuple[int, ...]:
     """Return the shape of an array, or of nested lists as their first entries have it."""
     if isinstance(value, (list, tuple)):
         return len(value), *(_shape(value[0]) if value else ())
-    return tuple(value["shape"]) if isinstance(value, Mapping) else tuple(getattr(value, "shape", ()))
+    if isinstance(value, Mapping):
+        return tuple(value["shape"]) if dimensions(value) else ()
+    return tuple(getattr(value, "shape", ()))
 
 
 def _array(name: str, value: Any, right: Any, nan: bool = False) -> Any:
