@@ -318,6 +318,7 @@ def test_arrays_that_make_no_problem_end_with_2(content: Any, options: list[str]
     (rb'["\"]",' * 900 + b"0" + b"]" * 900, "is nested deeper than the limit of 32 levels"),
     (b"[" * 900 + b'"' + b"]" * 900, "is nested deeper"), (b'"' + b'\\"' * 10**6, "is not JSON"),
     (b'"' + b"\\" * (10**6 + 1), "is not JSON"), (b" " * 2**26 + b"0", "is larger than the limit of 67,108,864 bytes"),
+    (b" " * 2**24 + '"\u2200"'.encode(), "is larger than the limit of 16,777,216 bytes"),
     (b'{"A": [' + b"[[0]]," * 25_000 + b"0]}", "A must hold one array per layer: expected 2, got 25001"),
 ])
 def test_a_large_text_is_refused_before_it_is_read(text: bytes, words: str) -> None:

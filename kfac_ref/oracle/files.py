@@ -92,8 +92,9 @@ def parse(text: bytes) -> Any:
 
 def _bounded(text: bytes) -> None:
     """Raise if a JSON text is larger or nested deeper than the limits."""
-    if len(text) > MAX_TEXT:
-        raise ProblemError(f"is larger than the limit of {MAX_TEXT:,} bytes for JSON; write {AS_NPZ}")
+    limit = MAX_TEXT if text.isascii() else MAX_TEXT // 4   # with others, a character takes four bytes
+    if len(text) > limit:
+        raise ProblemError(f"is larger than the limit of {limit:,} bytes for JSON; write {AS_NPZ}")
     marks = _STRING.sub(b'""', text)
     for mark, (most, what) in MOST.items():
         if (found := marks.count(mark)) > most:
@@ -131,6 +132,8 @@ def _of_npz(data: bytes) -> Any:
                 total += info.file_size
                 if total > MAX_BYTES:
                     raise ProblemError(f"its arrays are larger than the limit of {MAX_BYTES:,} bytes")
+                if info.filename == "problem.npy" and info.file_size > MAX_TEXT:
+                    raise ProblemError(f"problem is larger than the limit of {MAX_TEXT:,} bytes for JSON")
                 with archive.open(info) as member:
                     version = np.lib.format.read_magic(member)
                     head = np.lib.format.read_array_header_1_0(member) if version == (1, 0) else \
