@@ -286,6 +286,7 @@ def test_arrays_without_biases(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ({"weights": [[[1, 2]]], "biases": [[1], [2]]}, [], "biases must hold one vector per layer: expected 1, got 2"),
     ({"weights": [[[1]], [1, 2]]}, ["--layout", "torch"], "biases[0] must have shape (1,), got (2,)"),
     ({"weights": [[1, 2]]}, ["--layout", "torch"], "weights[0] must be a matrix of weights, or the vector"),
+    ({"weights": [[[1]], [1], [2]]}, ["--layout", "torch"], "weights[2] must be a matrix of weights, or the vector"),
     ({"weights": [[[1, 2]]]}, ["--kl-clip", "1"], "--kl-clip must be two numbers, such as"),
     ({"weights": [[[1, 2]]]}, ["--kl-clip", "1,0"], "kl_clip.learning_rate must be above 0"),
     ({"weights": [[[1, 2]]]}, ["--noise-variance", "-1"], "noise_variance must be above 0"),
