@@ -13,8 +13,9 @@ Examples
 """
 
 from . import published
-from .check import Report, check, read_quantities
+from .check import Report, check
 from .checks import ProblemError
+from .forms import read_quantities
 from .graph import QUANTITIES, Reference
 from .mistakes import CATALOGUE, Mistake
 from .problem import KLClip, Previous, Problem, Trajectory

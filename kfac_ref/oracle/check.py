@@ -12,8 +12,9 @@ import numpy as np
 
 from .checks import ProblemError, check_counted, check_known, check_number
 from .diagnose import Diagnosis, Explanation, Scale, place, scale
-from .files import load
-from .graph import QUANTITIES, Reference, coerced, missing
+from .files import gathered
+from .forms import coerced
+from .graph import QUANTITIES, Reference, missing
 from .mistakes import CATALOGUE, VISIBLE
 from .precision import named
 from .problem import Problem
@@ -130,9 +131,10 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
 
         theirs = check_known("dialect", dialect, DIALECTS).ours(theirs, problem)
     reference = _reference_of(problem)
+    theirs = gathered(theirs, QUANTITIES)
     rows = _lost(reference, theirs)
     lost = {row.quantity for row in rows}
-    rest = {n: v for n, v in theirs.items() if n not in lost} if lost else theirs
+    rest = {n: v for n, v in theirs.items() if n not in lost}
     given = coerced(reference, rest) if rest or not lost else {}
     judgement = None
     if problem.targets is None and "G_sampled" in given:
@@ -195,19 +197,6 @@ def _of_turned_weights(problem: Problem, diagnosis: Diagnosis) -> bool:
             if part.fits(()) or part.fits((CATALOGUE["transposed weights"],)):
                 return True
     return False
-
-
-def read_quantities(path: Any) -> dict[str, Any]:
-    """Read quantities by name from a JSON or npz file, or the expected values of a test vector."""
-    content = load(path)
-    if not isinstance(content, Mapping):
-        raise ProblemError(f"{path}: must hold an object with quantities by name, got {type(content).__name__}")
-    if isinstance(content.get("quantities"), Mapping):
-        content = content["quantities"]
-    if isinstance(content.get("expected"), Mapping):
-        content = {name: entry.get("value") if isinstance(entry, Mapping) else entry
-                   for name, entry in content["expected"].items()}
-    return dict(content)
 
 
 #: The reference of a problem, shared by all checks of that problem.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..checks import Array
 from ..likelihoods import Bernoulli, Categorical, Likelihood
 
 #: Larger files and arrays are rejected before anything is allocated.
-MAX_BYTES = 2**28
+MAX_BYTES = 2**27
 
 
 class ProblemError(ValueError):
@@ -53,23 +54,26 @@ def read_array(place: str, value: Any) -> np.ndarray[Any, Any]:
 
 
 def _flat(place: str, value: Any, shape: list[int]) -> list[Any]:
-    listed = isinstance(value, (list, tuple))
-    if not shape and not listed:
-        return [value]
-    if not shape or not listed or len(value) != shape[0]:
-        what = "lengths" if shape else "depths"
-        raise ProblemError(f"{place} must be a rectangular array, got lists of different {what}")
-    return [item for row in value for item in _flat(place, row, shape[1:])]
+    """Return the entries of nested lists of this shape."""
+    if not isinstance(value, (list, tuple)) or len(value) != shape[0]:
+        raise ProblemError(f"{place} must be a rectangular array, got lists of different lengths")
+    if len(shape) > 1:
+        return [item for row in value for item in _flat(place, row, shape[1:])]
+    if not {list, tuple}.isdisjoint(map(type, value)):
+        raise ProblemError(f"{place} must be a rectangular array, got lists of different depths")
+    return list(value)
 
 
 def _numbers(place: str, data: list[Any]) -> np.ndarray[Any, Any]:
-    if all(isinstance(v, int) and not isinstance(v, bool) and abs(v) < 2**53 for v in data) and data:
-        return np.array(data, dtype=np.int64)
-    for i, v in enumerate(data):
-        if v is not None and (isinstance(v, bool) or not isinstance(v, (int, float, np.integer, np.floating))):
-            raise ProblemError(f"{place}[{i}] must be a number, got {json.dumps(v, default=repr)[:40]}")
+    kinds = set(map(type, data))
+    if not kinds <= {int, float, type(None)}:
+        for i, v in enumerate(data):
+            if v is not None and (isinstance(v, bool) or not isinstance(v, (int, float, np.integer, np.floating))):
+                raise ProblemError(f"{place}[{i}] must be a number, got {json.dumps(v, default=repr)[:40]}")
     try:
-        return np.array([math.nan if v is None else float(v) for v in data])
+        if kinds == {int} and max(map(abs, data)) < 2**53:
+            return np.array(data, dtype=np.int64)
+        return np.array(data, dtype=np.float64)             # None becomes NaN
     except OverflowError:
         raise ProblemError(f"{place} holds an integer beyond the range of float64") from None
 
@@ -106,10 +110,16 @@ def check_listed(place: str, value: Any) -> list[Any]:
     return list(value)
 
 
-def check_known(place: str, value: Any, entries: Any) -> Any:
-    """Return the entry with this name; the error lists the known names."""
+def check_known(place: str, value: Any, entries: Any, elsewhere: Mapping[str, str] | None = None) -> Any:
+    """Return the entry with this name; the error lists the known names.
+
+    `elsewhere` has words about the names of other libraries, by their beginning: "batchnorm" is that of nn.BatchNorm1d.
+    """
     if not isinstance(value, str) or value not in entries:
-        raise ProblemError(f"{place} must be one of {', '.join(entries)}; got {value!r:.60}{near(value, entries)}")
+        bare = re.sub(r"[^a-z0-9]", "", str(value)[:60].lower().split(".")[-1])
+        about = [words for name, words in (elsewhere or {}).items() if bare.startswith(name)]
+        hint = f": {about[0]}" if about else near(value, entries)
+        raise ProblemError(f"{place} must be one of {', '.join(entries)}; got {value!r:.60}{hint}")
     return entries[value] if isinstance(entries, Mapping) else value
 
 

@@ -9,18 +9,19 @@ import argparse
 import json
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..files import OverwriteError, write, write_all
 from . import published
-from .check import aligned, check, read_quantities
-from .checks import ProblemError, check_keys, near
-from .files import load, plain
+from .check import aligned, check
+from .checks import ProblemError, check_keys, check_known, near
+from .files import gathered, load, plain
+from .forms import read_quantities
 from .graph import QUANTITIES, Reference, missing
 from .mistakes import CATALOGUE
-from .problem import Problem
+from .problem import KLClip, Previous, Problem
 
 
 def add(commands: Any) -> None:
@@ -31,7 +32,7 @@ def add(commands: Any) -> None:
         "differs, 2 bad input.", formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='PROBLEM is a problem file or the name of a published vector (kfac-ref vectors). THEIRS is a JSON\n'
         'object with any of the quantities (kfac-ref quantities): {"A": [[[..], ..], ..], "G": [..], "step": [..]}; a\n'
-        'per-layer quantity is a list with one matrix per layer.')
+        'per-layer quantity is a list with one matrix per layer, in an npz the arrays A_0, A_1, ...')
     parser.add_argument("problem", metavar="PROBLEM", help="problem.json or .npz, or a published vector's name")
     parser.add_argument("theirs", metavar="THEIRS", help="your values, JSON or npz")
     parser.add_argument("--dialect", metavar="NAME", help="compare in the conventions of an implementation (kfac-ref "
@@ -39,6 +40,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--rtol", type=float, metavar="R", help="the largest relative error that counts as rounding")
     parser.add_argument("--samples", type=int, metavar="M", help="targets per example behind a G_sampled whose targets "
                                                                  "are not in the problem (default: inferred)")
+    parser.add_argument("--layout", metavar="torch", help="gradient, step and what else is shaped like the weights are "
+                                                          "PyTorch's W0, b0, W1, b1, ... or objects with its names")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=_guarded(_check))
 
@@ -66,15 +69,20 @@ def add(commands: Any) -> None:
         "new", help="make a problem from weights and data", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Make a problem file from arrays as another framework holds them.",
         epilog='ARRAYS is JSON {"weights": [..], "biases": [..], "x": .., "y": .., "targets": ..} or an npz with\n'
-        'weights_0, weights_1, ..., biases_0, ..., x, y, targets; biases and targets are optional.')
+        'weights_0, weights_1, ..., biases_0, ..., x, y, targets. Optional are biases, targets, direction and delta_0\n'
+        '(shaped like [W b]), and previous: {"k": .., "A": [..], "G": [..]}; in an npz previous_k, previous_A_0, ...')
     new.add_argument("arrays", metavar="ARRAYS", help="JSON or npz")
     new.add_argument("--out", type=Path, required=True, metavar="FILE", help="problem.json or problem.npz")
     _add_force(new)
     new.add_argument("--hidden", default="", metavar="NAMES", help="nonlinearities of the hidden layers: tanh,tanh")
     new.add_argument("--likelihood", default="categorical", metavar="NAME", help="gaussian, categorical or bernoulli")
-    new.add_argument("--layout", default="out,in", metavar="L", help="out,in (PyTorch) or in,out (JAX, TensorFlow)")
-    new.add_argument("--bias", metavar="B", help="joint-last, joint-first or separate (default: separate if there are "
-                                                 "biases, else joint-last)")
+    new.add_argument("--noise-variance", type=float, default=1.0, metavar="V", help="of the gaussian likelihood, whose "
+                                                                                    "loss is 1/(2V) ||z - y||^2")
+    new.add_argument("--layout", default="out,in", metavar="L", help="out,in; in,out (JAX, TensorFlow); or torch: the "
+                     "names of a state dict, or weights that are W0, b0, W1, b1, ...")
+    new.add_argument("--bias", metavar="B", help="joint-last, joint-first, separate or none (default: separate if "
+                                                 "there are biases, else joint-last)")
+    new.add_argument("--kl-clip", metavar="KAPPA,LR", help="define kl_clip, with this bound and learning rate")
     new.add_argument("--damping", type=float, default=0.0, metavar="D", help="lambda + eta, under the root")
     new.add_argument("--weight-decay", type=float, default=0.0, metavar="ETA", help="eta")
     new.set_defaults(run=_guarded(_new))
@@ -112,7 +120,11 @@ def _check(arguments: argparse.Namespace) -> int:
         raise ProblemError(f"--rtol must be above 0 and below 1, got {arguments.rtol:g}")
     if arguments.samples is not None and not 1 <= arguments.samples <= 10**6:
         raise ProblemError(f"--samples must be 1..1000000, got {arguments.samples}")
-    problem, theirs = _problem(arguments.problem), read_quantities(arguments.theirs)
+    if arguments.layout is not None:
+        check_known("--layout", arguments.layout, ("torch",))
+        if arguments.dialect is not None:
+            raise ProblemError("--layout must not be given with --dialect, which has a layout of its own")
+    problem, theirs = _problem(arguments.problem), read_quantities(arguments.theirs, arguments.layout)
     try:
         report = check(problem, theirs, arguments.dialect, arguments.rtol, arguments.samples)
     except ProblemError as error:
@@ -200,16 +212,46 @@ def _dialects(arguments: argparse.Namespace) -> int:
 
 
 def _new(arguments: argparse.Namespace) -> int:
-    content = load(arguments.arrays)
-    check_keys(arguments.arrays, content, ("weights", "x", "y"), ("biases", "targets"))
-    for name in ("weights", "biases"):
-        if name in content and not isinstance(content[name], list):
-            raise ProblemError(f"{arguments.arrays}: {name} must be a list with one array per layer")
-    hidden = [name.strip() for name in arguments.hidden.split(",") if name.strip()]
-    problem = Problem.from_arrays(
-        **content, hidden=hidden, name=arguments.out.stem,
-        **{name: getattr(arguments, name) for name in ("likelihood", "layout", "bias", "damping", "weight_decay")})
+    content, torch = load(arguments.arrays), arguments.layout == "torch"
+    try:
+        given = _arrays(content, torch)
+        if arguments.kl_clip is not None:
+            given["kl_clip"] = KLClip(*_two_numbers("--kl-clip", arguments.kl_clip))
+        hidden = [name.strip() for name in arguments.hidden.split(",") if name.strip()]
+        problem = Problem.from_arrays(**given, hidden=hidden, name=arguments.out.stem, **{
+            name: getattr(arguments, name)
+            for name in ("likelihood", "layout", "bias", "damping", "weight_decay", "noise_variance")})
+    except ProblemError as error:
+        raise ProblemError(f"{arguments.arrays}: {error}") from None
     problem.write(arguments.out, arguments.force)
     widths = "-".join(map(str, problem.sizes))
     print(f"wrote {arguments.out}: {widths}, {problem.likelihood}, {len(problem.x)} examples")
     return 0
+
+
+def _arrays(content: Any, torch: bool) -> dict[str, Any]:
+    """Return the fields of a problem that a file of arrays holds."""
+    layered = ("weights", "biases", "direction", "delta_0", "previous_A", "previous_G")
+    if isinstance(content, Mapping):
+        if torch:                                           # the names of a state dict, beside x and y
+            content = {f"weights.{name}" if name.endswith((".weight", ".bias")) and not name.startswith(layered)
+                       else name: value for name, value in content.items()}
+        content = gathered(content, layered, by_name=torch)
+        if before := [name for name in content if name.startswith("previous_")]:
+            content["previous"] = {name.removeprefix("previous_"): content.pop(name) for name in before}
+    check_keys("the file", content, ("weights", "x", "y"), ("biases", "targets", "direction", "delta_0", "previous"))
+    for name in ("weights", "biases"):
+        if name in content and not isinstance(content[name], list):
+            raise ProblemError(f"{name} must be a list with one array per layer")
+    if "previous" in content:
+        check_keys("previous", content["previous"], ("k", "A", "G"), ())
+        content["previous"] = Previous(**content["previous"])
+    return content
+
+
+def _two_numbers(name: str, text: str) -> tuple[float, float]:
+    try:
+        first, second = map(float, text.split(","))
+    except ValueError:
+        raise ProblemError(f"{name} must be two numbers, such as 0.001,0.1; got {text!r:.60}") from None
+    return first, second

@@ -50,7 +50,7 @@ class Explanation:
 
 
 class Diagnosis:
-    """The search for one set of given quantities, in the form of `graph.coerced`.
+    """The search for one set of given quantities, in the form of `forms.coerced`.
 
     `dtype`, `rtol` and `form` are as in `Tolerance`. `banned` names nodes that no mistake may change, and `seconds`
     limits the search; `untried` says what was left out.

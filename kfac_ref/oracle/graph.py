@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .checks import ProblemError, near, read_array
+from .checks import near
 from .problem import Problem
 
 if TYPE_CHECKING:
@@ -193,42 +193,3 @@ def quantity(symbol: str, shape: str, source: str, kind: str = "sum", *, fields:
         QUANTITIES[name] = Quantity(name, function.__doc__ or "", symbol, shape, source, kind, fields)
         return node(name, *reads)(function)
     return _add
-
-
-def coerced(reference: Reference, theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return given quantities in the form of ours: a number, an array, or a tuple with one array per layer.
-
-    A ProblemError names a quantity that is unknown, malformed, not finite, or not defined by the problem.
-    """
-    if not isinstance(theirs, Mapping) or not theirs:
-        raise ProblemError("theirs must hold quantities by name, such as {\"A\": [...], \"G\": [...]}")
-    found: dict[str, Any] = {}
-    for name, value in theirs.items():
-        if name not in QUANTITIES:
-            raise ProblemError(f"{name!r:.60} is not a quantity (kfac-ref quantities lists them)"
-                               f"{near(name, QUANTITIES)}")
-        lacks = missing(QUANTITIES[name], reference.problem)
-        if lacks and not (name == "G_sampled" and lacks == "targets"):
-            raise ProblemError(f"{name}: the problem does not define it: it has no {lacks}")
-        right = reference["G" if lacks else name]
-        if isinstance(right, tuple):
-            if isinstance(value, np.ndarray) and value.ndim == np.ndim(right[0]) and len(right) == 1:
-                value = [value]
-            if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
-                raise ProblemError(f"{name} must be a list with one array per layer, got {type(value).__name__}")
-            found[name] = tuple(_array(f"{name}[{i}]", item) for i, item in enumerate(value))
-        elif isinstance(right, np.ndarray):
-            found[name] = _array(name, value, name == "trajectory_rho")
-        elif isinstance(value, (bool, str)) or (not np.isscalar(value) and np.shape(value) != ()):
-            raise ProblemError(f"{name} must be a number, got {value!r:.60}")
-        else:
-            found[name] = float(_array(name, value if hasattr(value, "__array__") else [value]).ravel()[0])
-    return found
-
-
-def _array(name: str, value: Any, nan: bool = False) -> Any:
-    a = read_array(name, value).astype(float)
-    bad = ~np.isfinite(a) if not nan else np.isinf(a)
-    if bad.any():
-        raise ProblemError(f"{name} must be finite: {int(bad.sum())} of {a.size} entries are NaN or infinite")
-    return a

@@ -5,7 +5,8 @@ which an array is ``{"shape": [7, 3], "data": [flat, row-major]}``, or an npz wi
 `problem.schema.json` is the published schema of the JSON form; the checks here go beyond it (shapes that must fit each
 other, labels in range, finite numbers).
 
-The conventions are those of the whole package, and every file repeats them (`CONVENTIONS`).
+The conventions are those of the whole package, and every file repeats them (`CONVENTIONS`). Version 2 of the format
+adds layers without bias (``network.bias``) and ``noise_variance``; a problem without these is written as version 1.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from ..model import Model, Point
 from ..network import ACTIVATIONS, MLP
 from . import checks
 from .checks import ProblemError, read_array
-from .files import dumps, load, plain, take_arrays
+from .files import dumps, joined, load, pairs, plain, take_arrays
 
-FORMAT, VERSION = "kfac_ref problem", 1
+FORMAT, VERSIONS = "kfac_ref problem", (1, 2)
 CONVENTIONS: dict[str, Any] = {
     "examples": "rows", "bias": "last column", "vec": "columns", "reduction": "mean", "squared_loss": 0.5,
     "expectation": "named", "damping": "factored",
@@ -38,8 +39,36 @@ CONVENTIONS: dict[str, Any] = {
              "lambda + eta."}
 LIKELIHOODS: dict[str, type[Any]] = {"gaussian": Gaussian, "categorical": Categorical, "bernoulli": Bernoulli}
 OPTIONAL = ("targets", "direction", "delta_0", "previous", "kl_clip", "trajectory")
-LAYOUTS = ("out,in", "in,out")
+LAYOUTS = ("out,in", "in,out", "torch")
+BIASES = ("joint-last", "joint-first", "separate", "none")
 STRUCTURES = ("block-diagonal", "block-tridiagonal")
+#: The largest number of layers, and of steps of a trajectory.
+MAX_LENGTH = 1000
+
+#: What is said of other libraries' names for `ACTIVATIONS`, by the beginning of the name in lower case.
+OTHER_HIDDEN = {
+    "sigmoid": "it is called logistic here",
+    "linear": "the layers are in the weights; a layer without a nonlinearity is called identity here",
+    **dict.fromkeys(("batchnorm", "groupnorm", "instancenorm"),
+                    "out of scope, because its outputs depend on other examples or units; in evaluation, fold its "
+                    "scale and shift into the layer beside it"),
+    "dropout": "out of scope, because it is random, and a problem defines its values: compare without it",
+    **dict.fromkeys(("conv", "attention", "multihead", "embedding", "maxpool", "avgpool", "layernorm", "rnn", "lstm",
+                     "gru", "transformer", "softmax"),
+                    "out of scope, because the network here has fully connected layers with a function of each entry"),
+    **dict.fromkeys(("elu", "gelu", "selu", "celu", "glu", "silu", "swish", "mish", "prelu", "rrelu", "relu6",
+                     "leakyrelu", "hardtanh", "hardsigmoid", "hardswish", "softsign", "logsigmoid", "sin"),
+                    f"out of scope, because only {', '.join(ACTIVATIONS)} have their derivatives here")}
+#: The same for `LIKELIHOODS`.
+OTHER_LIKELIHOODS = {
+    **dict.fromkeys(("mse", "l2", "squared", "meansquared"),
+                    "it is called gaussian here, with 1/2 ||z - y||^2 of each example; for MSELoss, which averages "
+                    "over the C outputs too, add --noise-variance C/2"),
+    **dict.fromkeys(("crossentropy", "softmax", "nll"), "it is called categorical here"),
+    **dict.fromkeys(("bce", "binarycross", "sigmoid", "logistic"),
+                    "it is called bernoulli here, a sum over the outputs of each example"),
+    **dict.fromkeys(("l1", "huber", "smoothl1", "poisson", "hinge", "kldiv", "ctc"),
+                    "out of scope, because F_R is written here for these three only")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,24 +138,37 @@ class Problem:
     dtype: str = "float64"      # float32 if the inputs are in single precision; values are compared to fewer digits
     name: str = ""
     description: str = ""
+    bias: Any = True            # whether the layers have biases: one bool, or one per layer
+    noise_variance: float = 1.0     # of the gaussian likelihood
     model: Model = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         sizes = checks.check_listed("network.sizes", self.sizes)
+        if not 2 <= len(sizes) <= MAX_LENGTH + 1:
+            raise ProblemError(f"network.sizes must hold at least two widths and at most those of {MAX_LENGTH} layers, "
+                               f"got {len(sizes)}")
         _set(self, "sizes", tuple(checks.check_counted("network.sizes", n) for n in sizes))
         _set(self, "hidden", tuple(checks.check_listed("network.hidden", self.hidden)))
-        if len(self.sizes) < 2:
-            raise ProblemError(f"network.sizes must hold at least two widths, got {list(self.sizes)}")
         if len(self.hidden) != len(self.sizes) - 2:
             raise ProblemError(f"network.hidden must name the nonlinearity of each of the {len(self.sizes) - 2} hidden "
                                f"layers, got {len(self.hidden)} names")
         for i, name in enumerate(self.hidden):
-            checks.check_known(f"network.hidden[{i}]", name, ACTIVATIONS)
-        likelihood: Likelihood = checks.check_known("likelihood", self.likelihood, LIKELIHOODS)()
+            checks.check_known(f"network.hidden[{i}]", name, ACTIVATIONS, OTHER_HIDDEN)
+        bias = self.bias if isinstance(self.bias, bool) else tuple(checks.check_listed("network.bias", self.bias))
+        bias = (bias,) * (len(self.sizes) - 1) if isinstance(bias, bool) else bias
+        if len(bias) != len(self.sizes) - 1 or not all(isinstance(b, bool) for b in bias):
+            raise ProblemError(f"network.bias must be true, false, or a list of these for the {len(self.sizes) - 1} "
+                               f"layers, got {len(bias)} entries")
+        _set(self, "bias", bias)
+        form = checks.check_known("likelihood", self.likelihood, LIKELIHOODS, OTHER_LIKELIHOODS)
+        _set(self, "noise_variance", checks.check_number("noise_variance", self.noise_variance, 0, above=True))
+        if form is not Gaussian and self.noise_variance != 1:
+            raise ProblemError(f"noise_variance belongs to the gaussian likelihood, not to {self.likelihood}")
+        likelihood: Likelihood = Gaussian(self.noise_variance) if form is Gaussian else form()
         checks.check_known("dtype", self.dtype, ("float64", "float32"))
         for name in ("damping", "weight_decay"):
             _set(self, name, checks.check_number(name, getattr(self, name), 0))
-        _set(self, "model", Model(MLP(self.sizes, self.hidden or "tanh"), likelihood, self.weight_decay))
+        _set(self, "model", Model(MLP(self.sizes, self.hidden, bias), likelihood, self.weight_decay))
         shapes = self.model.network.shapes
         for name in ("weights", "direction", "delta_0"):
             if name == "weights" or getattr(self, name) is not None:
@@ -153,31 +195,46 @@ class Problem:
 
         Parameters
         ----------
-        layout : {"out,in", "in,out"}
-            Whether a row of a weight matrix belongs to an output (PyTorch) or to an input (JAX, TensorFlow).
-        bias : {"joint-last", "joint-first", "separate"}, optional
-            Whether the weights hold the biases as the last or the first input, or `biases` has a vector per layer
-            (default: separate if `biases` are given, else joint-last).
+        layout : {"out,in", "in,out", "torch"}
+            Whether a row of a weight matrix belongs to an output (PyTorch) or to an input (JAX, TensorFlow). With
+            "torch", `weights` is a state dict, or its values in order: W0, b0, W1, b1, ...
+        bias : {"joint-last", "joint-first", "separate", "none"}, optional
+            Whether the weights hold the biases as the last or the first input, or `biases` has a vector per layer (None
+            for a layer without), or no layer has biases (default: separate if `biases` are given, else joint-last).
         **rest : Any
-            Other fields of `Problem`; ``direction`` and ``delta_0`` in our own layout.
+            Other fields of `Problem`; ``direction`` and ``delta_0`` in our own layout, or in torch's with "torch".
         """
         checks.check_known("layout", layout, LAYOUTS)
+        if layout == "torch":
+            if biases is not None or bias is not None:
+                raise ProblemError("biases and bias must not be given with the layout 'torch', whose weights hold both")
+            parts = pairs("weights", weights)
+            weights, biases = [W for W, _ in parts], [b for _, b in parts]
+            rest |= {name: joined(name, rest[name]) for name in ("direction", "delta_0") if rest.get(name) is not None}
         bias = bias or ("joint-last" if biases is None else "separate")
-        checks.check_known("bias", bias, ("joint-last", "joint-first", "separate"))
+        checks.check_known("bias", bias, BIASES)
         if (bias == "separate") != (biases is not None):
             raise ProblemError(f"biases must be given if and only if bias is 'separate', got bias = {bias!r}")
         if not len(weights):
             raise ProblemError("weights must hold at least one matrix, got none")
-        rest.setdefault("dtype", "float32" if all(np.asarray(W).dtype == np.float32 for W in weights) else "float64")
-        arrays = [checks.check_real(f"weights[{i}]", W, (None, None)) for i, W in enumerate(weights)]
+        if biases is not None and len(biases) != len(weights):
+            raise ProblemError(f"biases must hold one vector per layer: expected {len(weights)}, got {len(biases)}")
+        arrays = [read_array(f"weights[{i}]", W) for i, W in enumerate(weights)]
+        rest.setdefault("dtype", "float32" if all(W.dtype == np.float32 for W in arrays) else "float64")
+        arrays = [checks.check_real(f"weights[{i}]", W, (None, None)) for i, W in enumerate(arrays)]
+        has = [b is not None for b in biases] if biases is not None else [bias != "none"] * len(arrays)
         try:
             ours = _joint(arrays, biases, layout, bias)
-            sizes = (ours[0].shape[1] - 1, *(len(W) for W in ours))
-            return cls(sizes, tuple(hidden), likelihood, ours, x, y, **rest)
+            sizes = (ours[0].shape[1] - has[0], *(len(W) for W in ours))
+            return cls(sizes, tuple(hidden), likelihood, ours, x, y, bias=has, **rest)
         except ProblemError as error:
-            other = LAYOUTS[1 - LAYOUTS.index(layout)]
-            if _chained(arrays, biases, x, other) and not _chained(arrays, biases, x, layout):
-                raise ProblemError(f"{error}; --layout {other} would fit") from None
+            joint = biases is None and bias != "none"
+            if not _chained(arrays, biases, joint, x, layout):
+                other = "in,out" if layout != "in,out" else "out,in"
+                for option, fits in ((f"--layout {other}", _chained(arrays, biases, joint, x, other)),
+                                     ("--bias none", joint and _chained(arrays, None, False, x, layout))):
+                    if fits:
+                        raise ProblemError(f"{error}; {option} would fit") from None
             raise
 
     def at(self, rows: Any = None) -> Point:
@@ -190,10 +247,14 @@ class Problem:
 
     def plain(self) -> dict[str, Any]:
         """Return the content of the problem's file."""
+        network: dict[str, Any] = {"sizes": list(self.sizes), "hidden": list(self.hidden)}
+        if not all(self.bias):
+            network["bias"] = list(self.bias) if any(self.bias) else False
+        new = {} if self.noise_variance == 1 else {"noise_variance": self.noise_variance}
         content: dict[str, Any] = {
-            "format": FORMAT, "version": VERSION, "name": self.name, "description": self.description,
-            "conventions": CONVENTIONS, "network": {"sizes": list(self.sizes), "hidden": list(self.hidden)},
-            "likelihood": self.likelihood, "dtype": self.dtype, "weight_decay": self.weight_decay,
+            "format": FORMAT, "version": 2 if new or "bias" in network else 1, "name": self.name,
+            "description": self.description, "conventions": CONVENTIONS, "network": network,
+            "likelihood": self.likelihood, **new, "dtype": self.dtype, "weight_decay": self.weight_decay,
             "damping": self.damping, "weights": list(self.weights), "x": self.x, "y": self.y}
         for name in OPTIONAL:
             if (value := getattr(self, name)) is not None:
@@ -235,11 +296,11 @@ class Problem:
         A, G = checks.check_listed("previous.A", given.A), checks.check_listed("previous.G", given.G)
         if k == 0 and not len(A) and not len(G):
             return Previous(0, (), ())
-        return Previous(k, checks.check_direction("previous.A", A, [(n + 1, n + 1) for n in self.sizes[:-1]]),
-                        checks.check_direction("previous.G", G, [(n, n) for n in self.sizes[1:]]))
+        shapes = self.model.network.shapes
+        return Previous(k, checks.check_direction("previous.A", A, [(n, n) for _, n in shapes]),
+                        checks.check_direction("previous.G", G, [(m, m) for m, _ in shapes]))
 
     def _trajectory(self, t: Trajectory, likelihood: Likelihood) -> Trajectory:
-
         for name in ("T1", "T2", "T3"):
             checks.check_counted(f"trajectory.{name}", getattr(t, name))
         if t.T2 % t.T3:
@@ -272,10 +333,8 @@ def _joint(weights: Sequence[Array], biases: Sequence[Any] | None, layout: str, 
     """Return the matrices (out, in + 1) with the biases in the last column."""
     ours = []
     for i, W in enumerate(weights):
-        W = W if layout == "out,in" else W.T
-        if biases is not None:
-            if len(biases) != len(weights):
-                raise ProblemError(f"biases must hold one vector per layer: expected {len(weights)}, got {len(biases)}")
+        W = W.T if layout == "in,out" else W
+        if biases is not None and biases[i] is not None:
             W = np.column_stack([W, checks.check_real(f"biases[{i}]", biases[i], (len(W),))])
         elif bias == "joint-first":
             W = np.column_stack([W[:, 1:], W[:, 0]])
@@ -283,27 +342,33 @@ def _joint(weights: Sequence[Array], biases: Sequence[Any] | None, layout: str, 
     return tuple(ours)
 
 
-def _chained(weights: Sequence[Array], biases: Sequence[Any] | None, x: Any, layout: str) -> bool:
-    """Return whether x, the weights and the biases fit each other in a layout."""
-    shapes = [W.shape if layout == "out,in" else W.shape[::-1] for W in weights]
-    given = [np.shape(read_array("x", x))[-1:], *((m,) for m, _ in shapes)]
-    return all(given[i] == (n - (biases is None),) for i, (_, n) in enumerate(shapes)) and (
-        biases is None or [np.shape(read_array("biases", b)) for b in biases] == given[1:])
+def _chained(weights: Sequence[Array], biases: Sequence[Any] | None, joint: bool, x: Any, layout: str) -> bool:
+    """Return whether x, the weights and the biases fit each other in a layout; `joint` if a bias is in the weights."""
+    shapes = [W.shape[::-1] if layout == "in,out" else W.shape for W in weights]
+    widths = [np.shape(read_array("x", x))[-1:], *((m,) for m, _ in shapes)]
+    return all(widths[i] == (n - joint,) for i, (_, n) in enumerate(shapes)) and (biases is None or all(
+        b is None or np.shape(read_array("biases", b)) == width for b, width in zip(biases, widths[1:], strict=True)))
 
 
 def _problem(content: Any) -> Problem:
     required = ("format", "version", "conventions", "network", "likelihood", "weights", "x", "y", "damping")
     checks.check_keys("the file", content, required,
-                      (*OPTIONAL, "name", "description", "dtype", "weight_decay", "expected", "flags"))
+                      (*OPTIONAL, "name", "description", "dtype", "weight_decay", "noise_variance", "expected",
+                       "flags"))
     if content["format"] != FORMAT:
         raise ProblemError(f"format must be {FORMAT!r}, got {json.dumps(content['format'])[:60]}")
-    if content["version"] != VERSION or isinstance(content["version"], bool):
-        raise ProblemError(f"version must be {VERSION}, got {json.dumps(content['version'])[:60]}")
+    if content["version"] not in VERSIONS or isinstance(content["version"], bool):
+        raise ProblemError(f"version must be {' or '.join(map(str, VERSIONS))}, got "
+                           f"{json.dumps(content['version'])[:60]}")
     _conventions(content["conventions"])
     for name in required:
         if content[name] is None:
             raise ProblemError(f"{name} must not be null")
-    checks.check_keys("network", content["network"], ("sizes", "hidden"), ())
+    checks.check_keys("network", content["network"], ("sizes", "hidden"), ("bias",))
+    if content["version"] == 1:
+        for name, place in (("bias", content["network"]), ("noise_variance", content)):
+            if name in place:
+                raise ProblemError(f"{name} needs version 2 of the format, got version 1")
     apart = ("format", "version", "conventions", "network", "expected", "flags")
     given = {name: value for name, value in content.items()
              if name not in apart and (value is not None or name not in OPTIONAL)}
@@ -315,9 +380,11 @@ def _problem(content: Any) -> Problem:
             given[name] = _filled(form, name, given[name])
     if "trajectory" in given:
         batches = checks.check_listed("trajectory.batches", given["trajectory"].batches)
+        if len(batches) > MAX_LENGTH:
+            raise ProblemError(f"trajectory.batches must hold at most {MAX_LENGTH}, got {len(batches)}")
         given["trajectory"] = replace(given["trajectory"], batches=tuple(
             _filled(Batch, f"trajectory.batches[{i}]", b) for i, b in enumerate(batches)))
-    return Problem(sizes=content["network"]["sizes"], hidden=content["network"]["hidden"], **given)
+    return Problem(**content["network"], **given)
 
 
 def _fields(value: Any) -> dict[str, Any]:

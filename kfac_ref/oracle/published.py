@@ -11,7 +11,8 @@ from typing import Any
 
 from .checks import check_known
 from .files import load
-from .graph import Reference, coerced
+from .forms import coerced
+from .graph import Reference
 from .problem import Problem
 
 #: The folder of the files, which other languages read too.
