@@ -2,8 +2,8 @@
 
 G of M samples is ``(1/(N M)) sum g g^T`` with targets drawn from the model. The features of a G are the squares
 ``u^T G u`` along fixed directions u of each layer. Their distribution is drawn, not approximated: all that matters is
-how often each target occurs, so M samples cost little more than one, and a label that has one chance in a million occurs
-as often as it should.
+how often each target occurs, so M samples cost little more than one, and a label that has one chance in a million
+occurs as often as it should.
 
 * The first draws, `WARM_UP` of them, give the covariance of the features. With it, the deviations from the exact G are
   turned into scores: the deviation in scale, the deviation of each layer's mean, and the sum of squares of all
@@ -42,8 +42,9 @@ _LARGE = 5 * 10**7
 #: Relative errors of G (values printed with four digits) and errors of the gradients at the output (single precision)
 #: that are no evidence.
 PRINTED, COMPUTED = 5e-4, 1e-6
-#: A scale explains a G only if the G is so many times further off without it than any draw.
-CLEAR = 1.5
+#: A scale explains a G only if the G is so many times further off without it than any draw, and if a scale so many
+#: times larger or smaller does not fit.
+CLEAR, SHARP = 1.5, 1.4
 #: An inferred number of samples is at most this.
 MOST_SAMPLES = 10**6
 _UNIFORM = "targets from a uniform distribution"
@@ -113,13 +114,13 @@ class Features:
         """Return how often some mistakes would be detected in G of M samples."""
         if M not in self._power:
             null = self.null(M)
-            draws, mean = null.draws[:999], null.mean
+            draws = null.draws[:999]
             asked = {name: c * draws for name, c in {
                 "G twice too large": 2.0, "G half too small": 0.5, "G summed over the examples": float(len(self.at)),
                 "G averaged over the outputs": 1 / self.problem.sizes[-1]}.items() if c != 1}
             asked["labels in place of the model's targets"] = self.of(self.reference["G_empirical"])
-            asked["ten times fewer samples"] = mean + math.sqrt(10) * (draws - mean)
-            asked["ten times more samples"] = mean + math.sqrt(0.1) * (draws - mean)
+            asked["ten times fewer samples"] = null.spread(draws, 10)
+            asked["ten times more samples"] = null.spread(draws, 0.1)
             self._power[M] = {name: float(np.mean(null.off(values) > 1)) for name, values in asked.items()}
         return self._power[M]
 
@@ -144,6 +145,7 @@ class Features:
             targets, p = likelihood.outcomes(z)
             squares = np.square(likelihood.gradient(z, targets).swapaxes(0, 1) @ b)             # (N, O, K)
             return _counting(M, np.full((N, len(p)), 1 / len(p)) if uniform else p.T, squares / (N * M), noise)
+        vectors: Draw
         if isinstance(likelihood, Gaussian):
             v = likelihood.variance
             mean, deviation = (z / v, 1 / v) if uniform else (0 * z, 1 / math.sqrt(v))
@@ -260,9 +262,17 @@ class Null:
         return np.max([side / limit for side, limit in zip(self.sides(features), self.limits, strict=True)], axis=0)
 
     def fits(self, features: Array) -> bool:
-        """Return whether the features are in the middle of the draws, on all sides."""
-        return all(side <= max(common[-len(common) // 20], least) for side, common, least in zip(
-            self.sides(features), self._sides, (0.7, 0.7, 0), strict=True))
+        """Return whether the features are as most draws are: no further off, on both sides, than 95% of them."""
+        return all(side <= max(common[-len(common) // 20], 0.7) for side, common in zip(
+            self.sides(features)[:2], self._sides, strict=False))
+
+    def is_of(self, features: Array) -> bool:
+        """Return whether the features fit, and would not if they were `SHARP` times larger or smaller."""
+        return self.fits(features) and not self.fits(SHARP * features) and not self.fits(features / SHARP)
+
+    def spread(self, features: Array, factor: float) -> Array:
+        """Return the features with the variance multiplied by a factor."""
+        return self.mean + math.sqrt(factor) * (features - self.mean)
 
     def samples(self, features: Array, M: int) -> int:
         """Return the number of samples that the sum of squares belongs to, if this is the distribution of M."""
@@ -296,7 +306,7 @@ def judge(problem: Problem, G: Sequence[Array], samples: int | None = None) -> J
     if not right and samples is not None and not explanations:
         explanations = _explained(features, null, theirs, samples)
         other = int(float(f"{null.samples(theirs, M):.2g}"))
-        instead = other if other != M and features.null(other).fits(theirs) else None
+        instead = other if other != M and null.fits(null.spread(theirs, other / M)) else None
     return Judgement(right, M, samples is not None, off, tuple(explanations), features.power(M), instead)
 
 
@@ -327,5 +337,5 @@ def _explained(features: Features, null: Null, theirs: Array, M: int) -> list[Mi
     """Return the scales and distributions with which these features fit well, if they are far off without."""
     if max(side / limit for side, limit in zip(null.sides(theirs)[:2], null.limits[:2], strict=True)) < CLEAR:
         return []
-    found = [CATALOGUE[name] for name, c in _factors(features.problem, M).items() if c != 1 and null.fits(theirs / c)]
-    return found + [CATALOGUE[_UNIFORM]] * features.null(M, uniform=True).fits(theirs)
+    found = [CATALOGUE[name] for name, c in _factors(features.problem, M).items() if c != 1 and null.is_of(theirs / c)]
+    return found + [CATALOGUE[_UNIFORM]] * features.null(M, uniform=True).is_of(theirs)
