@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,16 +141,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the draws")
     quick = parser.parse_args().quick
     start = time.perf_counter()
-    print("| network | M | noticed, in % |\n|---|---|---|")
+    columns = [mistake for mistake, *_ in mistakes(net((2, 2, 2), 1, 0), 10, 1)]
+    print(f"Noticed, in %\n\n| network | M | {' | '.join(columns)} |\n|{'---|' * (2 + len(columns))}")
+    named, judged = Counter[tuple[str, str]](), 0
     for name, (sizes, N, gain, q) in NETS.items():
         made = net(sizes, N, 1, q, gain)
         for M in (1, 10, 100, 1000):
-            cells, misnamed = [], 0
+            cells = dict.fromkeys(columns, "-")
             for mistake, cause, values in mistakes(made, M, 20 if quick else 200):
-                judged = [judge(made.problem, G, M) for G in values]
-                cells.append(f"{mistake} {100 * np.mean([not j.right for j in judged]):.3g}")
-                misnamed += sum(any(m.name not in (cause, MODE) for m in j.explanations) for j in judged)
-            print(f"| {name} | {M} | {', '.join(cells)}; another cause named: {misnamed} |", flush=True)
+                found = [judge(made.problem, G, M) for G in values]
+                cells[mistake] = f"{100 * np.mean([not j.right for j in found]):.3g}"
+                judged += len(found)
+                named.update((mistake, m.name) for j in found for m in j.explanations if m.name not in (cause, MODE))
+            print(f"| {name} | {M} | {' | '.join(cells.values())} |", flush=True)
+    print(f"\nAnother cause was named in {named.total()} of {judged:,}: {dict(named)}")
     print("\n| q | M | draws | accused |\n|---|---|---|---|")
     each, total = 44 if quick else 446, 0
     for q, M, accused in false_alarms(each):
