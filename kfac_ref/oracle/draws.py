@@ -29,19 +29,22 @@ from .problem import Problem
 
 #: The numbers of draws; large problems get half of the second.
 WARM_UP, DRAWS = 1000, 5999
-#: Relative errors of G (values printed with four digits) and errors of dz (single precision) that are no evidence.
-PRINTED, COMPUTED = 5e-4, 1e-6
+#: Twice the relative errors of G that are no evidence, of values printed with few digits or in half precision and of
+#: others, and the errors of dz (single precision).
+PRINTED, PRECISE, COMPUTED = 1e-3, 1e-5, 1e-6
 #: Sums are drawn as normal if no target, however unlikely, moves them by more standard deviations than this; for a
 #: Gaussian, if their skewness is at most sqrt(8) times `SKEW`.
-SINGLE, SKEW = 0.05, 0.01
+SINGLE, SKEW = 0.1, 0.03
 #: The name of the distribution of targets that ignores the model.
 UNIFORM = "targets from a uniform distribution"
 _CHUNK = 2**22
 #: Draws of more random numbers than this are halved, or take minutes and are refused.
-_LARGE, _MOST = 5 * 10**7, 2 * 10**9
+_LARGE, _MOST = 10**7, 10**9
 #: The targets of so many bits are always enumerated.
 _FEW_BITS = 6
 
+#: Twice the relative and the absolute error of the values of G.
+Errors = tuple[float, float]
 Draw = Callable[[np.random.Generator, int], Array]
 
 
@@ -69,20 +72,22 @@ class Features:
         squares = [((u @ S) * u).sum(axis=1) for S, u in zip(G, self.directions, strict=True)]
         return np.clip(np.concatenate(squares), -1e100, 1e100)
 
-    def center(self, uniform: bool = False) -> tuple[Array, Array]:
+    def center(self, errors: Errors, uniform: bool = False) -> tuple[Array, Array]:
         """Return the features of the exact expectation, and the errors of features that are no evidence.
 
-        The targets are those of the model or, if `uniform`, those of the mistake `UNIFORM`.
+        `errors` are those of the values of G. The targets are those of the model or, if `uniform`, those of the mistake
+        `UNIFORM`.
         """
         G = (self.reference.having(CATALOGUE[UNIFORM]) if uniform else self.reference)["G"]
         mean, size = self.of(G), np.square(np.abs(self.b).sum(axis=1)).mean(axis=0)
-        printed = np.concatenate([(np.abs(u) @ np.abs(S) * np.abs(u)).sum(axis=1)
+        relative, absolute = errors
+        printed = np.concatenate([((np.abs(u) @ (relative * np.abs(S) + absolute)) * np.abs(u)).sum(axis=1)
                                   for S, u in zip(G, self.directions, strict=True)])
-        return mean, PRINTED * printed + 2 * COMPUTED * np.sqrt(mean * size) + COMPUTED**2 * size + 1e-300
+        return mean, printed + 2 * COMPUTED * np.sqrt(mean * size) + COMPUTED**2 * size + 1e-300
 
-    def draws(self, M: int, uniform: bool = False) -> tuple[Array, Array]:
+    def draws(self, M: int, errors: Errors, uniform: bool = False) -> tuple[Array, Array]:
         """Return `WARM_UP` and `DRAWS` independent features of G of M samples."""
-        draw, numbers = self._drawing(M, uniform)
+        draw, numbers = self._drawing(M, errors, uniform)
         draws = DRAWS if DRAWS * numbers <= _LARGE else DRAWS // 2
         if draws * numbers > _MOST:
             raise ProblemError(f"G_sampled: {M:,} samples for each of {len(self.at):,} examples are too many to "
@@ -93,7 +98,7 @@ class Features:
                          for n in (WARM_UP, draws))
         return warm_up, rest
 
-    def _drawing(self, M: int, uniform: bool) -> tuple[Draw, int]:
+    def _drawing(self, M: int, errors: Errors, uniform: bool) -> tuple[Draw, int]:
         """Return a function that draws features of M samples, and how many numbers it needs for each draw."""
         likelihood, z, b = self.problem.model.likelihood, self.at.z, self.b
         N, C = z.shape
@@ -102,7 +107,7 @@ class Features:
             targets, p = likelihood.outcomes(z)
             squares = np.square(likelihood.gradient(z, targets).swapaxes(0, 1) @ b)             # (N, O, K)
             p = np.full((N, len(p)), 1 / len(p)) if uniform else p.T
-            return _counting(M, p.astype(float), squares / (N * M), self.center(uniform)[1])
+            return _counting(M, p.astype(float), squares / (N * M), self.center(errors, uniform)[1])
         vectors: Draw
         if isinstance(likelihood, Gaussian):
             v = likelihood.variance
@@ -180,3 +185,14 @@ def _largest(off: Array, S: Array) -> float:
     spread = np.sqrt(np.diag(S))
     off = off / spread
     return float(np.sqrt(np.max(np.sum(off * np.linalg.solve(S / np.outer(spread, spread), off.T).T, axis=1))))
+
+
+def errors_of(G: Sequence[Array]) -> Errors:
+    """Return twice the errors that the values of G may have, from their digits."""
+    values = np.concatenate([np.ravel(S)[:1000] for S in G]).astype(float)
+    if np.array_equal(values.astype(np.float16), values):
+        return PRINTED, 2.0**-24
+    if not all(float(f"{v:.8g}") == v for v in values):
+        return PRECISE, 0.0
+    decimals = next((d for d in range(16) if np.array_equal(np.round(values, d), values)), None)
+    return PRINTED, 0.0 if decimals is None else 10.0**-decimals

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array
-from .draws import UNIFORM, Features
+from .draws import UNIFORM, Errors, Features, errors_of
 from .mistakes import CATALOGUE, FACTORS_G, Mistake, error
 from .problem import Problem
 
@@ -76,7 +76,7 @@ class Null:
 
     def scores(self, features: Array) -> Array:
         """Return the deviations in scale, of the layers' means, and of the sum of squares, (..., 2 + L)."""
-        square = np.sqrt(2 * self.square(features)) - math.sqrt(2 * self.freedom)
+        square = np.sqrt(2 * self.square(features)) - math.sqrt(2 * self.freedom + len(self.mean) / 8)     # of rounding
         return np.concatenate([(features - self.mean) @ self.parts, square[..., None]], axis=-1)
 
     def sides(self, features: Array) -> tuple[Array, Array, Array]:
@@ -113,15 +113,15 @@ _features = functools.lru_cache(maxsize=2)(Features)
 
 
 @functools.lru_cache(maxsize=4)
-def _null(features: Features, M: int, uniform: bool = False) -> Null:
+def _null(features: Features, M: int, errors: Errors, uniform: bool = False) -> Null:
     """Return what M samples can give, of the model's own prediction or of one that ignores it."""
-    return Null(*features.center(uniform), features.layer, *features.draws(M, uniform))
+    return Null(*features.center(errors, uniform), features.layer, *features.draws(M, errors, uniform))
 
 
 @functools.lru_cache(maxsize=4)
-def _power(features: Features, M: int) -> dict[str, float]:
+def _power(features: Features, M: int, errors: Errors) -> dict[str, float]:
     """Return how often some mistakes would be detected in G of M samples."""
-    null = _null(features, M)
+    null = _null(features, M, errors)
     draws = null.draws[:999]
     asked = {name: c * draws for name, c in {
         "G twice too large": 2.0, "G half too small": 0.5, "G summed over the examples": float(len(features.at)),
@@ -142,9 +142,9 @@ def judge(problem: Problem, G: Sequence[Array], samples: int | None = None) -> J
     if samples is None and problem.targets is not None:
         samples = len(problem.targets)
     features = _features(problem)
-    theirs = features.of(G)
-    M = samples or (_null(features, 1).samples(theirs, 1) if np.isfinite(theirs).all() else 1)
-    null = _null(features, M)
+    theirs, errors = features.of(G), errors_of(G)
+    M = samples or (_null(features, 1, errors).samples(theirs, 1) if np.isfinite(theirs).all() else 1)
+    null = _null(features, M, errors)
     if not np.isfinite(theirs).all():
         return Judgement(False, M, samples is not None, math.inf, (), {})
     off = float(null.off(theirs))
@@ -153,10 +153,10 @@ def judge(problem: Problem, G: Sequence[Array], samples: int | None = None) -> J
     if not right or samples is None:                        # an inferred M says little
         explanations = _same(features, G)
     if not right and samples is not None and not explanations:
-        explanations = _explained(features, null, theirs, samples)
+        explanations = _explained(features, null, theirs, samples, errors)
         other = int(float(f"{null.samples(theirs, M):.2g}"))
         instead = other if other != M and null.fits(null.spread(theirs, other / M)) else None
-    return Judgement(right, M, samples is not None, off, tuple(explanations), _power(features, M), instead)
+    return Judgement(right, M, samples is not None, off, tuple(explanations), _power(features, M, errors), instead)
 
 
 def _same(features: Features, G: Sequence[Array]) -> list[Mistake]:
@@ -182,9 +182,9 @@ def _factors(problem: Problem, M: int) -> dict[str, float]:
             if mistake.group == "scale" and set(mistake.changes) <= set(FACTORS_G) and "G_sampled" in mistake.changes}
 
 
-def _explained(features: Features, null: Null, theirs: Array, M: int) -> list[Mistake]:
+def _explained(features: Features, null: Null, theirs: Array, M: int, errors: Errors) -> list[Mistake]:
     """Return the scales and distributions with which these features fit well, if they are far off without."""
     if max(side / limit for side, limit in zip(null.sides(theirs)[:2], null.limits[:2], strict=True)) < CLEAR:
         return []
     found = [CATALOGUE[name] for name, c in _factors(features.problem, M).items() if c != 1 and null.is_of(theirs / c)]
-    return found + [CATALOGUE[UNIFORM]] * _null(features, M, uniform=True).is_of(theirs)
+    return found + [CATALOGUE[UNIFORM]] * _null(features, M, errors, uniform=True).is_of(theirs)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -135,12 +134,8 @@ NETS = {"3-4-3, N = 15": ((3, 4, 3), 15, 1.0, None), "6-10-10, N = 60": ((6, 10,
         "20-16-10, N = 250": ((20, 16, 10), 250, 1.0, None), "6-10-10, N = 60, q = 1e-2": ((6, 10, 10), 60, 0.5, 1e-2)}
 
 
-def main() -> None:
-    """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the draws")
-    quick = parser.parse_args().quick
-    start = time.perf_counter()
+def print_power(draws: int) -> None:
+    """Print how often each mistake is noticed."""
     columns = [mistake for mistake, *_ in mistakes(net((2, 2, 2), 1, 0), 10, 1)]
     print(f"Noticed, in %\n\n| network | M | {' | '.join(columns)} |\n|{'---|' * (2 + len(columns))}")
     named, judged = Counter[tuple[str, str]](), 0
@@ -148,20 +143,33 @@ def main() -> None:
         made = net(sizes, N, 1, q, gain)
         for M in (1, 10, 100, 1000):
             cells = dict.fromkeys(columns, "-")
-            for mistake, cause, values in mistakes(made, M, 20 if quick else 200):
+            for mistake, cause, values in mistakes(made, M, draws):
                 found = [judge(made.problem, G, M) for G in values]
                 cells[mistake] = f"{100 * np.mean([not j.right for j in found]):.3g}"
                 judged += len(found)
                 named.update((mistake, m.name) for j in found for m in j.explanations if m.name not in (cause, MODE))
             print(f"| {name} | {M} | {' | '.join(cells.values())} |", flush=True)
     print(f"\nAnother cause was named in {named.total()} of {judged:,}: {dict(named)}")
+
+
+def print_false_alarms(draws: int) -> None:
+    """Print which of this many draws per q and M were accused."""
     print("\n| q | M | draws | accused |\n|---|---|---|---|")
-    each, total = 44 if quick else 446, 0
-    for q, M, accused in false_alarms(each):
+    total = 0
+    for q, M, accused in false_alarms(draws):
         total += accused
         if accused:
-            print(f"| {q:.0e} | {M} | {each} | {accused} |", flush=True)
-    print(f"| all | | {len(RARE) * len(SAMPLES) * each:,} | {total} |\n\n{time.perf_counter() - start:.0f} s")
+            print(f"| {q:.0e} | {M} | {draws} | {accused} |", flush=True)
+    print(f"| all | | {len(RARE) * len(SAMPLES) * draws:,} | {total} |")
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the draws")
+    quick = parser.parse_args().quick
+    print_power(20 if quick else 200)
+    print_false_alarms(44 if quick else 446)
 
 
 if __name__ == "__main__":
