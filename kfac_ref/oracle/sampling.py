@@ -68,7 +68,9 @@ class Null:
         scores = self.scores(warm_up)
         self.up, self.down = (np.maximum(np.quantile(side, 0.99, axis=0), 0.7) for side in (scores, -scores))
         self._sides = [np.sort(side) for side in self.sides(draws)]
-        self.limits = [max(1.01 * float(side[-1]), least) for side, least in zip(self._sides, (1, 1, 0), strict=True)]
+        # Draws without a rare label are equal: rounding must not take one of these for closer than the others.
+        least = 1, 1, 2 * self._sides[2][-len(draws) // 20]
+        self.limits = [max(1.01 * float(side[-1]), bound) for side, bound in zip(self._sides, least, strict=True)]
 
     def square(self, features: Array) -> Array:
         """Return the sum of squared independent deviations; its mean is `freedom`."""
@@ -82,7 +84,7 @@ class Null:
     def sides(self, features: Array) -> tuple[Array, Array, Array]:
         """Return the highest and minus the lowest score, in units of what is common, and how close to the mean."""
         scores = self.scores(features)
-        close = self.freedom / np.maximum(self.square(features), 1e-12 * self.freedom + 1e-300)
+        close = self.freedom / np.maximum(self.square(features), len(self.mean) / 64)
         return (scores / self.up).max(axis=-1), (-scores / self.down)[..., :-1].max(axis=-1), close
 
     def off(self, features: Array) -> Array:
