@@ -231,8 +231,7 @@ def _judged(problem: Problem, reference: Reference, G: Any, samples: int | None)
     off = max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-300)) for a, b in zip(G, right, strict=True))
     if not judgement.right:
         return judgement, Row("G_sampled", "not as sampled", off, _digits(off))
-    # Any G far from the exact one looks like one sample, so that says nothing.
-    verdict = "cannot tell" if judgement.samples == 1 and samples is None else "as sampled"
+    verdict = "as sampled" if judgement.stated else "cannot tell"      # an inferred number of samples proves nothing
     return judgement, Row("G_sampled", verdict, off, _digits(off), f"consistent with {_samples(judgement.samples)}")
 
 
@@ -335,11 +334,14 @@ def _entry(e: Explanation) -> list[str]:
 def _judgement_words(j: Judgement) -> list[str]:
     source = "as stated" if j.stated else "inferred from the spread"
     lines = [f"G_sampled, by simulation: {'' if j.right else 'not '}consistent with {_samples(j.samples)} per example "
-             f"({source}; statistic {j.statistic:.2f}, largest simulated {j.limit:.2f})"]
-    if not j.stated and j.samples == 1:
-        lines.append("  any G far from the exact one looks like one sample: give the number of samples (--samples M)")
+             f"({source}; {j.statistic:.2f} of the limit)"]
+    if j.instead:
+        lines.append(f"  consistent with about {_samples(j.instead)} per example, not "
+                     f"{j.samples:,}: check the number of samples (--samples M)")
+    if not j.stated:
+        lines.append("  an inferred number of samples proves nothing: give it (--samples M)")
     lines += [line for m in j.explanations for line in _entry(Explanation((m,)))]
-    if not j.right and not j.explanations:
+    if not j.right and not j.explanations and not j.instead:
         lines.append("  no scale or wrong distribution of the catalogue explains it")
     noticed = ", ".join(f"{name} in {100 * p:.0f}%" for name, p in j.power.items())
     lines.append(f"  fewer than 1 in 1000 correct values are rejected; mistakes would be detected: {noticed}")

@@ -1,16 +1,24 @@
-"""Test a G whose sampled targets are unknown, by simulation from the problem.
+"""Test whether a G whose sampled targets are unknown can come from M samples per example.
 
-A G of M samples is ``(1/(N M)) sum g g^T`` with targets drawn from the model, so its distribution can be simulated. The
-features per layer are the trace and the squares ``u^T G u`` along a few fixed directions of signs, in units of their
-simulated spread; the statistic is the largest of their deviations and of their root mean square, over all layers. A
-value is rejected if its statistic exceeds that of every simulated draw, so a right one is rejected at a rate below
-`RATE`, whatever the number of layers.
+The features of G (see `draws`) are compared with those of exact draws of M samples:
+
+* Some draws give the covariance of the features. With it, deviations from the exact G are turned into scores: the
+  deviation in scale, that of each layer's mean, and the sum of squares of all independent deviations.
+* The others give the limits. G is rejected if one of its scores is higher than all of theirs, if one is lower, or if
+  its sum of squares is smaller: its samples are too good, those of more than M.
+
+A right G is one more such draw. So each of the three happens with probability 1/(draws + 1), whatever the distribution.
+
+"Not rejected" is not "right". A number of samples that was inferred from the same values proves nothing, because any G
+far from the exact one looks like one sample. And a scale explains a G only if G is clearly off without it, if G fits
+well with it, and if other scales near it do not fit.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -18,20 +26,17 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array
-from ..likelihoods import Bernoulli, Categorical
-from .checks import ProblemError
-from .graph import Reference
+from .draws import UNIFORM, Errors, Features, errors_of
 from .mistakes import CATALOGUE, FACTORS_G, Mistake, error
 from .problem import Problem
 
-#: The family-wise rate at which right values may be rejected: one statistic against the largest of 1 / RATE - 1 others
-#: would have this rate; DRAWS is larger.
+#: Right values are rejected at most this often: 3 / (draws + 1), with the fewest draws that a problem gets.
 RATE = 1e-3
-DRAWS = 9999
-_DIRECTIONS = 32
-_CHUNK = 2**22
-#: Averages of more draws than this are assumed to shrink as the root of their number.
-_MOST = 50
+#: A scale explains a G only if, without it, the G is so many times further off than any draw, and if a scale so many
+#: times larger or smaller does not fit.
+CLEAR, SHARP = 1.5, 1.4
+#: An inferred number of samples is at most this.
+MOST_SAMPLES = 10**6
 
 
 @dataclass(frozen=True)
@@ -41,116 +46,127 @@ class Judgement:
     right: bool             # whether the values are consistent with M samples
     samples: int            # M
     stated: bool            # whether M was given; else it is inferred from the spread
-    statistic: float
-    limit: float            # the largest simulated statistic
+    statistic: float        # the side of the draws that the values are furthest off on, in units of its limit
     explanations: tuple[Mistake, ...]       # scales and distributions that would make the values consistent
     power: dict[str, float]                 # the share of simulated draws in which a mistake would be detected
+    instead: int | None = None              # another number of samples, with which the values are consistent
 
 
-class Simulation:
-    """Features of `draws` simulated G, each of one sample of the model's own prediction per example."""
+class Null:
+    """The distribution of the features of M samples; features are (K,) or (R, K)."""
 
-    def __init__(self, problem: Problem, draws: int = DRAWS) -> None:
-        self.problem, self.draws = problem, draws
-        reference = Reference(problem)
-        self.exact = reference["G"]
-        rng = np.random.default_rng(0)
-        self.signs = [rng.choice([-1.0, 1.0], (_DIRECTIONS, len(G))) for G in self.exact]
-        self.at = reference["at"]
-        self.pool = self.features_of_draws(lambda rng, n: self.at.sample(rng, n), draws, 1)
-        self.mean = self.features(self.exact)
-        # Some features do not vary: g of the last layer of a categorical sums to 0.
-        self.floor = 1e-9 * np.repeat([np.trace(G) for G in self.exact], 1 + _DIRECTIONS) + 1e-300
-        self._null: dict[int, tuple[Array, float]] = {}
+    def __init__(self, mean: Array, noise: Array, layer: Any, warm_up: Array, draws: Array) -> None:
+        self.mean, self.draws = mean, draws
+        off = warm_up - mean
+        spread = np.sqrt(np.mean(off**2, axis=0) + noise**2)
+        values, vectors = np.linalg.eigh((off / spread).T @ (off / spread) / len(off) + np.diag((noise / spread)**2))
+        self.whiten = vectors / np.sqrt(np.maximum(values, 1e-15)) / spread[:, None]
+        self.parts = np.column_stack([self.whiten @ (mean @ self.whiten),
+                                      *((layer == i) / spread for i in range(layer[-1] + 1))])
+        self.parts /= np.sqrt(np.mean((off @ self.parts)**2, axis=0) + noise**2 @ self.parts**2)
+        self.freedom = float(np.mean(self.square(warm_up)))
+        scores = self.scores(warm_up)
+        self.up, self.down = (np.maximum(np.quantile(side, 0.99, axis=0), 0.7) for side in (scores, -scores))
+        self._sides = [np.sort(side) for side in self.sides(draws)]
+        # Draws without a rare label are equal: rounding must not take one of these for closer than the others.
+        least = 1, 1, 2 * self._sides[2][-len(draws) // 20]
+        self.limits = [max(1.01 * float(side[-1]), bound) for side, bound in zip(self._sides, least, strict=True)]
 
-    def features(self, G: Sequence[Array]) -> Array:
-        """Return the trace and the squares along the directions, layer by layer."""
-        return np.concatenate([[np.trace(S), *((u @ S) * u).sum(axis=1)] for S, u in zip(G, self.signs, strict=True)])
+    def square(self, features: Array) -> Array:
+        """Return the sum of squared independent deviations; its mean is `freedom`."""
+        return np.sum(((features - self.mean) @ self.whiten)**2, axis=-1)
 
-    def features_of_draws(self, sample: Callable[[np.random.Generator, int], Any], draws: int, seed: int) -> Array:
-        """Return the features of draws of one sample each, in bounded memory; `sample` draws n targets per example."""
-        rng = np.random.default_rng(seed)
-        N = len(self.at)
-        chunk = max(1, _CHUNK // (N * max(self.problem.sizes)))
-        found = []
-        for start in range(0, draws, chunk):
-            targets = sample(rng, min(chunk, draws - start))
-            g = self.at.backward(self.problem.model.likelihood.gradient(self.at.z, targets))
-            found.append(np.concatenate([part for gi, u in zip(g, self.signs, strict=True) for part in (
-                np.square(gi).sum(axis=2, keepdims=True).mean(axis=1), np.square(gi @ u.T).mean(axis=1))], axis=1))
-        return np.concatenate(found)
+    def scores(self, features: Array) -> Array:
+        """Return the deviations in scale, of the layers' means, and of the sum of squares, (..., 2 + L)."""
+        square = np.sqrt(2 * self.square(features)) - math.sqrt(2 * self.freedom + len(self.mean) / 8)     # of rounding
+        return np.concatenate([(features - self.mean) @ self.parts, square[..., None]], axis=-1)
 
-    def of(self, M: int, pool: Array | None = None) -> Array:
-        """Return the features of draws of M samples, averages of single draws (default: those of the model)."""
-        pool = self.pool if pool is None else pool
-        if M == 1:
-            return pool
-        rng = np.random.default_rng((2, M))
-        some = min(M, _MOST)
-        found = sum(pool[rng.permutation(len(pool))] for _ in range(some)) / some
-        middle = pool.mean(axis=0)
-        return middle + (found - middle) * math.sqrt(some / M)
+    def sides(self, features: Array) -> tuple[Array, Array, Array]:
+        """Return the highest and minus the lowest score, in units of what is common, and how close to the mean."""
+        scores = self.scores(features)
+        close = self.freedom / np.maximum(self.square(features), len(self.mean) / 64)
+        return (scores / self.up).max(axis=-1), (-scores / self.down)[..., :-1].max(axis=-1), close
 
-    def statistic(self, features: Array, M: int) -> Array:
-        """Return the statistic of features (F,) or (R, F) if they come from M samples."""
-        return self._of(features, self._nulls(M)[0])
+    def off(self, features: Array) -> Array:
+        """Return the side that is furthest off, in units of its limit."""
+        return np.max([side / limit for side, limit in zip(self.sides(features), self.limits, strict=True)], axis=0)
 
-    def _of(self, features: Array, spread: Array) -> Array:
-        off = (features - self.mean) / spread
-        parts = off.reshape(*off.shape[:-1], len(self.exact), 1 + _DIRECTIONS)
-        whole = np.sqrt(np.mean(parts**2, axis=-1))
-        return np.maximum(np.abs(parts[..., 0]).max(axis=-1), 2 * whole.max(axis=-1))
+    def fits(self, features: Array) -> bool:
+        """Return whether the features are as most draws are: no further off, on both sides, than 95% of them."""
+        return all(side <= max(common[-len(common) // 20], 0.7) for side, common in zip(
+            self.sides(features)[:2], self._sides, strict=False))
 
-    def limit(self, M: int) -> float:
-        """Return the largest statistic of the simulated draws of M samples."""
-        return self._nulls(M)[1]
+    def is_of(self, features: Array) -> bool:
+        """Return whether the features fit, and would not if they were `SHARP` times larger or smaller."""
+        return self.fits(features) and not self.fits(SHARP * features) and not self.fits(features / SHARP)
 
-    def _nulls(self, M: int) -> tuple[Array, float]:
-        if M not in self._null:
-            draws = self.of(M)
-            spread = np.maximum(draws.std(axis=0), self.floor)
-            self._null[M] = spread, float(self._of(draws, spread).max()) * (1 + 1e-9)
-        return self._null[M]
+    def spread(self, features: Array, factor: float) -> Array:
+        """Return the features with the variance multiplied by a factor."""
+        return self.mean + math.sqrt(factor) * (features - self.mean)
 
-    def infer(self, features: Array) -> int:
-        """Return the number of samples whose spread matches the distance of the features from the exact ones."""
-        spread = self.pool.std(axis=0)
-        free = spread > self.floor
-        square = float(np.mean(((features - self.mean) / np.where(free, spread, 1))[free]**2)) if free.any() else 0.0
-        return max(1, round(1 / max(square, 1e-6)))
+    def samples(self, features: Array, M: int) -> int:
+        """Return the number of samples that the sum of squares belongs to, if this is the distribution of M."""
+        ratio = self.freedom / max(float(self.square(features)), 1e-300)
+        return min(max(1, round(M * min(ratio, MOST_SAMPLES))), MOST_SAMPLES)
 
 
+# Features and their distributions are kept, for several checks of one problem.
+_features = functools.lru_cache(maxsize=2)(Features)
+
+
+@functools.lru_cache(maxsize=4)
+def _null(features: Features, M: int, errors: Errors, uniform: bool = False) -> Null:
+    """Return what M samples can give, of the model's own prediction or of one that ignores it."""
+    return Null(*features.center(errors, uniform), features.layer, *features.draws(M, errors, uniform))
+
+
+@functools.lru_cache(maxsize=4)
+def _power(features: Features, M: int, errors: Errors) -> dict[str, float]:
+    """Return how often some mistakes would be detected in G of M samples."""
+    null = _null(features, M, errors)
+    draws = null.draws[:999]
+    asked = {name: c * draws for name, c in {
+        "G twice too large": 2.0, "G half too small": 0.5, "G summed over the examples": float(len(features.at)),
+        "G averaged over the outputs": 1 / features.problem.sizes[-1]}.items() if c != 1}
+    asked["labels in place of the model's targets"] = features.of(features.reference["G_empirical"])
+    asked["ten times fewer samples"] = null.spread(draws, 10)
+    asked["ten times more samples"] = null.spread(draws, 0.1)
+    return {name: float(np.mean(null.off(values) > 1)) for name, values in asked.items()}
+
+
+@np.errstate(over="ignore", invalid="ignore")               # wrong values may have any size
 def judge(problem: Problem, G: Sequence[Array], samples: int | None = None) -> Judgement:
-    """Test whether G of M = `samples` targets per example (default: inferred) fits the model's own prediction.
+    """Test whether G of M = `samples` targets per example fits the model's own prediction.
 
-    The targets of the problem are ignored. Raises a ProblemError if the simulation would take hours.
+    `samples` is by default the number of the problem's targets, which are ignored otherwise; without any, M is inferred
+    from the spread. Raises a ProblemError if the simulation would take minutes.
     """
-    # A large network gets only as many draws as the rate needs.
-    work = 2 * len(problem.x) * sum(W.size for W in problem.weights)
-    draws = DRAWS if DRAWS * work < 1e11 else round(1 / RATE) - 1
-    if draws * work > 1e13:
-        raise ProblemError(f"G_sampled: {len(problem.x):,} examples are too many to simulate this network on; give the "
-                           "targets that were sampled, or fewer examples")
-    simulation = Simulation(problem, draws)
-    features = simulation.features(G)
-    if not np.isfinite(features).all():
-        return Judgement(False, samples or 1, samples is not None, math.inf, simulation.limit(samples or 1), (), {})
-    M = samples or simulation.infer(features)
-    value, limit = float(simulation.statistic(features, M)), simulation.limit(M)
-    right = value <= limit
-    explanations: Sequence[Mistake] = ()
-    if not right or (M == 1 and samples is None):           # such a result says little
-        explanations = _same(problem, G) or (() if right else _explained(simulation, features, samples))
-    return Judgement(right, M, samples is not None, value, limit, tuple(explanations), _power(simulation, M))
+    if samples is None and problem.targets is not None:
+        samples = len(problem.targets)
+    features = _features(problem)
+    theirs, errors = features.of(G), errors_of(G)
+    M = samples or (_null(features, 1, errors).samples(theirs, 1) if np.isfinite(theirs).all() else 1)
+    null = _null(features, M, errors)
+    if not np.isfinite(theirs).all():
+        return Judgement(False, M, samples is not None, math.inf, (), {})
+    off = float(null.off(theirs))
+    right = off <= 1
+    explanations, instead = [], None
+    if not right or samples is None:                        # an inferred M says little
+        explanations = _same(features, G)
+    if not right and samples is not None and not explanations:
+        explanations = _explained(features, null, theirs, samples, errors)
+        other = int(float(f"{null.samples(theirs, M):.2g}"))
+        instead = other if other != M and null.fits(null.spread(theirs, other / M)) else None
+    return Judgement(right, M, samples is not None, off, tuple(explanations), _power(features, M, errors), instead)
 
 
-def _same(problem: Problem, G: Sequence[Array]) -> list[Mistake]:
+def _same(features: Features, G: Sequence[Array]) -> list[Mistake]:
     """Return the deterministic mistakes that give this G."""
-    reference = Reference(problem)
     mistakes = [CATALOGUE[name] for name in (
         "likeliest label in place of a sample", "labels in place of the model's targets",
         "G from the gradient of the weights")]
-    return [m for m in mistakes if error(reference.having(m)["G"], tuple(G)) <= 1e-5]
+    return [m for m in mistakes if error(features.reference.having(m)["G"], tuple(G)) <= 1e-5]
 
 
 class _Counts(dict[str, Any]):
@@ -168,40 +184,9 @@ def _factors(problem: Problem, M: int) -> dict[str, float]:
             if mistake.group == "scale" and set(mistake.changes) <= set(FACTORS_G) and "G_sampled" in mistake.changes}
 
 
-def _explained(simulation: Simulation, features: Array, samples: int | None) -> list[Mistake]:
-    found = []
-    problem = simulation.problem
-    for name, c in _factors(problem, samples or 1).items():
-        M = samples or simulation.infer(features / c)
-        if abs(c - 1) > 1e-9 and simulation.statistic(features / c, M) <= simulation.limit(M):
-            found.append(CATALOGUE[name])
-    uniform = simulation.features_of_draws(_uniform(problem, simulation.at.z), 999, 3)
-    M = samples or max(1, round(float(np.mean(uniform.var(axis=0) / np.maximum(
-        (features - uniform.mean(axis=0))**2, 1e-300)))))
-    draws = simulation.of(min(M, 999), uniform)
-    spread = np.maximum(draws.std(axis=0), simulation.floor)
-    off = np.abs((np.concatenate([draws, features[None]]) - draws.mean(axis=0)) / spread).max(axis=1)
-    if off[-1] <= off[:-1].max():
-        found.append(CATALOGUE["targets from a uniform distribution"])
-    return found
-
-
-def _uniform(problem: Problem, z: Array) -> Callable[[np.random.Generator, int], Any]:
-    N, C = z.shape
-    likelihood = problem.model.likelihood
-    if isinstance(likelihood, Categorical):
-        return lambda rng, n: rng.integers(0, C, (n, N))
-    if isinstance(likelihood, Bernoulli):
-        return lambda rng, n: rng.integers(0, 2, (n, N, C)).astype(float)
-    return lambda rng, n: rng.standard_normal((n, N, C))
-
-
-def _power(simulation: Simulation, M: int) -> dict[str, float]:
-    """Return how often some mistakes would be detected in G of M samples."""
-    draws, limit = simulation.of(M)[:999], simulation.limit(M)
-    asked = {"G twice too large": 2.0, "G half too small": 0.5, "G summed over the examples": float(len(simulation.at)),
-             "G averaged over the outputs": 1 / simulation.problem.sizes[-1]}
-    found = {name: float(np.mean(simulation.statistic(c * draws, M) > limit)) for name, c in asked.items() if c != 1}
-    labels = simulation.features(Reference(simulation.problem)["G_empirical"])
-    found["labels in place of the model's targets"] = float(simulation.statistic(labels, M) > limit)
-    return found
+def _explained(features: Features, null: Null, theirs: Array, M: int, errors: Errors) -> list[Mistake]:
+    """Return the scales and distributions with which these features fit well, if they are far off without."""
+    if max(side / limit for side, limit in zip(null.sides(theirs)[:2], null.limits[:2], strict=True)) < CLEAR:
+        return []
+    found = [CATALOGUE[name] for name, c in _factors(features.problem, M).items() if c != 1 and null.is_of(theirs / c)]
+    return found + [CATALOGUE[UNIFORM]] * _null(features, M, errors, uniform=True).is_of(theirs)
