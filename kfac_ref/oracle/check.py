@@ -131,10 +131,10 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
 
         theirs = check_known("dialect", dialect, DIALECTS).ours(theirs, problem)
     reference = _reference_of(problem)
-    theirs = gathered(theirs, QUANTITIES)
+    theirs = gathered(theirs, QUANTITIES) if isinstance(theirs, Mapping) else theirs
     rows = _lost(reference, theirs)
     lost = {row.quantity for row in rows}
-    rest = {n: v for n, v in theirs.items() if n not in lost}
+    rest = {n: v for n, v in theirs.items() if n not in lost} if lost else theirs
     given = coerced(reference, rest) if rest or not lost else {}
     judgement = None
     if problem.targets is None and "G_sampled" in given:

@@ -37,7 +37,10 @@ def add(commands: Any) -> None:
     parser.add_argument("theirs", metavar="THEIRS", help="your values, JSON or npz")
     parser.add_argument("--dialect", metavar="NAME", help="compare in the conventions of an implementation (kfac-ref "
                                                           "dialects)")
-    parser.add_argument("--rtol", type=float, metavar="R", help="the largest relative error that counts as rounding")
+    parser.add_argument("--rtol", type=float, metavar="R", help="the largest error that counts as rounding, relative "
+                                                                "to the largest entry of an array")
+    parser.add_argument("--precision", metavar="P", help="of your numbers: double, single, half or a number of digits "
+                                                         "(default: inferred for each array)")
     parser.add_argument("--samples", type=int, metavar="M", help="targets per example behind a G_sampled whose targets "
                                                                  "are not in the problem (default: inferred)")
     parser.add_argument("--layout", metavar="torch", help="gradient, step and what else is shaped like the weights are "
@@ -126,7 +129,8 @@ def _check(arguments: argparse.Namespace) -> int:
             raise ProblemError("--layout must not be given with --dialect, which has a layout of its own")
     problem, theirs = _problem(arguments.problem), read_quantities(arguments.theirs, arguments.layout)
     try:
-        report = check(problem, theirs, arguments.dialect, arguments.rtol, arguments.samples)
+        report = check(problem, theirs, arguments.dialect, arguments.rtol, arguments.samples,
+                       arguments.precision)
     except ProblemError as error:
         raise ProblemError(f"{arguments.theirs}: {error}") from None
     print(json.dumps(report.plain(), indent=1) if arguments.json else report)

@@ -156,13 +156,13 @@ add("average", "damping added before averaging", "the factors of the batch were 
     "the damping changes with lambda and gamma, so it belongs to the solve", "average first, then damp",
     {f"{part}_average": _average_of_damped(part) for part in ("A", "G")}, ("new", "epsilon", "damping"))
 _BIASED = "eps = min(1 - 1/k, 0.95): the first batch has weight 1, so there is no bias to correct"
-add("average", "average starts at the identity", "the running average starts at the identity with a constant decay",
-    _BIASED, "give the first batch weight 1",
+add("average", "average starts at the identity", "the running average starts at the identity with a constant decay "
+    "(0.95)", _BIASED, "give the first batch weight 1",
     {"epsilon": lambda r, right: r["ceiling"], "old": lambda r, right: right() or {
         name: tuple(0 * X if name.endswith("cross") else np.eye(*X.shape) for X in new)
         for name, new in r["new"].items()}}, ("ceiling", "new"))
-add("average", "average not corrected for its start", "the running average has a constant decay and starts at zero",
-    _BIASED, "let the decay grow as 1 - 1/k, or divide by 1 - decay^k", {"epsilon": lambda r, right: r["ceiling"]},
+add("average", "average not corrected for its start", "the running average has a constant decay (0.95) and starts at "
+    "zero", _BIASED, "let the decay grow as 1 - 1/k, or divide by 1 - decay^k", {"epsilon": lambda r, right: r["ceiling"]},
     ("ceiling",))
 add("average", "first batch whole, then a constant decay", "the first batch has weight 1, and from the second on the "
     "decay is constant", "the first 20 batches are averaged evenly: eps = min(1 - 1/k, 0.95)", "let the decay grow as "
