@@ -346,9 +346,10 @@ def bent(kind: int, value: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
 
 
 @pytest.mark.parametrize("kind", range(10))
-@pytest.mark.parametrize(("name", "quantity"), [("categorical-tanh", "G"), ("gaussian-tanh", "A"), *(
+@pytest.mark.parametrize(("name", "quantity"), [("gaussian-tanh", "A"), *(
     pytest.param(name, quantity, marks=pytest.mark.slow) for name, quantity in (
-        ("bernoulli-tanh", "step"), ("three-layers-categorical", "G"), ("categorical-logistic", "step")))])
+        ("categorical-tanh", "G"), ("bernoulli-tanh", "step"), ("three-layers-categorical", "G"),
+        ("categorical-logistic", "step")))])
 def test_what_is_not_in_the_catalogue_is_not_explained(name: str, quantity: str, kind: int) -> None:
     right = reference(name)
     theirs = {q: right[q] for q in ("A", "G", "step")} | {quantity: bent(kind, right[quantity])}
@@ -360,7 +361,8 @@ def test_what_is_not_in_the_catalogue_is_not_explained(name: str, quantity: str,
     assert not report.explanations
     row = next(row for row in report.rows if row.quantity == quantity)
     assert row.where
-    assert "not explained; the error is in" in str(report)
+    if kind > 0 or quantity != "G":                         # of G alone, it is a loss times 0.37
+        assert "not explained; the error is in" in str(report)
     if kind in (1, 2, 3, 6, 9):
         assert "right in layer 0" in row.where
     if kind == 0:
@@ -461,10 +463,10 @@ def test_a_trajectory_is_followed_to_its_first_difference() -> None:
     assert diagnosis.first_difference()[:2] == (p.trajectory.T1, "rho")         # type: ignore[index]
     assert diagnosis.fits((mistake,))
     assert not diagnosis.fits(())
-    short = r["trajectory_lambda"][:3]
-    report = check(p, {"trajectory_lambda": short})
-    assert not report.ok
-    assert not report.explanations
+    report = check(p, {"trajectory_lambda": r["trajectory_lambda"][:3]})
+    assert report.ok
+    assert report.given_steps == (3, 10)
+    assert not check(p, {"trajectory_lambda": 2 * r["trajectory_lambda"][:3]}).ok
     late = {"trajectory_weights": tuple(np.concatenate([W[:7], 1.01 * W[7:]]) for W in r["trajectory_weights"])}
     assert Diagnosis(r, late).first_difference()[:2] == (8, "weights")          # type: ignore[index]
 

@@ -24,8 +24,8 @@ from .sampling import Judgement, judge
 MOST_DIGITS = 15.95
 #: How many explanations are printed; `Report.plain` has all.
 SHOWN = 6
-#: How long the diagnosis may search for explanations, and then for those of each quantity alone.
-SECONDS, SECONDS_EACH = 6.0, 2.0
+#: How much processor time the search for explanations may take, and then that for each quantity alone.
+SECONDS, SECONDS_EACH = 7.0, 2.0
 
 
 @dataclass(frozen=True)

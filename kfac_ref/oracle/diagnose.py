@@ -106,7 +106,7 @@ class Diagnosis:
         base, differing = self.reference.having(*with_), self.differing()
         for family in FAMILIES:
             name = next((n for n in family.shown_by if n in differing), None)
-            if name is None or self._late() or not family.defined(base) or sum(
+            if name is None or (with_ and family.alone) or self._late() or not family.defined(base) or sum(
                     map(np.size, _arrays(self.theirs[name]))) < 2:
                 continue
             some = family.at(2.0 * np.ones(len(base["weights"])) if family.per_layer else 2.0)
@@ -122,8 +122,9 @@ class Diagnosis:
     def _pairs(self) -> Iterator[tuple[Mistake, ...]]:
         if _COARSE.issuperset(self.names):                  # lambda and gamma take few values
             return
-        self.tried = len(self.candidates)**2
-        for pair in itertools.permutations(self.candidates, 2):
+        effective = [m for m in self.candidates if self._matters(m)]
+        self.tried = len(effective)**2
+        for pair in itertools.permutations(effective, 2):
             if self._late():
                 return
             if not _in_order(pair) and not _touch(*pair):   # the order does not matter
@@ -137,6 +138,17 @@ class Diagnosis:
                 else:
                     yield pair
 
+    def _matters(self, m: Mistake) -> bool:
+        """Return whether a mistake changes any given quantity here; weight decay of 0, for example, cannot be wrong."""
+        for name in self.names:
+            if self._acting(name, (m,)):
+                if name.startswith("trajectory_"):
+                    return True
+                with suppress(*_FAILS):
+                    if error(self.reference[name], self.reference.having(m).shown(name)) > 0:
+                        return True
+        return False
+
     def _refuted(self, mistakes: tuple[Mistake, ...]) -> list[str]:
         """Return the given quantities that only some of these mistakes affect, and that these do not explain."""
         found = []
@@ -147,11 +159,10 @@ class Diagnosis:
         return found
 
     def _number_and_mistake(self) -> Iterator[tuple[Mistake, ...]]:
-        differing = self.differing()
         for m in self.candidates:
             if self._late():
                 return
-            if any(self._acting(n, (m,)) for n in differing):
+            if self._matters(m):
                 yield from self._numbers((m,))
 
     def _triples(self) -> Iterator[tuple[Mistake, ...]]:

@@ -162,8 +162,8 @@ add("average", "average starts at the identity", "the running average starts at 
         name: tuple(0 * X if name.endswith("cross") else np.eye(*X.shape) for X in new)
         for name, new in r["new"].items()}}, ("ceiling", "new"))
 add("average", "average not corrected for its start", "the running average has a constant decay (0.95) and starts at "
-    "zero", _BIASED, "let the decay grow as 1 - 1/k, or divide by 1 - decay^k", {"epsilon": lambda r, right: r["ceiling"]},
-    ("ceiling",))
+    "zero", _BIASED, "let the decay grow as 1 - 1/k, or divide by 1 - decay^k",
+    {"epsilon": lambda r, right: r["ceiling"]}, ("ceiling",))
 add("average", "first batch whole, then a constant decay", "the first batch has weight 1, and from the second on the "
     "decay is constant", "the first 20 batches are averaged evenly: eps = min(1 - 1/k, 0.95)", "let the decay grow as "
     "1 - 1/k", {"epsilon": lambda r, right: r["ceiling"] if r["k"] else 0.0}, ("ceiling", "k"))
