@@ -203,7 +203,7 @@ def test_bad_options(options: list[str], tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_check_takes_little_longer_than_importing_the_package(tmp_path: Path) -> None:
-    numbers = save(tmp_path / "n.json", {"A": EXPECTED["A"], "G": EXPECTED["G_empirical"], "step": EXPECTED["step"]})
+    numbers = save(tmp_path / "n.json", {"A": EXPECTED["A"], "G": EXPECTED["G_empirical"]})
 
     def seconds(*arguments: Any, status: int) -> float:
         """Return the time of the processor, which other tests beside this one do not take."""

@@ -13,7 +13,9 @@ from kfac_ref import oracle
 from kfac_ref.oracle import Reference, graph, quantities, vector
 from kfac_ref.oracle.graph import NODES, QUANTITIES
 
-ORACLE = sorted(Path(oracle.__file__).parent.glob("*.py"))          # without the mistakes
+#: The modules that compute quantities: without the mistakes, and without the statistics of samples and of rounding.
+ORACLE = sorted(path for path in Path(oracle.__file__).parent.glob("*.py")
+                if path.stem not in ("draws", "precision", "sampling"))
 
 
 class Recording(Reference):

@@ -7,9 +7,9 @@ Examples
 --------
 >>> from kfac_ref import oracle
 >>> problem = oracle.Problem((1, 1), (), "gaussian", [[[2.0, 0.0]]], [[1.0], [3.0]], [[0.0], [1.0]])
->>> report = oracle.check(problem, {"G": [[[2.0]]]})
->>> report.ok, "G summed over the examples" in [e.names[0] for e in report.explanations]
-(False, True)
+>>> report = oracle.check(problem, {"A": [[[10, 4], [4, 2]]]})
+>>> report.ok, report.explanations[0].names
+(False, ('A summed over the examples',))
 """
 
 from . import published

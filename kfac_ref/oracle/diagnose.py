@@ -85,13 +85,18 @@ class Diagnosis:
 
         Those that chance may have given are in `by_chance` instead.
         """
-        for hypotheses in (self._singles, self._numbers, self._pairs, self._number_and_mistake, self._triples):
+        for hypotheses in (self._singles, self._numbers, self._pairs_or_number, self._triples):
             if found := list(hypotheses()):
                 return self._beyond_chance(found)
             if self._late():
                 self.untried = self.untried or "some combinations of mistakes were not tried, for lack of time"
                 break
         return []
+
+    def _pairs_or_number(self) -> list[tuple[Mistake, ...]]:
+        """Return pairs that fit, else a mistake and a number, which is the faster search."""
+        with_number = list(self._number_and_mistake())
+        return list(self._pairs()) or with_number
 
     def _singles(self) -> Iterator[tuple[Mistake, ...]]:
         self.tried = len(self.candidates)

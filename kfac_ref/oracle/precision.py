@@ -80,11 +80,11 @@ def form_of(a: Array) -> Form:
         if digits > 9 and (some.astype(np.float32) == some).all():
             return SINGLE
     if digits < FEWEST and (FEWEST - digits) * len(some) < FEWEST:
-        digits = FEWEST                                     # one or two numbers may end in zeros that are not written
+        return replace(digits_form(FEWEST), name=DOUBLE.name)       # one or two numbers may end in zeros not written
     if digits > MOST or (digits < FEWEST and not FEWEST <= decimals <= MOST):
         return DOUBLE
     form = digits_form(digits) if digits >= FEWEST else Form("", SINGLE_UNIT)
-    fixed = len(some) > 1 and np.mean(counts[:, 1] == decimals) > np.mean(counts[:, 0] == digits)
+    fixed = len(some) > 2 and np.mean(counts[:, 1] == decimals) > np.mean(counts[:, 0] == digits)
     name = f"{decimals} decimals" if fixed or digits < FEWEST else form.name
     return Form(name, form.unit, form.relative, 0.5 * 10.0**-decimals * (1 + 1e-9))
 
@@ -213,7 +213,8 @@ class Tolerance:
         self._moved: dict[Any, Any] = {}
         arrays = {name: value if isinstance(value, tuple) else (value,) for name, value in theirs.items()}
         own = {name: [form or form_of(np.asarray(a)) for a in value] for name, value in arrays.items()}
-        others = {f.name: f for forms in own.values() for f in forms if f.relative or f.absolute}
+        others = {f.name: f for name, forms in own.items() for a, f in zip(arrays[name], forms, strict=True)
+                  if np.count_nonzero(a) > 2 or f == HALF}
         self.forms: dict[str, tuple[Form, ...]] = {}
         for name, value in arrays.items():
             forms = [_as_others(np.asarray(a), f, others.values()) for a, f in zip(value, own[name], strict=True)]
@@ -265,9 +266,8 @@ class Tolerance:
         for name, forms in self.forms.items():
             for text in dict.fromkeys(f.name for f in forms):
                 by.setdefault(text, []).append(name)
-        if self.rtol is not None or set(by) <= {DOUBLE.name}:
-            return ""
-        return "; ".join(f"{', '.join(names)}: {text}" for text, names in by.items())
+        by.pop(DOUBLE.name, None)
+        return "" if self.rtol is not None else "; ".join(f"{', '.join(names)}: {text}" for text, names in by.items())
 
 
 def _largest(ratios: Any) -> float:
