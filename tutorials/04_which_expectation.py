@@ -238,14 +238,14 @@ assert np.allclose(kr.kronecker_factors(at, likeliest_target).G[1], likeliest)
 
 # %% [markdown]
 # The optimizer samples one target for each example, as the paper does (`kr.one_draw`). If your own code samples and
-# does not keep its targets, the oracle judges the result by simulation. It guesses from the spread how many targets
-# were drawn (here, unknown to it, 20), and draws thousands of right G. Its *statistic* is how far a G is from the exact
-# one, in units of their spread:
+# does not keep its targets, the oracle judges the result by simulation: it draws thousands of right G. Say how many
+# targets were drawn for each example (here 20). Its *statistic* is how far a G is from the exact one, as a part of what
+# is allowed:
 
 # %%
 problem = v.problem.replace(targets=None)
 mine = kr.kronecker_factors(problem.at(), kr.sampled(problem.at().sample(rng, 20)))
-report = oracle.check(problem, {"G_sampled": [G for _, G in mine.layers]})
+report = oracle.check(problem, {"G_sampled": [G for _, G in mine.layers]}, samples=20)
 print(report)
 assert report.ok
 
