@@ -176,10 +176,10 @@ for mistake, name in expected.items():
     assert singles == [name]
 
 # %% [markdown]
-# One single mistake for each, and it is the right one. A pair whose factors come to the same (N times 1/N^3) can
-# never be told from it; it is less likely, so pairs are tried only where no single mistake fits. A mistake shows first where it was made, and then in
-# all that is made from that. The picture is its fingerprint: right digits (16 is all that a double has) of each
-# quantity.
+# One single mistake for each, and it is the right one. A pair whose factors come to the same (N times 1/N^3) can never
+# be told from it; it is less likely, so pairs are tried only where no single mistake fits. A mistake shows first where
+# it was made, and then in all that is made from that. The picture is its fingerprint: right digits (16 is all that a
+# double has) of each quantity.
 
 # %% tags=["hide-input"]
 quantities = list(kfac())
