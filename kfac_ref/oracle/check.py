@@ -84,7 +84,7 @@ class Report:
             "precision": self.precision, "by_chance": _texts(self.by_chance), "is_another": dict(self.is_another or {}),
             "begins": self.begins and {"quantity": self.begins[0], "give": list(self.begins[1])},
             "untried": self.untried, "given_steps": self.given_steps,
-            "samples": j and j.samples, "power": j and j.power,
+            "samples": j and j.samples, "samples_instead": j and j.instead, "power": j and j.power,
             "sampled_as": _texts([Explanation((m,)) for m in j.explanations]) if j else [],
         }
 
