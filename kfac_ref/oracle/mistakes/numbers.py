@@ -130,14 +130,17 @@ FAMILIES = (
 def solved(family: Family, r: Reference, name: str, theirs: Any, quick: bool = False) -> list[Any]:
     """Return the number with which a quantity comes closest to the given value; from one start if `quick`."""
     def f(u: Any) -> Any:
+        """Return the quantity with the number of u, which is its logarithm if it is positive."""
         c = np.exp(u) if family.positive else u
         return r.having(*r.mistakes, family.at(c if family.per_layer else float(c))).shown(name)
 
     def gap(value: Any) -> Any:
+        """Return what is missing to the given arrays."""
         return [np.nan_to_num(np.asarray(b, dtype=float) - np.asarray(v, dtype=float)) for v, b in
                 zip(_arrays(value), _arrays(theirs), strict=True)]
 
     def total(parts: Any) -> Any:
+        """Return one sum, or one number per layer."""
         return np.array(parts) if family.per_layer else sum(parts)
 
     right = family.right(r)
