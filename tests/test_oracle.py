@@ -287,13 +287,13 @@ def test_every_flagged_mistake_is_among_the_explanations(name: str) -> None:
 @pytest.mark.slow
 def test_pairs_of_mistakes_are_found() -> None:
     tried = 0
-    for name, pair in oracle_report.pairs(20):
+    for name, pair in oracle_report.pairs(10):
         theirs = oracle_report.quantities(reference(name), pair, vector(name).expected)
         if oracle_report.visible(reference(name), theirs):
             tried += 1
             # Where something simpler comes to the same values, it is named instead.
             assert Diagnosis(reference(name), theirs).explanations(), (name, pair)
-    assert tried > 12                                        # the others cancel, or stop with an error
+    assert tried > 6                                         # the others cancel, or stop with an error
 
 
 @pytest.mark.slow
@@ -349,7 +349,7 @@ def bent(kind: int, value: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
 @pytest.mark.parametrize("kind", range(10))
 @pytest.mark.parametrize(("name", "quantity"), [("gaussian-tanh", "A"), *(
     pytest.param(name, quantity, marks=pytest.mark.slow) for name, quantity in (
-        ("categorical-tanh", "G"), ("bernoulli-tanh", "step")))])
+        ("bernoulli-tanh", "step"),))])
 def test_what_is_not_in_the_catalogue_is_not_explained(name: str, quantity: str, kind: int) -> None:
     right = reference(name)
     theirs = {q: right[q] for q in ("A", "G", "step")} | {quantity: bent(kind, right[quantity])}
