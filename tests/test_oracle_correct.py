@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from kfac_ref.oracle import Problem, check
+from kfac_ref.oracle import Problem, Reference, check
 
 Arrays = dict[str, Any]
 
@@ -148,6 +148,16 @@ def accused(seed: int) -> list[tuple[str, str, float]]:
 @pytest.mark.parametrize("seed", range(12))
 def test_correct_values_are_not_accused_in_any_form(seed: int) -> None:
     assert accused(seed) == []
+
+
+def test_a_badly_conditioned_step_is_not_right_whatever_it_is() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((20, 1)) * np.ones(3) + 1e-8 * rng.standard_normal((20, 3))
+    p = Problem((3, 2), (), "gaussian", (rng.standard_normal((2, 4)),), x, rng.standard_normal((20, 2)), 1e-20)
+    step = Reference(p)["step"]
+    assert check(p, {"step": step}, precision="single", diagnose=False).ok
+    bent = [np.column_stack([3 * V[:, :-1], V[:, -1]]) for V in step]       # the bias is well conditioned
+    assert not check(p, {"step": bent}, precision="single", diagnose=False).ok
 
 
 def main(count: int) -> int:

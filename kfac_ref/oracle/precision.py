@@ -245,8 +245,10 @@ class Tolerance:
             E = moved(f)
             ours, size = (np.nan_to_num(np.abs(np.asarray(v, dtype=float))) for v in (a, b))
             least = max(f.unit**2, 1e-18) * float(np.max(ours, initial=0)) + f.absolute + 1e-300
-            found.append(SAFETY * (E[i] if isinstance(E, tuple) else E) + 16 * f.unit * ours + f.relative * size
-                         + least)
+            moved_by = SAFETY * (E[i] if isinstance(E, tuple) else E)
+            if not name.endswith("mu"):                     # mu may be nothing but rounding
+                moved_by = np.minimum(moved_by, (1e-2 if f.unit == SINGLE_UNIT else 1e-4) * np.max(ours, initial=0))
+            found.append(moved_by + 16 * f.unit * ours + f.relative * size + least)
         return tuple(found) if isinstance(value, tuple) else found[0]
 
     def excess(self, reference: Reference, name: str, theirs: Any, key: Any = ()) -> float:
