@@ -29,4 +29,4 @@ def test_the_line_of_a_mutant_is_there(mutant: mutants.Mutant) -> None:
 
 def test_a_mutant_whose_line_is_gone_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"stands 0 times in params\.py"):
-        mutants.run(mutants.Mutant("gone", "params", "params.py", "no such line", ""))
+        mutants.failures(mutants.Mutant("gone", "params", "params.py", "no such line", ""))
