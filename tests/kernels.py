@@ -50,12 +50,14 @@ def main() -> int:
         return 0
     flags = set(re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)[1].split())    # type: ignore[index]
     parser = argparse.ArgumentParser(description="Run the numeric tests with OpenBLAS kernels.")
-    parser.add_argument("kernels", nargs="*", metavar="NAME", choices=["", *KERNELS], default=["", *KERNELS])
+    parser.add_argument("kernels", nargs="*", metavar="NAME", help=f"of {', '.join(KERNELS)} (default: all)")
     parser.add_argument("--threads", type=int, metavar="N", help="BLAS threads (default: one, then two)")
     chosen = parser.parse_args()
+    if unknown := set(chosen.kernels) - set(KERNELS):
+        parser.error(f"unknown kernels: {', '.join(sorted(unknown))}")
     failed, tests, seen = [], modules(), {}
     print(f"{len(tests)} test modules\n{'OPENBLAS_CORETYPE':18s}{'in use':13s}threads  result", flush=True)
-    for kernel in chosen.kernels:
+    for kernel in chosen.kernels or ["", *KERNELS]:
         name = kernel or "(not set)"
         if missing := set(KERNELS[kernel].split()) - flags if kernel else set():
             print(f"{name:18s}{'-':13s}-        skipped: the processor lacks {' '.join(sorted(missing))}", flush=True)
