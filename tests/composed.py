@@ -7,6 +7,7 @@ affects) nor its search, so that tests can compare these with it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -38,7 +39,7 @@ class Program:
         """Return a value with the first `count` mistakes in its own equation."""
         for i in range(count - 1, -1, -1):
             if name in self.mistakes[i].changes:
-                return self.mistakes[i].changes[name](self, lambda: self._value(name, i))
+                return self.mistakes[i].changes[name](self, functools.partial(self._value, name, i))
         return self.given[name] if name in self.given else NODES[name].compute(self)
 
     def taking(self, **given: Any) -> Program:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from kfac_ref.oracle import CATALOGUE, Mistake, Reference, Vector, published, vector
-from kfac_ref.oracle.diagnose import Diagnosis
-from kfac_ref.oracle.mistakes import differ
+from kfac_ref.oracle.differences import differ
+from kfac_ref.oracle.search import Diagnosis
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "oracle_report.md"
 PAIRS = 200

@@ -23,8 +23,8 @@ from kfac_ref.factors import Moments, RunningAverage, as_factors, second_moments
 from kfac_ref.optimizers import KFAC
 from kfac_ref.optimizers.kfac_values import Draws
 from kfac_ref.oracle import CATALOGUE, Problem, Reference, check, files, graph, published
-from kfac_ref.oracle.diagnose import Diagnosis, place
-from kfac_ref.oracle.mistakes import differ, error
+from kfac_ref.oracle.differences import differ, error, place
+from kfac_ref.oracle.search import Diagnosis
 from kfac_ref.testing import assert_kfac, assert_kfac_factors
 from tests import oracle_report
 
@@ -505,7 +505,8 @@ def test_a_mu_that_is_nothing_but_rounding_is_not_compared_with_itself() -> None
     mu = r["trajectory_mu"].copy()
     assert mu[0] == 0
     mu[0] = 1e-17
-    assert [f for f in Diagnosis(r, {"trajectory_mu": mu}).along() if not f[2] <= 1e-8] == []
+    assert Diagnosis(r, {"trajectory_mu": mu}).fits(())
+    assert Diagnosis(r, {"trajectory_mu": mu}).first_difference() is None
     mu[0] = 1e-3
     assert Diagnosis(r, {"trajectory_mu": mu}).first_difference()[:2] == (1, "mu")      # type: ignore[index]
 

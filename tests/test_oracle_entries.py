@@ -17,7 +17,7 @@ import pytest
 
 from kfac_ref.curvature import EKFAC
 from kfac_ref.oracle import CATALOGUE, KLClip, Previous, Problem, Reference, check, vector
-from kfac_ref.oracle.mistakes import error
+from kfac_ref.oracle.differences import error
 from kfac_ref.params import scale
 
 SIZES, N, M = (4, 5, 3), 11, 2

@@ -16,9 +16,9 @@ import pytest
 
 from kfac_ref.network import ACTIVATIONS
 from kfac_ref.oracle import CATALOGUE, QUANTITIES, KLClip, Previous, Problem, Reference, Trajectory, check
-from kfac_ref.oracle.diagnose import Diagnosis
-from kfac_ref.oracle.mistakes import error
+from kfac_ref.oracle.differences import error
 from kfac_ref.oracle.problem import Batch
+from kfac_ref.oracle.search import Diagnosis
 from tests import oracle_report
 
 pytestmark = pytest.mark.slow

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from .checks import ProblemError, check_counted, check_known, check_number
-from .diagnose import Diagnosis, Explanation, Scale, place, scale
+from .differences import VISIBLE, Scale, place, scale, shapes
 from .files import gathered
 from .forms import coerced
 from .graph import QUANTITIES, Reference, missing
-from .mistakes import CATALOGUE, VISIBLE
+from .mistakes import CATALOGUE
 from .precision import named
 from .problem import Problem
 from .sampling import Judgement, judge
+from .search import Diagnosis, Explanation
 
 #: A number in double precision has no more digits than this.
 MOST_DIGITS = 15.95
@@ -142,12 +143,12 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
         rows.append(row)
     reference, given_steps = _of_given_steps(reference, given)
     diagnosis = Diagnosis(reference, given, problem.dtype, rtol, form, seconds=SECONDS)
-    differing = diagnosis.differing()
+    differing = diagnosis.differing
     for name in diagnosis.names:
         off, where = diagnosis.errors[name], ""
         if name in differing:
             where = place(reference[name], given[name], diagnosis.tolerance.allowed(reference, name, given[name])
-                          if diagnosis.same_shape(name) else None)
+                          if shapes(reference[name]) == shapes(given[name]) else None)
         rows.append(Row(name, "differs" if name in differing else "right", off, _digits(off), where))
     found = Report(tuple(rows), judgement=judgement, dialect=dialect, precision=diagnosis.tolerance.words(),
                    given_steps=given_steps)
@@ -156,7 +157,7 @@ def check(problem: Problem, theirs: Mapping[str, Any], dialect: str | None = Non
 
 def _diagnosed(problem: Problem, diagnosis: Diagnosis, samples: int | None) -> dict[str, Any]:
     """Return the fields of the report that explain what differs."""
-    reference, given, differing = diagnosis.reference, diagnosis.theirs, diagnosis.differing()
+    reference, given, differing = diagnosis.reference, diagnosis.theirs, diagnosis.differing
     explanations, found = diagnosis.explanations(), dict[str, Any]()
     if "G_sampled" in differing and not explanations:       # perhaps other draws
         found["judgement"], _ = _judged(problem, reference, given["G_sampled"], samples)

@@ -62,6 +62,8 @@ class Quantity:
 #: Larger wrong values (in bytes) are not cached: there is one per mistake and per pair.
 LARGE = 2**20
 _ABSENT = object()
+#: What an equation with wrong inputs may raise.
+FAILS = (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError)
 NODES: dict[str, Node] = {}
 #: Everything that can be compared, by name; `kfac-ref quantities` prints them.
 QUANTITIES: dict[str, Quantity] = {}
@@ -108,12 +110,6 @@ class Reference:
         shows = [mistake.shows[name] for mistake in self.mistakes if name in mistake.shows]
         return functools.reduce(lambda value, show: show(self, value), shows, self[name])
 
-    def kept(self, key: tuple[str, ...], make: Callable[..., Any]) -> Any:
-        """Return the cached ``make(reference without mistakes, *key[1:])``."""
-        if key not in self._kept:
-            self._kept[key] = make(self.having(), *key[1:])
-        return self._kept[key]
-
     def names(self) -> list[str]:
         """Return the names of the quantities that the problem defines."""
         return [name for name, q in QUANTITIES.items() if missing(q, self.problem) is None]
@@ -127,7 +123,7 @@ class Reference:
         try:
             with np.errstate(all="ignore"):                 # a wrong value may be infinite
                 return make()
-        except (ValueError, np.linalg.LinAlgError, ArithmeticError, IndexError) as error:
+        except FAILS as error:
             return ValueError(f"{name}: {error}")
 
     def part_of(self, name: str) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ import scipy.special
 from ..checks import Array
 from ..likelihoods import Bernoulli, Categorical
 from .checks import ProblemError
-from .graph import Reference
+from .differences import arrays, shapes
+from .graph import FAILS, Reference
 
 #: How often rounding may exceed the measured movement: implementations sum and factor in other orders.
 SAFETY = 256
@@ -29,7 +30,6 @@ DRAWS = 3
 FEWEST, MOST = 4, 12
 #: So many entries of an array are looked at to find its precision.
 _SAMPLE = 4000
-_FAILS = (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError)
 #: What nodes hold that is not rounded.
 _EXACT = ("y", "targets", "damping", "eta", "previous", "model_damping", "ceiling", "epsilon", "lambda_before", "k",
           "N")
@@ -152,7 +152,7 @@ def sensitivity(reference: Reference, name: str, unit: float) -> Any:
     size = max(unit, 1e-14)                                 # smaller changes would drown in the rounding of our own
     right, moved = reference.shown(name), []
     for seed in range(DRAWS):
-        with suppress(*_FAILS):
+        with suppress(*FAILS):
             moved.append(_Noisy(reference, size, seed).shown(name))
     if not moved:
         return _each(lambda a: np.full(np.shape(a), np.inf), right)
@@ -211,12 +211,12 @@ class Tolerance:
                  form: Form | None = None) -> None:
         self.rtol = rtol
         self._moved: dict[Any, Any] = {}
-        arrays = {name: value if isinstance(value, tuple) else (value,) for name, value in theirs.items()}
-        own = {name: [form or form_of(np.asarray(a)) for a in value] for name, value in arrays.items()}
-        others = {f.name: f for name, forms in own.items() for a, f in zip(arrays[name], forms, strict=True)
+        parts = {name: arrays(value) for name, value in theirs.items()}
+        own = {name: [form or form_of(np.asarray(a)) for a in value] for name, value in parts.items()}
+        others = {f.name: f for name, forms in own.items() for a, f in zip(parts[name], forms, strict=True)
                   if np.count_nonzero(a) > 2 or f == HALF}
         self.forms: dict[str, tuple[Form, ...]] = {}
-        for name, value in arrays.items():
+        for name, value in parts.items():
             forms = [_as_others(np.asarray(a), f, others.values()) for a, f in zip(value, own[name], strict=True)]
             self.forms[name] = tuple(replace(f, unit=SINGLE_UNIT) if dtype == "float32" else f for f in forms)
 
@@ -240,13 +240,14 @@ class Tolerance:
     def _written(self, name: str, value: Any, theirs: Any, moved: Callable[[Form], Any]) -> Any:
         """Return the allowed error of each entry from how far rounding moves it."""
         found = []
-        arrays, given = (v if isinstance(v, tuple) else (v,) for v in (value, theirs))
-        for i, (a, b, f) in enumerate(zip(arrays, given, self.forms[name], strict=True)):
+        for i, (a, b, f) in enumerate(zip(arrays(value), arrays(theirs), self.forms[name], strict=True)):
             E = moved(f)
             ours, size = (np.nan_to_num(np.abs(np.asarray(v, dtype=float))) for v in (a, b))
             least = max(f.unit**2, 1e-18) * float(np.max(ours, initial=0)) + f.absolute + 1e-300
             moved_by = SAFETY * (E[i] if isinstance(E, tuple) else E)
-            if not name.endswith("mu"):                     # mu may be nothing but rounding
+            if name.endswith("mu"):                         # mu is a coefficient, and may be nothing but rounding
+                least += 16 * f.unit
+            else:
                 moved_by = np.minimum(moved_by, (1e-2 if f.unit == SINGLE_UNIT else 1e-4) * np.max(ours, initial=0))
             found.append(moved_by + 16 * f.unit * ours + f.relative * size + least)
         return tuple(found) if isinstance(value, tuple) else found[0]
@@ -254,13 +255,13 @@ class Tolerance:
     def excess(self, reference: Reference, name: str, theirs: Any, key: Any = ()) -> float:
         """Return the largest error in units of what is allowed: at most 1 for a right value."""
         value = reference.shown(name)
-        if _shapes(value) != _shapes(theirs):
+        if shapes(value) != shapes(theirs):
             return math.inf
         if self.rtol is None:                               # most right values need no more than this
-            least = _largest(_each(_ratio, value, theirs, self._written(name, value, theirs, lambda f: 0.0)))
+            least = max(arrays(_each(_ratio, value, theirs, self._written(name, value, theirs, lambda f: 0.0))))
             if least <= 1:
                 return least
-        return _largest(_each(_ratio, value, theirs, self.allowed(reference, name, theirs, key)))
+        return max(arrays(_each(_ratio, value, theirs, self.allowed(reference, name, theirs, key))))
 
     def words(self) -> str:
         """Return what the precision was taken to be, "" if all of it is double."""
@@ -270,14 +271,6 @@ class Tolerance:
                 by.setdefault(text, []).append(name)
         by.pop(DOUBLE.name, None)
         return "" if self.rtol is not None else "; ".join(f"{', '.join(names)}: {text}" for text, names in by.items())
-
-
-def _largest(ratios: Any) -> float:
-    return max(ratios, default=0.0) if isinstance(ratios, tuple) else ratios
-
-
-def _shapes(value: Any) -> Any:
-    return tuple(map(np.shape, value)) if isinstance(value, tuple) else np.shape(value)
 
 
 def _ratio(a: Any, b: Any, allowed: Any) -> float:

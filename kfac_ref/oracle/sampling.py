@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array
+from .differences import error
 from .draws import UNIFORM, Errors, Features, errors_of
-from .mistakes import CATALOGUE, FACTORS_G, Mistake, error
+from .mistakes import CATALOGUE, FACTORS_G, Mistake
 from .problem import Problem
 
 #: Right values are rejected at most this often: 3 / (draws + 1), with the fewest draws that a problem gets.

@@ -7,7 +7,7 @@ quantities by more than 1e-6 relatively. The diagnosis has no part in it. The nu
 from __future__ import annotations
 
 from kfac_ref.oracle import CATALOGUE, Problem, Reference
-from kfac_ref.oracle.mistakes import differ
+from kfac_ref.oracle.differences import differ
 
 from . import make
 

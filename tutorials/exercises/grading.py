@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from kfac_ref.oracle import CATALOGUE, Problem, Reference, vector
-from kfac_ref.oracle.diagnose import Diagnosis, place, scale
-from kfac_ref.oracle.mistakes import error
+from kfac_ref.oracle.differences import error, place, scale
+from kfac_ref.oracle.search import Diagnosis
 
 #: Relative errors up to this are rounding: every formula in double precision is that accurate.
 RTOL = 1e-8
@@ -222,7 +222,7 @@ class ByOracle:
             quantities = self.collect(r, results[start:start + count])
             diagnoses.append(Diagnosis(r, quantities, rtol=RTOL))
             start += count
-        wrong = [d for d in diagnoses if d.differing()]
+        wrong = [d for d in diagnoses if d.differing]
         if not wrong:
             return Verdict(True)
         slips = [Explanation((s,)) for s in self.slips if _equal(self.mistaken(s), results)]
@@ -234,7 +234,7 @@ class ByOracle:
             return Verdict(False, shape.partition(": ")[2])
         p = wrong[0].reference.problem
         counts = {"N": len(p.x), "C": p.sizes[-1]} | ({"M": len(p.targets)} if p.targets is not None else {})
-        name = wrong[0].differing()[0]
+        name = wrong[0].differing[0]
         words = _number_words(wrong[0].reference[name], wrong[0].theirs[name], counts)
         return Verdict(False, f"{self.made}{words}")
 

@@ -1,8 +1,7 @@
-"""An entry of the catalogue, helpers for its changes, and the comparison of two values of a quantity."""
+"""An entry of the catalogue, and helpers for its changes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +14,6 @@ from ..graph import NODES, Reference
 
 Right = Callable[[], Any]                       # makes the right value
 Change = Callable[[Reference, Right], Any]      # makes the wrong value
-
-#: A test vector flags a mistake that changes a quantity by more than this relative error.
-VISIBLE = 1e-6
 
 FACTORS_A = ("A", "A_cross")
 FACTORS_G = ("G", "G_sampled", "G_empirical", "G_cross", "G_cross_sampled")
@@ -102,27 +98,3 @@ def C_of(r: Reference) -> float:
 def M_of(r: Reference) -> float:
     """Return the number of sampled targets per example, 1 if there are none."""
     return float(len(r.problem.targets)) if r.problem.targets is not None else 1.0
-
-
-def differ(right: Any, wrong: Any, tolerance: float = VISIBLE) -> bool:
-    """Return whether two values differ in shape or by a larger relative error; None is unknown and counts as equal."""
-    return right is not None and wrong is not None and not error(right, wrong) <= tolerance
-
-
-def error(right: Any, theirs: Any) -> float:
-    """Return the largest relative error over the arrays of a quantity; infinite if shapes, or places of NaN, differ."""
-    if isinstance(right, tuple) != isinstance(theirs, tuple):
-        return math.inf
-    if isinstance(right, tuple):
-        pairs = zip(right, theirs, strict=True)
-        return max((error(a, b) for a, b in pairs), default=0.0) if len(right) == len(theirs) else math.inf
-    a, b = np.asarray(right, dtype=float), np.asarray(theirs, dtype=float)
-    nan = np.isnan(a)
-    if a.shape != b.shape or not np.array_equal(nan, np.isnan(b)):
-        return math.inf
-    if nan.any():
-        a, b = np.where(nan, 0, a), np.where(nan, 0, b)
-    with np.errstate(over="ignore", invalid="ignore"):
-        off = float(np.max(np.abs(a - b), initial=0))
-        size = float(np.max(np.abs(a), initial=0))
-    return off / size if size > 0 else (math.inf if off > 0 else 0.0)

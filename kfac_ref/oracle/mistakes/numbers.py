@@ -7,7 +7,7 @@ fits is found by Gauss-Newton steps on a given quantity, from a few starting poi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,10 @@ import numpy as np
 
 from ... import damping, params
 from ...likelihoods import Categorical
-from ..graph import Reference
+from ..differences import arrays, as_powers
+from ..graph import FAILS, Reference
 from .entry import STEPS, Change, Mistake, times
 
-_FAILS = (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError)
 _EVERY_STEP = (*STEPS, "step_sampled", "step_empirical")
 
 
@@ -137,7 +137,7 @@ def solved(family: Family, r: Reference, name: str, theirs: Any, quick: bool = F
     def gap(value: Any) -> Any:
         """Return what is missing to the given arrays."""
         return [np.nan_to_num(np.asarray(b, dtype=float) - np.asarray(v, dtype=float)) for v, b in
-                zip(_arrays(value), _arrays(theirs), strict=True)]
+                zip(arrays(value), arrays(theirs), strict=True)]
 
     def total(parts: Any) -> Any:
         """Return one sum, or one number per layer."""
@@ -154,11 +154,11 @@ def solved(family: Family, r: Reference, name: str, theirs: Any, quick: bool = F
             for k in range(12 if quick else 30):
                 value = f(u)
                 off = gap(value)
-                if quick and k == 4 and _square(off) > 1e-2 * _square(_arrays(theirs)):
+                if quick and k == 4 and _square(off) > 1e-2 * _square(arrays(theirs)):
                     raise ValueError("no number fits")
                 step = 1e-6 * np.maximum(1.0, np.abs(u)) * ones
                 slope = [(np.asarray(b, dtype=float) - np.asarray(a, dtype=float)) for a, b in
-                         zip(_arrays(value), _arrays(f(u + step)), strict=True)]
+                         zip(arrays(value), arrays(f(u + step)), strict=True)]
                 square = total([float(np.vdot(s, s)) for s in slope])
                 move = step * total([float(np.vdot(s, o)) for s, o in zip(slope, off, strict=True)]) / np.where(
                     square > 0, square, np.inf)
@@ -170,15 +170,44 @@ def solved(family: Family, r: Reference, name: str, theirs: Any, quick: bool = F
                     break
                 last = size
             found.append((_square(gap(f(u))), np.exp(u) if family.positive else u))
-        except _FAILS:
+        except FAILS:
             continue
     found.sort(key=lambda pair: pair[0])
     return [c for _, c in found[:1]]
 
 
-def _arrays(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
-
-
 def _square(arrays: Any) -> float:
     return sum(float(np.vdot(a, a)) for a in map(np.nan_to_num, arrays))
+
+
+def simplest(family: Family, r: Reference, c: Any) -> Iterator[Mistake]:
+    """Yield the mistake with numbers near c: a known multiple of the right one, then with ever more digits."""
+    if family.per_layer:
+        yield family.at(c, ", ".join(f"{v:.6g}" for v in c))
+        return
+    c, right = float(c), family.right(r)
+    counts = {"N": len(r.problem.x), "C": r.problem.sizes[-1],
+              "M": 1 if r.problem.targets is None else len(r.problem.targets)}
+    times, text = as_powers(c / right, counts, 1e-6) if right and family.positive else (1.0, "")
+    if text not in ("", "1"):
+        plain = f"{right * times:.6g}"
+        yield family.at(right * times, plain if right == 1 and text == plain else
+                        f"{plain} = {text}" if right == 1 else f"{plain} ({text} times the right {right:.6g})")
+    if abs(c) < 1e-12 and not family.positive:
+        yield family.at(0.0, "0")
+    for digits in range(1, 13):
+        rounded = float(f"{c:.{digits}g}")
+        if abs(rounded - c) <= 1e-3 * abs(c):
+            yield family.at(rounded, f"{rounded:.12g}")
+        if family.positive and right == 1:
+            inverse = float(f"{1 / c:.{digits}g}")
+            if digits < 6 and abs(inverse * c - 1) < 1e-6:
+                yield family.at(1 / inverse, f"{1 / inverse:.6g} = 1/{inverse:g}")
+    yield family.at(c, f"{c:.12g}")
+
+
+def digits_of(m: Mistake) -> float:
+    """Return the digits of evidence that the number of a mistake uses up."""
+    text = m.name.split(" = ")[0].split(" (")[0]
+    return sum(character.isdigit() for character in text.split("e")[0]) if " = " not in m.name and " (" not in m.name \
+        else 2.0
