@@ -80,7 +80,7 @@ def is_wrapper(mistake: Mistake, problem: Problem) -> bool:
     used = []
     program: Any = Program(problem)
     for name, change in mistake.changes.items():
-        with suppress(*FAILS), np.errstate(all="ignore"):
+        with suppress(*FAILS, AttributeError), np.errstate(all="ignore"):       # such as lambda without a trajectory
             change(program, lambda name=name: (used.append(name), program[name])[1])
     return bool(used) or bool(mistake.shows)
 

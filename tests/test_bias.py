@@ -85,7 +85,7 @@ def test_forward_backward_and_tangent(likelihood: str, bias: Any) -> None:
     q = twin(p)
     close(p.at.z, q.z, 1e-14)
     for a, b, ours in zip(q.a_bar, flags(bias), p.at.a_bar, strict=True):
-        np.testing.assert_array_equal(ours, a if b else a[:, :-1])
+        close(ours, a if b else a[:, :-1], 1e-14)           # products of other shapes round in another way
     dz = np.random.default_rng(0).standard_normal((3, *p.at.z.shape))
     for ours, theirs in zip(p.at.backward(dz), q.backward(dz), strict=True):
         close(ours, theirs, 1e-14)

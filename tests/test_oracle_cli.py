@@ -320,7 +320,7 @@ def test_a_problem_with_junk_in_it(way: Any, junk: Any, tmp_path_factory: pytest
 
 
 @pytest.mark.slow
-@FUZZ
+@settings(FUZZ, max_examples=20)                            # each may search for explanations
 @given(way=st.sampled_from(places(NUMBERS)), junk=JUNK)
 def test_numbers_with_junk_in_them(way: Any, junk: Any, tmp_path_factory: pytest.TempPathFactory,
                                    capsys: pytest.CaptureFixture[str]) -> None:

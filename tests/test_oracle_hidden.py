@@ -1,7 +1,7 @@
 """The diagnosis on networks that are none of the vectors': what was done is found, and what is right is not accused.
 
-Networks, batches, settings and the quantities that are given are drawn; each mistake of the catalogue is put into the
-values of `Reference`. ``python -m tests.test_oracle_hidden 2000`` tries so many more cases.
+Networks, batches, settings and the quantities that are given are drawn; `composed` puts the mistakes of the catalogue
+into the values. ``python -m tests.test_oracle_hidden 2000`` tries so many more cases.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kfac_ref.oracle import CATALOGUE, QUANTITIES, KLClip, Previous, Problem, Re
 from kfac_ref.oracle.differences import error
 from kfac_ref.oracle.problem import Batch
 from kfac_ref.oracle.search import Diagnosis
-from tests import oracle_report
+from tests import composed
 
 pytestmark = pytest.mark.slow
 #: Errors beyond this are no rounding in single precision, whatever the condition.
@@ -83,7 +83,7 @@ def trajectory(likelihood: str, sizes: tuple[int, ...], N: int, rng: np.random.G
 
 def right_values(r: Reference) -> dict[str, Any]:
     """Return all that the problem defines and that has a value here."""
-    return oracle_report.quantities(r, (), r.names())
+    return composed.values(r.problem, (), r.names())
 
 
 def subset(values: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def put_in(problem: Problem, seed: int, mistakes: Sequence[Any]) -> list[str]:
     single = problem.dtype == "float32"
     for mistake in mistakes:
         given = subset(right, rng)
-        wrong = oracle_report.quantities(r, (mistake,), given)
+        wrong = composed.values(problem, (mistake,), given)
         wrong = {name: value for name, value in wrong.items() if finite(value, name == "trajectory_rho")}
         if max((error(right[name], value) for name, value in wrong.items()), default=0) <= (SINGLE if single else 1e-6):
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from kfac_ref.oracle.graph import NODES, QUANTITIES
 #: The modules that compute quantities: without the mistakes, and without the statistics of samples and of rounding.
 ORACLE = sorted(path for path in Path(oracle.__file__).parent.glob("*.py")
                 if path.stem not in ("draws", "precision", "sampling"))
+
+
+@cache
+def problem(name: str) -> oracle.Problem:
+    return vector(name).problem
 
 
 class Recording(Reference):
@@ -38,7 +44,7 @@ def test_a_node_is_made_from_what_its_signature_names(name: str) -> None:
     assert {*node.needs} <= {*NODES}
     assert bool(node.reads) == ("reference" in node.arguments)
     along = "trajectory" in name or name in ("hyper", "lambda_before", "lambda_after")
-    recording = Recording(vector("trajectory-categorical" if along else "categorical-tanh").problem)
+    recording = Recording(problem("trajectory-categorical" if along else "categorical-tanh"))
     node.compute(recording)
     assert arguments <= recording.asked <= {*node.needs}
 

@@ -79,8 +79,8 @@ class Diagnosis:
 
         Those that chance may have given are in `by_chance` instead.
         """
-        searches = {"single mistakes": self._singles, "wrong numbers": self._numbers, "pairs of mistakes": self._pairs,
-                    "a wrong number with a mistake": self._number_and_mistake, "three mistakes": self._triples}
+        searches = {"single mistakes": self._singles, "wrong numbers": self._numbers,
+                    "pairs of mistakes": self._pairs_or_number, "three mistakes": self._triples}
         for i, search in enumerate(searches.values()):
             if found := list(search()):
                 return self._beyond_chance(found)
@@ -114,6 +114,11 @@ class Diagnosis:
                     if found is not None:
                         yield (*with_, found)
                         return
+
+    def _pairs_or_number(self) -> list[Mistakes]:
+        """Return pairs that fit, else a mistake and a number, which is the faster search."""
+        with_number = list(self._number_and_mistake())
+        return list(self._pairs()) or with_number
 
     def _pairs(self) -> Iterator[Mistakes]:
         if _COARSE.issuperset(self.names):
