@@ -198,8 +198,8 @@ def write(lines: list[str], beside: dict[str, Counter[str]], part: str) -> None:
             f"{'; '.join(sorted(set(found) - {'vectors'})) or '-'} |" for name, found in beside.items()]
     PAGE.write_text("\n".join([
         "# What the diagnosis finds", "", f"The catalogue has {len(CATALOGUE)} mistakes. `make oracle-report` writes "
-        f"this page{part}. Two values are the same if they differ by less than {SAME:g} of the largest entry; a mistake "
-        f"shows if it changes a quantity by more than {VISIBLE:g} of it.", "", doc.strip(), "",
+        f"this page{part}. Two values are the same if they differ by less than {SAME:g} of the largest entry; a "
+        f"mistake shows if it changes a quantity by more than {VISIBLE:g} of it.", "", doc.strip(), "",
         "Of a replacement with a wrapper, only the composition is compared: whether the oracle's values of the pair "
         "are those that the test composed.", "", *lines, "", "## By mistake", "",
         "| mistake | group | vectors that show it | reported beside it in some |", "|---|---|---|---|", *rows]) + "\n",
