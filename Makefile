@@ -101,7 +101,7 @@ peers: $(PEERS)/peers  ## 15 min | compare other implementations with this one, 
 	KFAC_REF_REQUIRE=peers $(PEERS)/bin/python -m pytest tests/peers
 	$(PEERS)/bin/python -m tests.peers.table
 
-oracle-report: $(VENV)/test  ## 5 min | put every known mistake into every vector, and write what the diagnosis reports
+oracle-report: $(VENV)/test  ## 30 min | put every known mistake into every vector, and write what the diagnosis reports
 	$(BIN)/python -m tests.oracle_report
 
 handout: $(VENV)/run  ## 1 min | pack the exercises without solutions for students: kfac-exercises.zip

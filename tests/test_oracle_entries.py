@@ -517,3 +517,31 @@ def test_the_step_of_ekfac_is_that_of_the_package() -> None:
     at, r = problem().at(), reference()
     ours = tuple(scale(-1.0, EKFAC(at, DAMPING).solve(r["gradient"])))
     assert error(ours, r["ekfac_step"]) < 1e-10
+
+
+# Faults of released libraries, as their users would see them.
+
+
+def test_an_ekfac_with_rows_for_eigenvectors_and_scrambled_biases_is_named() -> None:
+    """dattri 0.3.0: it rotates with Q V Q^T, and reshapes the flat W and b, one after the other, to one matrix."""
+    h, steps, scales = hand(), [], []
+    for a, g, A, G, V in zip(h.a, h.back(h.root), h.A, h.G, h.gradient, strict=True):
+        q_a, q_s = np.linalg.eigh(A)[1], np.linalg.eigh(G)[1]
+        S = np.mean([sum((q_s @ np.outer(u[n], a[n]) @ q_a.T)**2 for u in g) for n in range(N)], axis=0)
+        together = np.concatenate([V[:, :-1].ravel(), V[:, -1]]).reshape(V.shape)
+        D = (q_s.T @ (q_s @ together @ q_a.T / (S + DAMPING)) @ q_a).ravel()
+        scales.append(S)
+        steps.append(-np.column_stack([D[:-len(V)].reshape(len(V), -1), D[-len(V):]]))
+    theirs = {"A": h.A, "G": h.G, "gradient": h.gradient, "ekfac_scales": scales, "ekfac_step": steps}
+    report = check(problem(), theirs)
+    assert [set(e.names) for e in report.explanations] == [{
+        "eigenvectors taken as rows", "weight and bias flattened apart and reshaped together"}], str(report)
+
+
+def test_all_classes_in_one_backward_pass_are_named() -> None:
+    """pyDVL 0.10.0: the gradient of sum_c sqrt(p_c) log p_c, with p_c held in the root, and its outer products."""
+    h = hand()
+    dz = sum(np.sqrt(h.p[:, [c]]) * (h.p - h.one_hot[c]) for c in range(3))
+    G = [g.T @ g / N for g in h.back(dz)]
+    report = check(problem(), {"A": h.A, "G": G, "step": h.step(h.damped(G=G))})
+    assert [e.names for e in report.explanations] == [("all columns in one backward pass",)]

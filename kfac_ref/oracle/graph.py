@@ -59,8 +59,8 @@ class Quantity:
     fields: tuple[str, ...] = ()
 
 
-#: Larger wrong values (in bytes) are not cached: there is one per mistake and per pair.
-LARGE = 2**20
+#: Wrong values, one per mistake and per pair, are cached if they are not larger than this, up to so many bytes in all.
+LARGE, CACHE = 2**20, 2**27
 _ABSENT = object()
 #: What an equation with wrong inputs may raise.
 FAILS = (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError)
@@ -99,7 +99,7 @@ class Reference:
         key = name, self._part_of(name)
         if (value := self._kept.get(key, _ABSENT)) is _ABSENT:
             value = self._value(name)
-            if not key[1] or _bytes(value) <= LARGE:
+            if not key[1] or self._has_room_for(value):
                 self._kept[key] = value
         if isinstance(value, ValueError):
             raise ValueError(*value.args)
@@ -113,6 +113,13 @@ class Reference:
     def names(self) -> list[str]:
         """Return the names of the quantities that the problem defines."""
         return [name for name, q in QUANTITIES.items() if missing(q, self.problem) is None]
+
+    def _has_room_for(self, value: Any) -> bool:
+        size, total = _bytes(value), self._kept.get("bytes", 0)
+        if size > LARGE or total + size > CACHE:
+            return False
+        self._kept["bytes"] = total + size
+        return True
 
     def _value(self, name: str) -> Any:
         make: Callable[[], Any] = functools.partial(

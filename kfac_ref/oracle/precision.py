@@ -72,13 +72,16 @@ def form_of(a: Array) -> Form:
     some = flat[::max(1, len(flat) // _SAMPLE)]
     if not len(some):
         return DOUBLE
-    counts = np.array([_digits_and_decimals(v) for v in some.tolist()])
-    digits, decimals = counts.max(axis=0).tolist()
     with np.errstate(over="ignore"):
-        if digits > FEWEST and (some.astype(np.float16) == some).all():
-            return HALF
-        if digits > 9 and (some.astype(np.float32) == some).all():
-            return SINGLE
+        is_half, is_single = ((some.astype(t) == some).all() for t in (np.float16, np.float32))
+    counts = np.array([_digits_and_decimals(v) for v in some[:50].tolist()])
+    if counts[:, 0].max() <= MOST or is_single:             # else the rest do not matter
+        counts = np.array([_digits_and_decimals(v) for v in some.tolist()])
+    digits, decimals = counts.max(axis=0).tolist()
+    if digits > FEWEST and is_half:
+        return HALF
+    if digits > 9 and is_single:
+        return SINGLE
     if digits < FEWEST and (FEWEST - digits) * len(some) < FEWEST:
         return replace(digits_form(FEWEST), name=DOUBLE.name)       # one or two numbers may end in zeros not written
     if digits > MOST or (digits < FEWEST and not FEWEST <= decimals <= MOST):
