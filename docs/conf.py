@@ -45,7 +45,7 @@ nitpicky = True
 # The site is built without a network, so there are no inventories of the names of other projects.
 nitpick_ignore_regex = [("py:.*", r"(np|numpy|scipy|matplotlib|collections|argparse|pathlib|random|os)\..*"),
                         ("py:.*", r"(Any|Path|Axes|DTypeLike|AbstractContextManager|Callable|Figure|Sequence|Mapping|"
-                         r"Iterator|NDArray|dtype|slice|TypeVar|Layers|Value|Change|Bases)")]
+                         r"Iterator|NDArray|dtype|slice|TypeVar|Layers|Value|Change|Bases|Mistakes)")]
 
 # One file draws all formulas; nothing is loaded from another host.
 MATHJAX = next(file for file in files("sphinx-mathjax-offline") or () if file.name == "tex-svg.js")
