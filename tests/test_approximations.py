@@ -203,6 +203,7 @@ def test_the_step_is_made_of_the_row_and_solved_by_hand(row: Approximation, expe
     assert {len(detail.candidates) for detail in r.details} == {1, 3}
 
 
+@pytest.mark.slow
 @ROWS
 @EVERY
 def test_a_checkpoint_goes_on_to_the_same_bits(row: Approximation, expectation: Any, tmp_path: Path) -> None:
@@ -313,6 +314,7 @@ print(json.dumps([record.structure, chosen.make_optimizer(chosen.model()).approx
 """
 
 
+@pytest.mark.slow
 def test_a_line_in_the_table_is_found_by_the_optimizer_the_command_line_and_the_family(tmp_path: Path) -> None:
     package = Path(kr.__file__).parent
     shutil.copytree(package, tmp_path / "kfac_ref", ignore=shutil.ignore_patterns("__pycache__", "data", "vectors"))

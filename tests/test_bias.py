@@ -194,6 +194,7 @@ def test_every_row_of_the_table(name: str, likelihood: str) -> None:
         close(params.flatten(ours.solve(V)), params.flatten(theirs.solve(V)), 1e-10)
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.parametrize("name", TABLE)
 def test_every_row_of_the_table_trains(name: str, likelihood: str, bias: Any) -> None:

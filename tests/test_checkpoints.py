@@ -88,7 +88,7 @@ def everything(value):
     return type(value).__name__, repr(value)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_resumed_at_every_step_it_goes_on_to_the_same_bits(tmp_path, make, dtype):
     p = problem(sizes=(4, 5, 4, 3), N=N, weight_decay=1e-2, dtype=dtype)
@@ -202,6 +202,7 @@ def tiny(tmp_path_factory):
                            read=lambda path: checkpoints.read(path, opt, p.at.weights, SETTINGS))
 
 
+@pytest.mark.slow
 def test_cut_at_any_byte_it_is_refused(tiny, tmp_path):
     whole = tiny.path.read_bytes()
     path = tmp_path / "cut.npz"
@@ -214,6 +215,7 @@ def test_cut_at_any_byte_it_is_refused(tiny, tmp_path):
         assert str(path) in str(caught.value)
 
 
+@pytest.mark.slow
 def test_with_any_byte_changed_it_is_refused_or_says_the_same(tiny, tmp_path):
     whole, rng = tiny.path.read_bytes(), np.random.default_rng()
     same, refused = everything(tiny.read(tiny.path)), 0
@@ -297,6 +299,7 @@ def places(value, path=()):
         yield from places(item, (*path, key))
 
 
+@pytest.mark.slow
 def test_whatever_is_changed_in_the_header_is_refused(tiny, tmp_path):
     with np.load(tiny.path) as file:
         header = json.loads(file["header"].item())

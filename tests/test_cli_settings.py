@@ -14,6 +14,7 @@ from kfac_ref.optimizers import KFAC
 SMALL = ["train", "--net", "64-2-64", "--batch", "20", "--iterations", "2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("approximation", "expectation"), [("ekfac", "exact"), ("kfra", "empirical"),
                                                             ("block-tridiagonal", "one-draw")])
 def test_an_approximation_and_an_expectation_are_given_by_name(approximation: str, expectation: str,

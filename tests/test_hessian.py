@@ -151,6 +151,7 @@ def test_of_piecewise_linear_nets_the_diagonal_blocks_are_the_fishers_and_the_ot
             assert gap(p, p.y, i, j) > 1e-3
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.parametrize("hidden", ["tanh", "logistic", "softplus"])
 def test_of_smooth_nets_all_blocks_but_the_last_differ(likelihood, hidden):

@@ -105,6 +105,7 @@ def test_nothing_differentiates_for_us() -> None:
             assert {name.split(".")[0] for name in names} <= allowed, path
 
 
+@pytest.mark.slow
 def test_importing_takes_no_matplotlib_and_less_time_than_numpy_and_scipy() -> None:
     code = ("import sys, time; t = time.process_time(); import numpy, scipy.linalg, tqdm; u = time.process_time(); "
             "import kfac_ref; print((time.process_time() - u) / (u - t), 'matplotlib' in sys.modules)")

@@ -202,6 +202,7 @@ def test_bad_options(options: list[str], tmp_path: Path, capsys: pytest.CaptureF
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_check_takes_little_longer_than_importing_the_package(tmp_path: Path) -> None:
     numbers = save(tmp_path / "n.json", {"A": EXPECTED["A"], "G": EXPECTED["G_empirical"]})
 
@@ -248,6 +249,7 @@ def test_what_is_misspelt_is_told_its_nearest_name(argv: list[str], near: str, t
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["reference categorical-tanh", "mistakes", "--help", "--version"])
 def test_a_reader_that_leaves_ends_it_silently(command: str) -> None:
     # sleep: the reader is gone before the first byte comes, however short the output.
@@ -258,6 +260,7 @@ def test_a_reader_that_leaves_ends_it_silently(command: str) -> None:
     assert found.returncode == 141 or (command.startswith("--") and found.returncode == 0)
 
 
+@pytest.mark.slow
 def test_an_output_that_is_full_is_told_in_one_line() -> None:
     device = Path("/dev/full")
     if not device.exists():
@@ -329,6 +332,7 @@ def test_numbers_with_junk_in_them(way: Any, junk: Any, tmp_path_factory: pytest
                                                        {way[0]: NUMBERS[way[0]]}, way, junk)))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(cut=st.integers(0, 4000), flip=st.integers(0, 255), npz=st.booleans())
 def test_torn_and_flipped_files(cut: int, flip: int, npz: bool, tmp_path_factory: pytest.TempPathFactory,

@@ -308,6 +308,7 @@ def test_arrays_that_make_no_problem_end_with_2(content: Any, options: list[str]
 # Hostile files: everything is bounded before it is converted.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "words"), [
     (b"[" + b"[]," * 1_000_001 + b"0]", "lists, more than the limit of 1,000,000"),
     (b"[" + b"0," * 4_000_001 + b"0]", "4,000,001 values, more than the limit of 4,000,000 for JSON; write np.savez"),

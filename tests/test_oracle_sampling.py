@@ -39,6 +39,7 @@ def right(p: Problem, M: int, draws: int, seed: int) -> Iterator[list[Array]]:
     return (sampled_G(p, at.sample(rng, M)) for _ in range(draws))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("M", [1, 9, 300])
 @pytest.mark.parametrize("name", NAMES)
 def test_right_values_are_not_accused(name: str, M: int) -> None:
@@ -83,6 +84,7 @@ def test_right_values_of_any_precision_are_not_accused(write: Any, q: float | No
         assert accused <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("M", [5, 40])
 def test_a_right_value_is_as_sampled_and_an_inferred_number_of_samples_proves_nothing(name: str, M: int) -> None:

@@ -207,6 +207,7 @@ def test_whatever_the_map_the_bits_are_the_same(name: str) -> None:
         np.testing.assert_array_equal(flat(kr.mean_over(parts(p), f, pool.map)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", ["tanh", SINE], ids=["by name", "of one's own"])
 def test_a_pool_of_processes_gives_the_same(hidden: Any) -> None:
     p = problem("categorical", DEEP, hidden, N=N)

@@ -98,6 +98,7 @@ def test_the_best_of_each_line_and_the_strength_of_the_run_are_marked():
         assert [USED[title]] * 2 in [list(line.get_xdata()) for line in axes.lines]
 
 
+@pytest.mark.slow
 def test_steps_to_where_h_is_not_finite_leave_a_gap():
     shown = panels()
     shown["early"]["factored damping"]["no re-scaling"][:5] = np.nan
@@ -108,6 +109,7 @@ def test_steps_to_where_h_is_not_finite_leave_a_gap():
     assert len([line for line in figure.axes[0].lines if len(line.get_xdata()) == 1]) == 5
 
 
+@pytest.mark.slow
 def test_h_may_rise_or_fall_everywhere():
     for sign in (1, -1):
         shown = {"early": {"factored damping": {"re-scaling": sign * np.linspace(1, 2, len(STRENGTH))}}}

@@ -85,6 +85,7 @@ def test_twelve_lines_are_told_apart_and_look_the_same_in_both_panels(grid):
     assert len({(colour, dash) for colour, _, dash in looks.values()}) == 12
 
 
+@pytest.mark.slow
 def test_the_two_panels_share_an_axis_of_plain_numbers(grid):
     left, right = grid.axes[:2]
     FigureCanvasAgg(grid).draw()

@@ -56,6 +56,7 @@ def test_a_run_that_broke_off_counts_in_the_median_and_has_an_arrow(figure):
     assert len(row(low, 0)) == 3
 
 
+@pytest.mark.slow
 def test_names_stand_on_the_left_and_numbers_on_the_right(figure):
     FigureCanvasAgg(figure).draw()
     low = figure.axes[2]

@@ -151,6 +151,7 @@ def test_records_are_on_the_disk_as_they_happen(tmp_path, monkeypatch):
     assert seen == [list(range(1, k)) for k in range(1, 5)]
 
 
+@pytest.mark.slow
 def test_seconds_end_a_run(tmp_path):
     history = start(tmp_path, seconds=0.03, every=0, optimizer="sgd")
     assert history.seconds >= 0.03
@@ -160,6 +161,7 @@ def test_seconds_end_a_run(tmp_path):
     assert [line["k"] for line in lines(tmp_path, "step")] == list(range(1, again.state.k + 1))
 
 
+@pytest.mark.slow
 def test_a_limit_that_is_passed_already_is_told(tmp_path):
     history = start(tmp_path, 6)
     files = {path: path.read_bytes() for path in tmp_path.iterdir() if path.name not in (run.PICTURE, script.LOCK)}
@@ -324,6 +326,7 @@ def test_lines_after_the_checkpoint_are_written_anew(tmp_path):
     assert check(tmp_path / "run", tmp_path, [], ["at step 10$"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 2, 100])
 def test_a_torn_last_line_is_dropped(tmp_path, cut):
     killed(tmp_path / "run")
@@ -728,6 +731,7 @@ def full(*arguments, **more):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("owner", "name", "words"), [
     (np, "savez", r"cannot write .*run.checkpoint\.npz \(No space .*; the checkpoint of step 10 is intact"),
     (os, "fsync", r"cannot write .*run.history\.jsonl \(No space left on device\)"),
@@ -868,6 +872,7 @@ def test_values_of_settings():
     assert {name for name, _ in read.values()} == {"a"}
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn_and_says_what_the_run_came_to(tmp_path, monkeypatch):
     drawn = []
     savefig = Figure.savefig

@@ -671,6 +671,7 @@ def visible(line):
     return shown.rstrip()
 
 
+@pytest.mark.slow
 def test_on_a_terminal_the_bar_shows_loss_and_lambda_and_disappears():
     silent, _, bar = on_a_terminal(RUN).replace("\r\n", "\n").partition("\n")
     assert silent == "silent so far"

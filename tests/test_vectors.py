@@ -137,6 +137,7 @@ def test_there_is_a_file_for_every_problem_and_no_other() -> None:
     assert {path.stem for path in FOLDER.glob("*.json") if "schema" not in path.name} == set(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["logistic-regression", "bottleneck", "float32-gaussian"])
 def test_making_a_vector_again_gives_the_same_bytes(name: str) -> None:
     kept = make.read(FOLDER / f"{name}.json")

@@ -265,16 +265,19 @@ class Diagnosis:
 
     def first_difference(self) -> tuple[int, str, float] | None:
         """Return the step (from 1), quantity and relative error where a trajectory first differs from the right one."""
-        found = []
+        found, order = [], (*SCALARS, "weights")
         for name in self.differing:
             right, theirs = self.reference[name], self.theirs[name]
             if name.startswith("trajectory_") and shapes(right) == shapes(theirs):
                 allowed = self.tolerance.allowed(self.reference, name, theirs)
                 wrong = [_beyond(*values) for values in zip(*map(arrays, (right, theirs, allowed)), strict=True)]
                 k = int(np.argmax(np.any(wrong, axis=0)))
-                found.append((k + 1, (*SCALARS, "weights").index(name.removeprefix("trajectory_")), error(
-                    *(tuple(np.asarray(X[k]) for X in arrays(value)) for value in (right, theirs)))))
-        return min(((k, (*SCALARS, "weights")[i], off) for k, i, off in sorted(found)[:1]), default=None)
+                of_step = (tuple(np.asarray(X[k]) for X in arrays(value)) for value in (right, theirs))
+                found.append((k + 1, order.index(name.removeprefix("trajectory_")), error(*of_step)))
+        if not found:
+            return None
+        step, i, off = min(found)
+        return step, order[i], off
 
     def one_by_one(self, seconds: float = math.inf) -> dict[str, list[Explanation]]:
         """Explain each differing quantity given the values of its inputs, if nothing explains all at once.
@@ -304,7 +307,7 @@ class Diagnosis:
             theirs = self.theirs[name]
             for other in self._affordable():
                 with suppress(*FAILS):
-                    if other == name or sum(map(np.size, arrays(theirs))) < 2 or \
+                    if other == name or other.startswith("trajectory_") or sum(map(np.size, arrays(theirs))) < 2 or \
                             not error(self.reference[other], theirs) <= self.tolerance.coarse(name):
                         continue
                     if Tolerance({other: theirs}, **self.options).excess(self.reference, other, theirs) <= 1:
@@ -334,7 +337,7 @@ class Diagnosis:
         return best
 
     def _affordable(self) -> list[str]:
-        """Return the names of quantities that need no dense matrix of many weights, and no trajectory."""
+        """Return the names of quantities that need no dense matrix of many weights."""
         large = self.reference.problem.model.network.parameters > _DENSE_UP_TO
         return [name for name in self.reference.names() if not (large and name in _DENSE)]
 
