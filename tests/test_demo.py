@@ -78,7 +78,8 @@ def end_to_end(test):
     return pytest.mark.slow(pytest.mark.xdist_group("demo")(test))
 
 
-@pytest.fixture(scope="module")
+# Of the session: a worker may run tests of another module in between.
+@pytest.fixture(scope="session")
 def demo(tmp_path_factory):
     """Run ``python -m kfac_ref demo --quick``; return its output and its folder."""
     out = tmp_path_factory.mktemp("demo") / "new" / "folder"
@@ -88,12 +89,12 @@ def demo(tmp_path_factory):
     return run.stdout, out
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def summary(demo):
     return strict_json(demo[1] / "summary.json")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def again(tmp_path_factory):
     """Run the same once more, through the function."""
     out = tmp_path_factory.mktemp("again")

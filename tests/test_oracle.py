@@ -289,7 +289,7 @@ def test_an_npz_with_pickles_or_a_bomb_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(1, 9))
+@pytest.mark.parametrize("part", range(1, 7))
 def test_what_was_done_is_found(part: int) -> None:
     """A part of the report: wrong values that the tests compose, for single mistakes, numbers and pairs."""
     bad = [case for case in oracle_report.judged(oracle_report.part_of_them(part, 480))
@@ -352,9 +352,10 @@ def bent(kind: int, value: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
     return tuple(arrays)
 
 
-@pytest.mark.parametrize("kind", slow_but(range(10), 0, 1, 5))
-@pytest.mark.parametrize(("name", "quantity"), [("gaussian-tanh", "A"), pytest.param(
-    "bernoulli-tanh", "step", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("name", "quantity", "kind"), [
+    *(("gaussian-tanh", "A", kind) for kind in (0, 1, 5)),
+    *(pytest.param("gaussian-tanh", "A", kind, marks=pytest.mark.slow) for kind in (2, 3, 4, 6, 7, 8, 9)),
+    *(pytest.param("bernoulli-tanh", "step", kind, marks=pytest.mark.slow) for kind in (0, 3, 7))])
 def test_what_is_not_in_the_catalogue_is_not_explained(name: str, quantity: str, kind: int) -> None:
     right = reference(name)
     theirs = {q: right[q] for q in ("A", "G", "step")} | {quantity: bent(kind, right[quantity])}
