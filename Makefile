@@ -48,10 +48,10 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 test: $(VENV)/test  ## 3 min | run the tests that are not marked slow
 	$(PYTEST) -m "not slow"
 
-test-all: test docs  ## 10 min | run all tests, with mutants, figures in their quick setting, and the site in a browser
+test-all: test docs  ## 12 min | run all tests, with mutants, figures in their quick setting, and the site in a browser
 	$(PYTEST) -m slow
 
-test-kernels: $(VENV)/test  ## 15 min | run the numeric tests with every OpenBLAS kernel that the processor supports
+test-kernels: $(VENV)/test  ## 30 min | run the numeric tests with every OpenBLAS kernel that the processor supports
 	$(BIN)/python -m tests.kernels $(if $(THREADS),--threads $(THREADS)) $(KERNELS)
 
 lint: $(VENV)/lint  ## 2 min | ruff, mypy and numpydoc

@@ -63,8 +63,7 @@ def write(folder: Path, checkpoint: Checkpoint, optimizer: Any, settings: Mappin
 
     def save(file: BinaryIO) -> None:
         """Write header and arrays."""
-        np.savez(file, allow_pickle=False, header=np.array(json.dumps(header)),
-                 **{f"a{i}": a for i, a in enumerate(arrays)})
+        np.savez(file, header=np.array(json.dumps(header)), **{f"a{i}": a for i, a in enumerate(arrays)})
 
     files.write(folder / NAME, save, own=True)
 
