@@ -63,7 +63,8 @@ def write(folder: Path, checkpoint: Checkpoint, optimizer: Any, settings: Mappin
 
     def save(file: BinaryIO) -> None:
         """Write header and arrays."""
-        np.savez(file, header=np.array(json.dumps(header)), **{f"a{i}": a for i, a in enumerate(arrays)})
+        named: dict[str, Any] = {f"a{i}": a for i, a in enumerate(arrays)}
+        np.savez(file, header=np.array(json.dumps(header)), **named)
 
     files.write(folder / NAME, save, own=True)
 
