@@ -121,6 +121,7 @@ class Diagnosis:
         return list(self._pairs()) or with_number
 
     def _pairs(self) -> Iterator[Mistakes]:
+        """Yield pairs that fit, in both orders where the order matters; pairs that nearly fit are kept for triples."""
         if _COARSE.issuperset(self.names):
             return
         effective = [m for m in self.candidates if not self._late() and self._matters(m)]
@@ -181,10 +182,11 @@ class Diagnosis:
         return found
 
     def _reads(self, a: Mistake, b: Mistake) -> bool:
+        """Return whether a mistake reads what another one changes."""
         return any(not self.reference.below(read).isdisjoint(b.changes) for read in a.reads)
 
     def _refuted(self, a: Mistake, b: Mistake) -> Iterator[str]:
-        """Yield the given quantities that only one of two mistakes affects, or none, and that are not explained so."""
+        """Yield the given quantities that refute a pair: at most one mistake affects them, and not as it should."""
         A, B = self._acting(a, b)
         if not (A and B):
             yield from self.names                           # one of them has nothing to explain
