@@ -6,6 +6,7 @@ The values are compared with the published vectors, which were computed at a hun
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import math
@@ -25,8 +26,10 @@ from kfac_ref.curvature import EKFAC, BlockDiagonal, BlockTridiagonal, EigenDamp
 from kfac_ref.factors import Moments, RunningAverage, as_factors, second_moments
 from kfac_ref.optimizers import KFAC
 from kfac_ref.optimizers.kfac_values import Draws
-from kfac_ref.oracle import CATALOGUE, Problem, Reference, check, files, graph, published
+from kfac_ref.oracle import CATALOGUE, Problem, Reference, check, files, graph, published, trajectory
 from kfac_ref.oracle.differences import differ, error, place
+from kfac_ref.oracle.graph import Cache
+from kfac_ref.oracle.problem import Batch, Trajectory
 from kfac_ref.oracle.search import Diagnosis
 from kfac_ref.testing import assert_kfac, assert_kfac_factors
 from tests import composed, oracle_report
@@ -517,20 +520,43 @@ def test_a_mu_that_is_nothing_but_rounding_is_not_compared_with_itself() -> None
     assert Diagnosis(r, {"trajectory_mu": mu}).first_difference()[:2] == (1, "mu")      # type: ignore[index]
 
 
-def test_wrong_values_that_are_large_are_not_kept() -> None:
-    rng = np.random.default_rng(0)
-    p = Problem((30, 20), (), "gaussian", [rng.standard_normal((20, 31))], rng.standard_normal((4, 30)),
-                rng.standard_normal((4, 20)), 0.1)
-    r = Reference(p)
-    right = r["fisher"]
-    assert right.nbytes > graph.LARGE
-    assert r["fisher"] is right
-    wrong = r.having(CATALOGUE["Fisher summed over the examples"])
-    np.testing.assert_array_equal(wrong["fisher"], 4 * right)
-    assert wrong["fisher"] is not wrong["fisher"]
-    report = check(p, {"G": [2 * np.eye(20)], "A": [1.5 * X for X in r["A"]]})
-    assert report.one_by_one is not None
-    assert ("G twice too large",) in [e.names for e in report.one_by_one["G"]]
+def test_wrong_values_are_shared_while_there_is_room() -> None:
+    right, wrong = np.zeros(3), np.ones(3)
+    cache = Cache(room=[30.0])
+    assert cache.has_room_for(wrong, ("a mistake",))
+    assert not cache.has_room_for(wrong, ("a mistake",))
+    assert cache.has_room_for(right, ())
+    assert not Cache(room=[20.0], bounded=True).has_room_for(right, ())
+    assert not cache.has_room_for({"A": wrong}, ("a mistake",)), "the size of a dict is not known"
+
+
+@pytest.mark.parametrize(("name", "given"), [("categorical-tanh", "step"), ("trajectory-categorical",
+                                                                             "trajectory_weights")])
+def test_without_room_the_search_finds_the_same(name: str, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = vector(name).problem
+    theirs = {given: Reference(p).having(CATALOGUE["pi left out"]).shown(given)}
+    found = Diagnosis(Reference(p), theirs).explanations()
+    assert found
+    for module in (graph, trajectory):
+        monkeypatch.setattr(module, "ROOM", 0)
+    assert [e.names for e in Diagnosis(Reference(p), theirs).explanations()] == [e.names for e in found]
+
+
+@pytest.mark.slow
+def test_a_right_trajectory_of_many_weights_is_not_accused() -> None:
+    """The order of the examples in a batch changes the rounding of each of 345,400 numbers."""
+    rng, sizes = np.random.default_rng(0), (784, 110, 50, 10)
+    weights = [rng.standard_normal((m, n + 1)) / np.sqrt(n) for n, m in itertools.pairwise(sizes)]
+    rows, half = np.arange(200), np.arange(100)
+    drawn = [rng.integers(0, 10, 100) for _ in range(4)]
+    along = Trajectory(1.0, 2, 2, 1, 0.9, 0.9, 0.95, 1e-3, 10.0, 0.0, "block-diagonal", True,
+                       tuple(Batch(rows, half, half + 100, y) for y in drawn))
+    p = Problem(sizes, ("tanh", "tanh"), "categorical", weights, rng.standard_normal((200, 784)),
+                rng.integers(0, 10, 200), 0.1, 1e-3, trajectory=along)
+    turned = dataclasses.replace(along, batches=tuple(Batch(rows[::-1], half + 100, half, y[::-1]) for y in drawn))
+    theirs = Reference(p.replace(trajectory=turned))["trajectory_weights"]
+    assert any(np.any(a != b) for a, b in zip(theirs, Reference(p)["trajectory_weights"], strict=True))
+    assert check(p, {"trajectory_weights": theirs}, diagnose=False).ok
 
 
 def test_a_quantity_of_another_name_is_refused_with_the_nearest_one() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -59,8 +60,8 @@ class Quantity:
     fields: tuple[str, ...] = ()
 
 
-#: Wrong values, one per mistake and per pair, are cached if they are not larger than this, up to so many bytes in all.
-LARGE, CACHE = 2**20, 2**27
+#: The wrong values that references share, one per mistake and per pair, take at most so many bytes.
+ROOM = 2**27
 _ABSENT = object()
 #: What an equation with wrong inputs may raise.
 FAILS = (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError)
@@ -69,17 +70,39 @@ NODES: dict[str, Node] = {}
 QUANTITIES: dict[str, Quantity] = {}
 
 
+class Cache(dict[Any, Any]):
+    """Values of nodes by name and mistakes, shared between references.
+
+    `room` is how many bytes may still be added: a list with one number, which several caches may share. Right values
+    are always kept, if not `bounded`.
+    """
+
+    def __init__(self, room: list[float] | None = None, bounded: bool = False) -> None:
+        super().__init__()
+        self.room, self.bounded = [float(ROOM)] if room is None else room, bounded
+
+    def has_room_for(self, value: Any, mistakes: tuple[str, ...]) -> bool:
+        """Return whether a value may be added, and count its bytes."""
+        if not mistakes and not self.bounded:
+            return True
+        if (size := _bytes(value)) > self.room[0]:
+            return False
+        self.room[0] -= size
+        return True
+
+
 class Reference:
     """The quantities of a problem, with `mistakes` applied in this order.
 
-    `given` has values of nodes that replace the computed ones, and `kept` is a cache that is shared with another
-    reference of the same problem.
+    `given` has values of nodes that replace the computed ones, and `kept` is the cache of another reference of the same
+    problem.
     """
 
     def __init__(self, problem: Problem, mistakes: Sequence[Mistake] = (), given: Mapping[str, Any] | None = None,
-                 kept: dict[Any, Any] | None = None) -> None:
+                 kept: Cache | None = None) -> None:
         self.problem, self.mistakes, self.given = problem, tuple(mistakes), dict(given or {})
-        self._kept: dict[Any, Any] = {} if kept is None else kept
+        self._kept = Cache() if kept is None else kept
+        self._own = dict[Any, Any]()                        # what the shared cache has no room for
 
     def having(self, *mistakes: Mistake) -> Reference:
         """Return a reference with these mistakes that shares all values they do not affect."""
@@ -97,10 +120,10 @@ class Reference:
         if name not in NODES:
             raise KeyError(f"{name!r:.60} is not a quantity (kfac-ref quantities lists them){near(name, QUANTITIES)}")
         key = name, self._part_of(name)
-        if (value := self._kept.get(key, _ABSENT)) is _ABSENT:
+        if (value := self._kept.get(key, _ABSENT)) is _ABSENT and (value := self._own.get(key, _ABSENT)) is _ABSENT:
             value = self._value(name)
-            if not key[1] or self._has_room_for(value):
-                self._kept[key] = value
+            cache = self._kept if self._kept.has_room_for(value, key[1]) else self._own
+            cache[key] = value
         if isinstance(value, ValueError):
             raise ValueError(*value.args)
         return value
@@ -113,13 +136,6 @@ class Reference:
     def names(self) -> list[str]:
         """Return the names of the quantities that the problem defines."""
         return [name for name, q in QUANTITIES.items() if missing(q, self.problem) is None]
-
-    def _has_room_for(self, value: Any) -> bool:
-        size, total = _bytes(value), self._kept.get("bytes", 0)
-        if size > LARGE or total + size > CACHE:
-            return False
-        self._kept["bytes"] = total + size
-        return True
 
     def _value(self, name: str) -> Any:
         make: Callable[[], Any] = functools.partial(
@@ -166,8 +182,12 @@ class Reference:
         return nodes
 
 
-def _bytes(value: Any) -> int:
-    return sum(map(_bytes, value)) if isinstance(value, tuple) else getattr(value, "nbytes", 0)
+def _bytes(value: Any) -> float:
+    """Return the size of numbers and arrays; that of other objects is not known."""
+    if isinstance(value, (tuple, list)):
+        return sum(map(_bytes, value))
+    return value.nbytes if isinstance(value, (np.ndarray, np.generic)) else 8 if isinstance(value, (int, float)) else \
+        math.inf
 
 
 def missing(quantity: Quantity, problem: Problem) -> str | None:

@@ -170,12 +170,13 @@ def _spread(a: Array, moved: Any, middle: Callable[..., Any]) -> Array:
     if not known:
         return np.full(a.shape, np.inf)
     E = np.nan_to_num(middle(known, axis=0), nan=0.0)
-    if a.ndim == 2 and a.shape[0] == a.shape[1]:            # an entry off the diagonal may be a sum that cancels
-        diagonal = np.sqrt(np.diag(E))
+    if a.ndim == 2 and a.shape[0] == a.shape[1] and np.allclose(a, a.T, 0, 1e-9 * np.max(np.abs(a))):
+        diagonal = np.sqrt(np.diag(E))                      # an entry off the diagonal may be a sum that cancels
         return np.maximum(E, np.outer(diagonal, diagonal))
-    if a.ndim == 2 and E.any():
-        rows, columns = (np.sqrt(np.mean(E**2, axis=axis, keepdims=True)) for axis in (1, 0))
-        return np.maximum(E, rows * columns / math.sqrt(np.mean(E**2)))
+    if a.ndim >= 2 and E.any():                             # the matrix of a layer, or that of each step
+        rows, columns = (np.sqrt(np.mean(E**2, axis=axis, keepdims=True)) for axis in (-1, -2))
+        whole = np.sqrt(np.mean(E**2, axis=(-1, -2), keepdims=True))
+        return np.maximum(E, rows * columns / np.maximum(whole, 1e-300))
     return E
 
 

@@ -7,6 +7,7 @@ where the given values cannot distinguish them, the report names a quantity that
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -27,6 +28,8 @@ from .trajectory import SCALARS, steps
 #: Quantities that need a dense matrix of all weights are not computed per explanation for networks with more weights.
 _DENSE_UP_TO = 500
 _DENSE = ("fisher", "fisher_sampled", "fisher_empirical", "hessian", "kfac_block", "natural_gradient")
+#: Quantities of the last kinds take longer, so they are compared last.
+_COSTS = ("sum", "solve", "trajectory")
 #: These take few values, so that many pairs of mistakes give them.
 _COARSE = {"trajectory_lambda", "trajectory_gamma"}
 #: An explanation is reported if chance would give it less often than this.
@@ -66,11 +69,14 @@ class Diagnosis:
         self.errors = {name: error(reference[name], theirs[name]) for name in self.names}
         self.differing = [name for name in self.names if not self.tolerance.excess(reference, name, theirs[name]) <= 1]
         self.candidates = [m for m in CATALOGUE.values() if set(banned).isdisjoint({*m.changes, *m.shows})]
-        self._order = sorted(self.names, key=lambda name: name not in self.differing)
+        self._order = sorted(self.names, key=lambda name: (_COSTS.index(QUANTITIES[name].kind), name in _DENSE,
+                                                           name not in self.differing))
         self._same: dict[tuple[str, tuple[str, ...]], bool] = {}
         self._acts, self._alone = dict[str, frozenset[str]](), dict[tuple[str, str], bool]()
         self._first_step: dict[Any, Any] = {}
-        self._end = time.process_time() + seconds
+        self._with = functools.lru_cache(maxsize=4)(reference.having)       # with mistakes
+        self._start = time.process_time()
+        self._end = self._start + seconds
         self.untried, self.by_chance, self.tried = "", list[Explanation](), 1
         self._near: list[tuple[Mistakes, str]] = []         # pairs that fit all quantities but this one
 
@@ -81,12 +87,17 @@ class Diagnosis:
         """
         searches = {"single mistakes": self._singles, "wrong numbers": self._numbers,
                     "pairs of mistakes": self._pairs_or_number, "three mistakes": self._triples}
+        half = (self._start + self._end) / 2
         for i, search in enumerate(searches.values()):
-            if found := list(search()):
-                return self._beyond_chance(found)
+            found = list[Mistakes]()
+            for mistakes in search():
+                found.append(mistakes)                      # then others are searched for a shorter time
+                self._end = half
             if self._late():
-                self.untried = f"not tried, or not all, for lack of time: {', '.join(list(searches)[i:])}"
-                break
+                left = list(searches)[i:i + 1] if found else list(searches)[i:]
+                self.untried = f"not tried, or not all, for lack of time: {', '.join(left)}"
+            if found or self.untried:
+                return self._beyond_chance(found)
         return []
 
     def _singles(self) -> Iterator[Mistakes]:
@@ -109,16 +120,19 @@ class Diagnosis:
             if not all(n in affected or self._is(with_, n) for n in self.names):
                 continue                                    # it does not explain what the others leave
             with suppress(*FAILS):
-                for c in solved(family, base, name, self.theirs[name], quick=bool(with_)):
+                for c in solved(family, base, name, self.theirs[name], bool(with_), self._late):
                     found = next((m for m in simplest(family, base, c) if self.fits((*with_, m))), None)
                     if found is not None:
                         yield (*with_, found)
                         return
 
-    def _pairs_or_number(self) -> list[Mistakes]:
-        """Return pairs that fit, else a mistake and a number, which is the faster search."""
-        with_number = list(self._number_and_mistake())
-        return list(self._pairs()) or with_number
+    def _pairs_or_number(self) -> Iterator[Mistakes]:
+        """Yield pairs that fit, else a mistake and a number, which is the faster search."""
+        with_number, pair = list(self._number_and_mistake()), None
+        for pair in self._pairs():
+            yield pair
+        if pair is None:
+            yield from with_number
 
     def _pairs(self) -> Iterator[Mistakes]:
         """Yield pairs that fit, in both orders where the order matters; pairs that nearly fit are kept for triples."""
@@ -160,8 +174,11 @@ class Diagnosis:
 
     def _matters(self, m: Mistake) -> bool:
         """Return whether a mistake changes any given quantity here; weight decay of 0, for example, cannot be wrong."""
-        r = self.reference.having(m)
-        for name in self._acting(m)[0]:
+        r = self._with(m)
+        acting = self._acting(m)[0]
+        for name in self._order:
+            if name not in acting:
+                continue
             if name.startswith("trajectory_"):
                 return True
             with suppress(*FAILS):
@@ -213,7 +230,7 @@ class Diagnosis:
         """Return whether these mistakes reproduce one given quantity, to rounding."""
         if name.startswith("trajectory_") and mistakes:     # expensive: `_follows` looks at all of them at once
             return True
-        r = self.reference.having(*mistakes)
+        r = self._with(*mistakes)
         key = name, r.part_of(name)
         if key not in self._same:
             self._same[key] = False

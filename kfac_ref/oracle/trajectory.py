@@ -16,7 +16,7 @@ import numpy as np
 from .. import damping, params
 from ..checks import Array
 from . import quantities  # noqa: F401  (the steps use them)
-from .graph import NODES, Reference, node, quantity
+from .graph import NODES, ROOM, Cache, Reference, node, quantity
 from .problem import Problem
 
 if TYPE_CHECKING:
@@ -40,8 +40,9 @@ def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, 
     used, used_gamma = old, gamma
     for k, batch in enumerate(t.batches, 1):
         once = _once(shared if k == 1 else None)
+        cache = functools.partial(Cache, once("room", lambda: [float(ROOM)]))
         part = once("part", functools.partial(_on, problem, batch.rows[batch.rows1], targets=batch.targets[None]))
-        part = Reference(part, mistakes, {"k": k - 1, "ceiling": t.ceiling, "old": old}, once("of part", dict))
+        part = Reference(part, mistakes, {"k": k - 1, "ceiling": t.ceiling, "old": old}, once("of part", cache))
         names = ("A", "G", "A_cross", "G_cross") if t.structure == "block-tridiagonal" else ("A", "G")
         old = {name: part[f"{name}_average"] for name in names}
         refresh = k <= 3 or k % t.T3 == 0
@@ -49,7 +50,7 @@ def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, 
         used = old if refresh else used
         whole = once("whole", functools.partial(_on, problem, batch.rows, targets=None, delta_0=last, previous=None))
         two = once("two", functools.partial(_on, whole, batch.rows2, delta_0=None))
-        two = Reference(two, mistakes, kept=once("of two", dict))
+        two = Reference(two, mistakes, kept=once("of two", cache))
         given = {f"{name}_solve": value for name, value in used.items()} | {"hyper": t, "structure": t.structure,
             "model_damping": lambda_ + problem.weight_decay, "g_F": two["g_model"], "a_bar_F": two["a_bar"]}
         # The given values contain mistakes: share only between references in which the same mistakes acted.
@@ -58,7 +59,8 @@ def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, 
         for candidate in gammas:
             root = candidate if refresh else used_gamma
             damped = once(("damped", root), functools.partial(whole.replace, damping=root**2))
-            tried.append(Reference(damped, mistakes, given, once(("of damped", root, acting), dict)))
+            tried.append(Reference(damped, mistakes, given,
+                                   once(("of damped", root, acting), functools.partial(cache, any(acting)))))
         best = min(range(len(gammas)), key=lambda i: tried[i]["M"])
         r, gamma = tried[best], gammas[best]
         used_gamma = gamma if refresh else used_gamma

@@ -127,8 +127,12 @@ FAMILIES = (
 )
 
 
-def solved(family: Family, r: Reference, name: str, theirs: Any, quick: bool = False) -> list[Any]:
-    """Return the number with which a quantity comes closest to the given value; from one start if `quick`."""
+def solved(family: Family, r: Reference, name: str, theirs: Any, quick: bool = False,
+           late: Callable[[], bool] = lambda: False) -> list[Any]:
+    """Return the number with which a quantity comes closest to the given value; from one start if `quick`.
+
+    The search ends when `late` returns true.
+    """
     def f(u: Any) -> Any:
         """Return the quantity with the number of u, which is its logarithm if it is positive."""
         c = np.exp(u) if family.positive else u
@@ -152,6 +156,8 @@ def solved(family: Family, r: Reference, name: str, theirs: Any, quick: bool = F
         u, last = start * ones, math.inf
         try:
             for k in range(12 if quick else 30):
+                if late():
+                    return []
                 value = f(u)
                 off = gap(value)
                 if quick and k == 4 and _square(off) > 1e-2 * _square(arrays(theirs)):
@@ -170,6 +176,8 @@ def solved(family: Family, r: Reference, name: str, theirs: Any, quick: bool = F
                     break
                 last = size
             found.append((_square(gap(f(u))), np.exp(u) if family.positive else u))
+            if found[-1][0] < 1e-12 * _square(arrays(theirs)):
+                break
         except FAILS:
             continue
     found.sort(key=lambda pair: pair[0])
