@@ -166,7 +166,8 @@ def table(counts: Counter[tuple[str, str]]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure what the diagnosis finds.")
-    parser.add_argument("--part", default="1/1", metavar="K/N", help="only part K of N of the cases, drawn at random")
+    parser.add_argument("--part", default="1/1", metavar="K/N", help="only part K of N of the cases, drawn at random; "
+                        "the page is not written")
     k, n = map(int, parser.parse_args().part.split("/"))
     start, chosen = time.perf_counter(), part_of_them(k, n)
     counts: Counter[tuple[str, str]] = Counter()
@@ -187,18 +188,19 @@ def main() -> int:
     lines = [*table(counts), "", f"In {unseen} other cases a mistake changes nothing there, or two cancel.",
              *(["", *(f"- {text}" for text in bad)] if bad else [])]
     print("\n" + "\n".join(lines) + f"\n{time.perf_counter() - start:.0f} s")
-    write(lines, beside, "" if n == 1 else f" from one of {n} parts of the cases, drawn at random")
+    if n == 1:
+        write(lines, beside)
     return int(bool(bad))
 
 
-def write(lines: list[str], beside: dict[str, Counter[str]], part: str) -> None:
-    """Write the page; `part` says of what it was made, if not of all cases."""
+def write(lines: list[str], beside: dict[str, Counter[str]]) -> None:
+    """Write the page."""
     doc = (__doc__ or "").split("\n\n", 1)[1].replace("`tests.composed`", "code of the test suite")
     rows = [f"| {name} | {CATALOGUE[name].group} | {found['vectors']} | "
             f"{'; '.join(sorted(set(found) - {'vectors'})) or '-'} |" for name, found in beside.items()]
     PAGE.write_text("\n".join([
         "# What the diagnosis finds", "", f"The catalogue has {len(CATALOGUE)} mistakes. `make oracle-report` writes "
-        f"this page{part}. Two values are the same if they differ by less than {SAME:g} of the largest entry; a "
+        f"this page. Two values are the same if they differ by less than {SAME:g} of the largest entry; a "
         f"mistake shows if it changes a quantity by more than {VISIBLE:g} of it.", "", doc.strip(), "",
         "Of a replacement with a wrapper, only the composition is compared: whether the oracle's values of the pair "
         "are those that the test composed.", "", *lines, "", "## By mistake", "",
