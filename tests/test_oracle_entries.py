@@ -18,6 +18,7 @@ import pytest
 from kfac_ref.curvature import EKFAC
 from kfac_ref.oracle import CATALOGUE, KLClip, Previous, Problem, Reference, check, vector
 from kfac_ref.oracle.differences import error
+from kfac_ref.oracle.search import Diagnosis
 from kfac_ref.params import scale
 
 SIZES, N, M = (4, 5, 3), 11, 2
@@ -545,3 +546,22 @@ def test_all_classes_in_one_backward_pass_are_named() -> None:
     G = [g.T @ g / N for g in h.back(dz)]
     report = check(problem(), {"A": h.A, "G": G, "step": h.step(h.damped(G=G))})
     assert [e.names for e in report.explanations] == [("all columns in one backward pass",)]
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
+def test_without_biases_no_mistake_of_biases_is_tried(likelihood: str) -> None:
+    """The others show the A of layers without a 1, and are found."""
+    rng, sizes = np.random.default_rng(0), (4, 5, 3)
+    y = rng.integers(0, 3, 7) if likelihood == "categorical" else rng.standard_normal((7, 3))
+    p = Problem(sizes, ("tanh",), likelihood, [rng.standard_normal((5, 4)), rng.standard_normal((3, 5))],
+                rng.standard_normal((7, 4)), y, 0.3, 0.1, bias=False)
+    for name in ("A of the layer's output", "A before the nonlinearity", "g after the nonlinearity",
+                 "slope left out of the backward pass"):
+        r = Reference(p).having(CATALOGUE[name])
+        theirs = {n: r.shown(n) for n in ("A", "G", "gradient")}
+        assert [len(S) for S in r["A"]] == ([5, 3] if name.endswith("output") else [4, 5])
+        assert [e.names for e in check(p, theirs).explanations] == [(name,)]
+    apart = {"step": tuple(-V for V in Reference(p)["gradient"])}
+    assert not any(m.of_biases for e in check(p, apart).explanations for m in e.mistakes)
+    assert not any(m.of_biases for m in Diagnosis(Reference(p), apart).candidates)
+    assert any(m.of_biases for m in Diagnosis(Reference(problem()), {}).candidates)

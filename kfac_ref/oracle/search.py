@@ -68,7 +68,8 @@ class Diagnosis:
         self.names = sorted(theirs, key=list(QUANTITIES).index)
         self.errors = {name: error(reference[name], theirs[name]) for name in self.names}
         self.differing = [name for name in self.names if not self.tolerance.excess(reference, name, theirs[name]) <= 1]
-        self.candidates = [m for m in CATALOGUE.values() if set(banned).isdisjoint({*m.changes, *m.shows})]
+        self.candidates = [m for m in CATALOGUE.values() if set(banned).isdisjoint({*m.changes, *m.shows})
+                           and (all(reference.problem.bias) or not m.of_biases)]
         self._order = sorted(self.names, key=lambda name: (_COSTS.index(QUANTITIES[name].kind), name in _DENSE,
                                                            name not in self.differing))
         self._same: dict[tuple[str, tuple[str, ...]], bool] = {}

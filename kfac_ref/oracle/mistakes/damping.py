@@ -125,7 +125,7 @@ add("damping", "pi of the first layer for all", "all layers use the pi of the fi
 add("damping", "bias not damped", "the damping was not added to the last entry of A, that of the bias",
     "the damping acts on all parameters equally", "add it to the whole diagonal of A",
     {"A_damped": lambda r, right: tuple(_with_last(D, A[-1, -1]) for D, A in zip(right(), r["A_solve"], strict=True))},
-    ("A_solve",))
+    ("A_solve",), of_biases=True)
 add("damping", "pi in place of 1/pi in G", "both factors were damped with pi sqrt(damping)", _FACTORED,
     "divide by pi in G", _damped(G=lambda pi, d: pi * math.sqrt(d)), ("G_solve", "pi", "damping"))
 

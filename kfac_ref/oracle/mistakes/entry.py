@@ -35,6 +35,7 @@ class Mistake:
     group: str = ""
     #: Quantity to a function of reference and value, for values that are shown in another form but used correctly.
     shows: Mapping[str, Callable[[Reference, Any], Any]] = field(default_factory=dict, repr=False)
+    of_biases: bool = False         # whether it needs layers with biases
 
     def __str__(self) -> str:
         """Return the texts of the mistake."""
@@ -46,10 +47,12 @@ CATALOGUE: dict[str, Mistake] = {}
 
 
 def add(group: str, name: str, what: str, why: str, remedy: str, changes: Mapping[str, Change],
-        reads: tuple[str, ...] = (), shows: Mapping[str, Callable[[Reference, Any], Any]] | None = None) -> None:
+        reads: tuple[str, ...] = (), shows: Mapping[str, Callable[[Reference, Any], Any]] | None = None,
+        of_biases: bool = False) -> None:
     """Add an entry to the catalogue; the arguments are those of `Mistake`."""
     assert name not in CATALOGUE, name
-    CATALOGUE[name] = Mistake(name, what, why, remedy, dict(changes), reads, group, dict(shows or {}))
+    CATALOGUE[name] = Mistake(name, what, why, remedy, dict(changes), reads, group, dict(shows or {}),
+                              of_biases or group == "bias")
 
 
 def again(name: str, r: Reference, **given: Any) -> Any:

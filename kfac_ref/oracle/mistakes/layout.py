@@ -20,20 +20,24 @@ from .entry import FISHERS, STEPS, Change, Right, add, again, inputs, mapped, ti
 def _moments(rows: Callable[[Reference], Sequence[Array]]) -> Change:
     return lambda r, right: quantities.A(tuple(rows(r)), r["N"])
 
-def _ones(a: Array) -> Array:
-    return np.column_stack([a, np.ones(len(a))])
+def _with_ones(r: Reference, activations: Sequence[Array]) -> list[Array]:
+    """Append a 1 where the layer has a bias."""
+    return [np.column_stack([a, np.ones(len(a))]) if has_bias else a
+            for a, has_bias in zip(activations, r.problem.bias, strict=True)]
 
 add("layer", "A of the layer's output", "A was made of the layer's outputs after the nonlinearity, not of its inputs",
     "the gradient of W_i is g_i a_bar^T with the layer's INPUT", "take the activations that enter the layer",
-    {"A": _moments(lambda r: [*r["a_bar"][1:], _ones(r["z"])])}, ("a_bar", "z", "N"))
+    {"A": _moments(lambda r: _with_ones(r, [*(a[:, :n] for a, n in zip(
+        r["a_bar"][1:], r.problem.sizes[1:-1], strict=True)), r["z"]]))}, ("a_bar", "z", "N"))
 add("layer", "A before the nonlinearity", "A was made of the pre-activations s, before the nonlinearity",
     "the next layer sees phi(s)", "take the activations after the nonlinearity",
-    {"A": _moments(lambda r: [r["a_bar"][0], *map(_ones, r["at"].s[:-1])])}, ("at", "a_bar", "N"))
+    {"A": _moments(lambda r: _with_ones(r, [r["a_bar"][0][:, :r.problem.sizes[0]], *r["at"].s[:-1]]))},
+    ("at", "a_bar", "N"))
 
 def _after_nonlinearity(name: str, r: Reference) -> tuple[Array, ...]:
     """Return the gradients with respect to the outputs of the hidden nonlinearities, and to z."""
     W, g = r.problem.weights, r[name]
-    return (*(h @ V[:, :-1] for h, V in zip(g[1:], W[1:], strict=True)), g[-1])
+    return (*(h @ V[:, :k.shape[-1]] for k, h, V in zip(g, g[1:], W[1:], strict=False)), g[-1])
 
 add("layer", "g after the nonlinearity", "the gradients are with respect to the layer's activations, after the "
     "nonlinearity", "g is the gradient with respect to the pre-activations s: the slope phi'(s) is part of it",
@@ -43,7 +47,8 @@ add("layer", "g after the nonlinearity", "the gradients are with respect to the 
 
 def _without_slope(columns: str) -> Change:
     return lambda r, right: tuple(itertools.accumulate(
-        r.problem.weights[:0:-1], lambda g, W: g @ W[:, :-1], initial=r[columns]))[::-1]
+        zip(r.problem.weights[:0:-1], r.problem.sizes[-2:0:-1], strict=True),
+        lambda g, layer: g @ layer[0][:, :layer[1]], initial=r[columns]))[::-1]
 
 add("layer", "slope left out of the backward pass", "the backward pass does not multiply by phi'(s)",
     "the chain rule goes through the nonlinearity", "multiply by phi'(s) at every hidden layer",
@@ -123,12 +128,14 @@ add("order", "row-major vec", "the dense matrices use row-major vec (the biases 
     shows=dict.fromkeys(_DENSE, _permuted(lambda places: places)) | {"kfac_block": _swapped_block})
 add("order", "row-major vec with the biases apart", "the dense matrices use row-major vec of each W, followed by "
     "its biases", _STACKED, "flatten [W b] in column order", {},
-    shows=dict.fromkeys(_DENSE, _permuted(lambda places: [part for p in places for part in (p[:, :-1], p[:, -1])])))
+    shows=dict.fromkeys(_DENSE, _permuted(lambda places: [part for p in places for part in (p[:, :-1], p[:, -1])])),
+    of_biases=True)
 for _name, _words, _turn in (("", "row-major", lambda p: p), (" in column order", "column-major", np.transpose)):
     add("order", f"all weights, then all biases{_name}", f"the dense matrices have the weights of all layers first "
         f"({_words} vec of each W), then the biases of all layers", _STACKED, "flatten [W b] of each layer, layer "
         "after layer", {}, shows=dict.fromkeys(_DENSE, _permuted(functools.partial(
-            lambda turn, places: [turn(p[:, :-1]) for p in places] + [p[:, -1] for p in places], _turn))))
+            lambda turn, places: [turn(p[:, :-1]) for p in places] + [p[:, -1] for p in places], _turn))),
+        of_biases=True)
 add("bias", "bias left out of the dense matrices", "the dense matrices have no rows and columns for the biases",
     "the biases are parameters too", "append a 1 to the inputs", {}, shows=dict.fromkeys(_DENSE, _permuted(
         lambda places: [p[:, :-1].T for p in places])))
@@ -212,10 +219,12 @@ for _name, _what, _why, _remedy, _names, _into, _back in (
      "its row-major vec", "join W and b as columns before flattening", _KRON | {"ekfac_step": "gradient"},
      _biases_behind, _biases_back),
 ):
-    add("order", _name, _what, _why, _remedy, _turned(_names, _into, _back), inputs(*_names))
+    add("order", _name, _what, _why, _remedy, _turned(_names, _into, _back), inputs(*_names),
+        of_biases="bias" in _name)
 add("order", "biases behind the weights in [W b]", "matrices [W b] were shown as the reshaped [vec of W, b], rows "
     "stacked: weight and bias flattened apart and reshaped together", "b is the last column of [W b]",
-    "join W and b as columns", {}, shows=dict.fromkeys(_SHAPED, lambda r, value: tuple(map(_biases_behind, value))))
+    "join W and b as columns", {}, shows=dict.fromkeys(_SHAPED, lambda r, value: tuple(map(_biases_behind, value))),
+    of_biases=True)
 add("order", "damped factors as A and G", "A and G are the damped factors: A_damped and G_damped", "the damping "
     "belongs to the solve; it changes with lambda and gamma", "copy the factors before the damping is added", {},
     ("A_damped", "G_damped", "A", "damping"), shows={"A": lambda r, A: r["A_damped"], **dict.fromkeys(
