@@ -183,6 +183,15 @@ def test_what_does_not_fit_is_refused(name: str, quantities: dict[str, Any], wor
         DIALECTS[name].ours(quantities, CASES["categorical"])
 
 
+def test_problems_that_nobody_measured_are_refused() -> None:
+    p = problem_of("gaussian")
+    A, without = Reference(p)["A"], [W[:, :-1] for W in p.weights]
+    for other in (p.replace(noise_variance=2.0), p.replace(weights=without, bias=False, direction=None)):
+        for convert in (DIALECTS["curvlinops"].ours, DIALECTS["curvlinops"].theirs):
+            with pytest.raises(ProblemError, match="noise variance of 1 and biases in all layers"):
+                convert({"A": A}, other)
+
+
 def test_a_dense_order_that_nobody_measured_is_refused() -> None:
     d = replace(DIALECTS["curvlinops"], vec="")
     with pytest.raises(ProblemError, match="was not measured"):

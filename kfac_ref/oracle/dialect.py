@@ -135,6 +135,9 @@ class Dialect:
 
     def _factors(self, quantities: Mapping[str, Any], problem: Problem) -> dict[str, float]:
         """Return theirs over ours for each quantity, or raise if one cannot be converted."""
+        if problem.noise_variance != 1 or not all(problem.bias):
+            raise ProblemError(f"the dialect {self.name!r} was measured with a noise variance of 1 and biases in all "
+                               "layers; convert the values yourself, and check them without a dialect")
         found = {}
         for name, value in quantities.items():
             found[name] = self.factor(name, problem, sampled="G_sampled" in quantities and "G" not in quantities)
