@@ -106,12 +106,6 @@ def _root_left_out(r: Reference) -> list[Any]:
     return [np.sqrt(p)[:, :, None] * r["dz_exact"]]
 
 
-def _mean_sample(r: Reference) -> list[Any]:
-    M = len(r.problem.targets)
-    mean = tuple(math.sqrt(M) * g.mean(axis=0, keepdims=True) for g in r["g_sampled"])
-    return list(r.taking(g_sampled=mean)["G_sampled"])
-
-
 def _each_layer_alone(r: Reference) -> list[Any]:
     V = r["direction"]
     alone = [[v if i == j else 0 * v for j, v in enumerate(V)] for i in range(len(V))]
@@ -309,10 +303,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "exact_G": (ByOracle(("categorical-tanh", "bernoulli-tanh"), _zip("g_exact"), **by_layer("G")),),
     "enumerated_G": (ByOracle(("softmax-regression",), lambda r: [(r["z"],)], **by_layer("G")),),
     "sampled_G": (ByOracle(("categorical-tanh", "gaussian-tanh"), lambda r: [
-        (math.sqrt(len(r.problem.targets)) * g,) for g in r["g_sampled"]], slips=(
-            Slip("samples averaged before the square", "the gradients of the M samples were averaged first",
-                 "E[g g^T] is a mean of squares; the mean of g over many samples goes to zero",
-                 "square each sample's gradient, then average", _mean_sample),), **by_layer("G_sampled")),),
+        (math.sqrt(len(r.problem.targets)) * g,) for g in r["g_sampled"]], **by_layer("G_sampled")),),
     "empirical_fisher": (ByOracle(("categorical-tanh", "gaussian-tanh"), _all("g", "a_bar"),
                                   **at_once("fisher_empirical")),),
     "natural_gradient": (ByOracle(("categorical-tanh", "gaussian-tanh"), _all(
