@@ -79,7 +79,7 @@ def test_every_quantity_is_that_of_the_independent_computation(name: str) -> Non
 
 
 #: Quantities that are not in version 1 of the vectors, which never changes.
-LATER = {"ekfac_step"}
+LATER = {"A_basis", "G_basis", "ekfac_step"}
 
 
 def test_the_vectors_hold_every_quantity_of_their_version() -> None:

@@ -565,3 +565,36 @@ def test_without_biases_no_mistake_of_biases_is_tried(likelihood: str) -> None:
     assert not any(m.of_biases for e in check(p, apart).explanations for m in e.mistakes)
     assert not any(m.of_biases for m in Diagnosis(Reference(p), apart).candidates)
     assert any(m.of_biases for m in Diagnosis(Reference(problem()), {}).candidates)
+
+
+def test_eigenvectors_are_compared_up_to_their_signs_and_where_they_are_determined() -> None:
+    p = problem()
+    r, rng = Reference(p), np.random.default_rng(0)
+    for name, of in (("A_basis", "A"), ("G_basis", "G")):
+        theirs = [np.linalg.eigh(S)[1] for S in r[of]]
+        turned = [Q * rng.choice([-1.0, 1.0], len(Q)) for Q in theirs]
+        assert check(p, {name: turned}).ok
+        assert check(p, {name: [Q.astype(np.float32) for Q in turned]}).ok
+        exchanged = [Q[:, [1, 0, *range(2, len(Q))]] for Q in turned]
+        report = check(p, {name: exchanged}, diagnose=False)
+        assert not report.ok
+        assert "columns 0, 1" in report.rows[0].where
+        assert [e.names for e in check(p, {name: [Q[:, ::-1] for Q in turned]}).explanations] == [
+            ("eigenvectors in descending order",)]
+        rows = check(p, {name: [Q.T for Q in theirs]}).explanations
+        assert ("eigenvectors taken as rows",) in [e.names for e in rows]
+
+
+def test_eigenvectors_of_one_eigenvalue_may_be_any_basis_of_their_space() -> None:
+    """With fewer examples than inputs, A has a null space."""
+    rng = np.random.default_rng(1)
+    p = Problem((6, 3), (), "gaussian", [rng.standard_normal((3, 7))], rng.standard_normal((4, 6)),
+                rng.standard_normal((4, 3)), 0.3)
+    values, Q = np.linalg.eigh(Reference(p)["A"][0])
+    null = values < 1e-12
+    assert null.sum() == 3
+    other = Q.copy()
+    other[:, null] = Q[:, null] @ np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    assert check(p, {"A_basis": [other]}).ok
+    other[:, ~null] = other[:, ~null][:, ::-1]
+    assert not check(p, {"A_basis": [other]}, diagnose=False).ok

@@ -15,6 +15,7 @@ import numpy as np
 from .checks import ProblemError, near, read_array
 from .files import dimensions, gathered, joined, load, pairs
 from .graph import QUANTITIES, Reference, missing
+from .quantities import signed
 
 #: The shape of the quantities that are shaped like the weights.
 LIKE_WEIGHTS = "(m, n) per layer"
@@ -63,6 +64,8 @@ def coerced(reference: Reference, theirs: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(right, tuple):
             found[name] = tuple(_array(f"{name}[{i}]", item, X) for i, (item, X) in enumerate(
                 zip(_per_layer(name, value, right), right, strict=True)))
+            if QUANTITIES[name].kind == "basis" and all(Q.ndim == 2 for Q in found[name]):
+                found[name] = tuple(map(signed, found[name]))
         elif isinstance(right, np.ndarray):
             found[name] = _array(name, value, right, name == "trajectory_rho")
         elif isinstance(value, (bool, str, Mapping)) or dimensions(value):

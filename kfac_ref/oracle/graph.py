@@ -47,8 +47,9 @@ class Node:
 class Quantity:
     """A node that users see.
 
-    `kind` describes the accuracy: "sum", "solve" (loses the condition number of its system) or "trajectory". `fields`
-    names the optional fields of a problem that it needs.
+    `kind` describes the accuracy: "sum", "solve" (loses the condition number of its system), "basis" (eigenvectors: may
+    be anything where eigenvalues are equal) or "trajectory". `fields` names the optional fields of a problem that it
+    needs.
     """
 
     name: str

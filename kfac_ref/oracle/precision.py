@@ -21,7 +21,7 @@ from ..checks import Array
 from ..likelihoods import Bernoulli, Categorical
 from .checks import ProblemError
 from .differences import arrays, shapes
-from .graph import FAILS, Reference
+from .graph import FAILS, QUANTITIES, Reference
 
 #: How often rounding may exceed the measured movement: implementations sum and factor in other orders.
 SAFETY = 256
@@ -228,6 +228,8 @@ class Tolerance:
         """Return the relative error of an array beyond which a value is never right."""
         if self.rtol is not None:
             return self.rtol
+        if QUANTITIES[name].kind == "basis":                # some eigenvectors may be anything
+            return math.inf
         return max(max(1e-2 if f.unit == SINGLE_UNIT else 1e-4, 2 * f.relative) for f in self.forms[name])
 
     def allowed(self, reference: Reference, name: str, theirs: Any, key: Any = ()) -> Any:
@@ -251,7 +253,7 @@ class Tolerance:
             moved_by = SAFETY * (E[i] if isinstance(E, tuple) else E)
             if name.endswith("mu"):                         # mu is a coefficient, and may be nothing but rounding
                 least += 16 * f.unit
-            else:
+            elif QUANTITIES[name].kind != "basis":
                 moved_by = np.minimum(moved_by, (1e-2 if f.unit == SINGLE_UNIT else 1e-4) * np.max(ours, initial=0))
             found.append(moved_by + 16 * f.unit * ours + f.relative * size + least)
         return tuple(found) if isinstance(value, tuple) else found[0]

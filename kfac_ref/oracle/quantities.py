@@ -227,6 +227,20 @@ def natural_gradient(fisher: Array, damping: float, gradient: Layers) -> Layers:
     S = Cholesky.factor(rules.add_to_diagonal(fisher, damping), "the damped Fisher")
     return tuple(params.unflatten(-S.solve(params.flatten(gradient)), [V.shape for V in gradient]))
 
+def signed(Q: Array) -> Array:
+    """Return eigenvectors with the signs that make their products with a fixed vector positive."""
+    return Q * np.where(np.cos(np.arange(len(Q))) @ Q < 0, -1.0, 1.0)
+
+@quantity("U_A", "(n, n) per layer", "George et al. 2018", "basis")
+def A_basis(bases: Bases) -> Layers:
+    """eigenvectors of A as columns, eigenvalues ascending; signs do not matter"""
+    return tuple(signed(A.Q) for A, _ in bases)
+
+@quantity("U_G", "(m, m) per layer", "George et al. 2018", "basis")
+def G_basis(bases: Bases) -> Layers:
+    """the same of G"""
+    return tuple(signed(G.Q) for _, G in bases)
+
 @quantity("S_i", "(m, n) per layer", "George et al. 2018")
 def ekfac_scales(g_ekfac: Layers, a_bar_ekfac: Layers, bases: Bases) -> Layers:
     """(1/N) sum_n E[(U_G^T g a_bar^T U_A)^2], eigenvalues of both ascending, undamped"""

@@ -29,7 +29,7 @@ from .trajectory import SCALARS, steps
 _DENSE_UP_TO = 500
 _DENSE = ("fisher", "fisher_sampled", "fisher_empirical", "hessian", "kfac_block", "natural_gradient")
 #: Quantities of the last kinds take longer, so they are compared last.
-_COSTS = ("sum", "solve", "trajectory")
+_COSTS = ("sum", "basis", "solve", "trajectory")
 #: These take few values, so that many pairs of mistakes give them.
 _COARSE = {"trajectory_lambda", "trajectory_gamma"}
 #: An explanation is reported if chance would give it less often than this.
