@@ -102,7 +102,7 @@ peers: $(PEERS)/peers  ## 15 min | compare other implementations with this one, 
 	$(PEERS)/bin/python -m tests.peers.table
 
 oracle-report: $(VENV)/test  ## 30 min | put every known mistake into every vector, and write what the diagnosis reports
-	$(BIN)/python -m tests.oracle_report
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.oracle_report
 
 handout: $(VENV)/run  ## 1 min | pack the exercises without solutions for students: kfac-exercises.zip
 	$(BIN)/python tutorials/exercises/handout.py kfac-exercises.zip

@@ -8,6 +8,7 @@ written, as its digits show.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -150,13 +151,18 @@ class _Noisy(Reference):
         return value
 
 
+@functools.lru_cache(maxsize=2)                             # for the other quantities of this reference
+def _copies(reference: Reference, size: float) -> list[_Noisy]:
+    return [_Noisy(reference, size, seed) for seed in range(DRAWS)]
+
+
 def sensitivity(reference: Reference, name: str, unit: float) -> Any:
     """Return how far rounding moves each entry of a quantity, in the form of the quantity."""
     size = max(unit, 1e-14)                                 # smaller changes would drown in the rounding of our own
     right, moved = reference.shown(name), []
-    for seed in range(DRAWS):
+    for noisy in _copies(reference, size):
         with suppress(*FAILS):
-            moved.append(_Noisy(reference, size, seed).shown(name))
+            moved.append(noisy.shown(name))
     if not moved:
         return _each(lambda a: np.full(np.shape(a), np.inf), right)
     # A trajectory may take another turn at a threshold.

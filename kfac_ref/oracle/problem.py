@@ -11,6 +11,7 @@ adds layers without bias (``network.bias``) and ``noise_variance``; a problem wi
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -244,6 +245,13 @@ class Problem:
     def replace(self, **changes: Any) -> Problem:
         """Return the problem with some of its fields changed."""
         return replace(self, **changes)
+
+    def changed(self, **values: Any) -> Problem:
+        """Return a copy with other values of some fields, which are not checked and leave the network as it is."""
+        other = copy.copy(self)
+        for name, value in values.items():
+            _set(other, name, value)
+        return other
 
     def plain(self) -> dict[str, Any]:
         """Return the content of the problem's file."""

@@ -298,7 +298,7 @@ node("delta")(lambda alpha, mu, Delta, last_step: tuple(
     params.scale(alpha, Delta) if last_step is None else
     params.add(params.scale(alpha, Delta), params.scale(mu, last_step))))
 node("moved", "objective")(lambda reference, problem, delta: Reference(
-    problem.replace(weights=tuple(params.add(problem.weights, delta))), reference.mistakes))
+    problem.changed(weights=tuple(params.add(problem.weights, delta))), reference.mistakes))
 node("actual")(lambda moved, objective: moved["objective"] - objective)
 
 @quantity("alpha", "number", "sec. 6.4, 7", "solve")

@@ -231,7 +231,7 @@ class Diagnosis:
         """Return whether these mistakes reproduce one given quantity, to rounding."""
         if name.startswith("trajectory_") and mistakes:     # expensive: `_follows` looks at all of them at once
             return True
-        r = self._with(*mistakes)
+        r = self._with(*mistakes) if mistakes else self.reference
         key = name, r.part_of(name)
         if key not in self._same:
             self._same[key] = False

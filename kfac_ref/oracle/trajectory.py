@@ -58,7 +58,7 @@ def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, 
         tried = []
         for candidate in gammas:
             root = candidate if refresh else used_gamma
-            damped = once(("damped", root), functools.partial(whole.replace, damping=root**2))
+            damped = once(("damped", root), functools.partial(whole.changed, damping=root**2))
             tried.append(Reference(damped, mistakes, given,
                                    once(("of damped", root, acting), functools.partial(cache, any(acting)))))
         best = min(range(len(gammas)), key=lambda i: tried[i]["M"])
@@ -71,7 +71,7 @@ def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, 
         weights = tuple(params.add(problem.weights, r["delta"]))
         last = r["kept_step"] if t.momentum else None
         yield {**step, "weights": r["recorded"]}
-        problem = problem.replace(weights=weights, trajectory=None)
+        problem = problem.changed(weights=weights, trajectory=None)
 
 
 def _once(shared: dict[Any, Any] | None) -> Callable[[Any, Callable[[], Any]], Any]:
@@ -87,7 +87,7 @@ def _once(shared: dict[Any, Any] | None) -> Callable[[Any, Callable[[], Any]], A
 
 def _on(problem: Problem, rows: Any, **changes: Any) -> Problem:
     """Return the problem of one step on some rows."""
-    return problem.replace(x=problem.x[rows], y=problem.y[rows], trajectory=None, **changes)
+    return problem.changed(x=problem.x[rows], y=problem.y[rows], trajectory=None, **changes)
 
 
 node("kept_step")(lambda delta: delta)
