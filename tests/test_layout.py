@@ -108,7 +108,8 @@ def test_nothing_differentiates_for_us() -> None:
 @pytest.mark.slow
 def test_importing_takes_no_matplotlib_and_less_time_than_numpy_and_scipy() -> None:
     code = ("import sys, time; t = time.process_time(); import numpy, scipy.linalg, scipy.special, tqdm; "
-            "u = time.process_time(); import kfac_ref; print((time.process_time() - u) / (u - t), 'matplotlib' in sys.modules)")
+            "u = time.process_time(); import kfac_ref; "
+            "print((time.process_time() - u) / (u - t), 'matplotlib' in sys.modules)")
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
             for _ in range(3)]
     assert {run[1] for run in runs} == {"False"}
