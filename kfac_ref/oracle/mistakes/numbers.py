@@ -128,7 +128,7 @@ FAMILIES = (
 
 
 def solved(family: Family, r: Reference, name: str, theirs: Any, quick: bool = False,
-           late: Callable[[], bool] = lambda: False) -> list[Any]:
+           late: Callable[[], bool] | None = None) -> list[Any]:
     """Return the number with which a quantity comes closest to the given value; from one start if `quick`.
 
     The search ends when `late` returns true.
@@ -156,7 +156,7 @@ def solved(family: Family, r: Reference, name: str, theirs: Any, quick: bool = F
         u, last = start * ones, math.inf
         try:
             for k in range(12 if quick else 30):
-                if late():
+                if late is not None and late():
                     return []
                 value = f(u)
                 off = gap(value)
