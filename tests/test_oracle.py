@@ -29,6 +29,7 @@ from kfac_ref.optimizers.kfac_values import Draws
 from kfac_ref.oracle import CATALOGUE, Problem, Reference, check, files, graph, published, trajectory
 from kfac_ref.oracle.differences import differ, error, place
 from kfac_ref.oracle.graph import Cache
+from kfac_ref.oracle.mistakes.numbers import FAMILIES
 from kfac_ref.oracle.problem import Batch, Trajectory
 from kfac_ref.oracle.search import Diagnosis
 from kfac_ref.testing import assert_kfac, assert_kfac_factors
@@ -557,6 +558,14 @@ def test_a_right_trajectory_of_many_weights_is_not_accused() -> None:
     theirs = Reference(p.replace(trajectory=turned))["trajectory_weights"]
     assert any(np.any(a != b) for a, b in zip(theirs, Reference(p)["trajectory_weights"], strict=True))
     assert check(p, {"trajectory_weights": theirs}, diagnose=False).ok
+
+
+def test_a_number_is_found_where_G_has_lost_its_digits() -> None:
+    """With saturated outputs, G is nearly 0 at most temperatures; the gradient is not."""
+    p = vector("saturated-categorical").problem
+    hot = Reference(p).having(next(f for f in FAMILIES if f.name.startswith("temperature")).at(0.575))
+    report = check(p, {name: hot.shown(name) for name in ("G", "gradient", "loss")})
+    assert [e.names for e in report.explanations] == [("temperature 0.575",)]
 
 
 def test_a_quantity_of_another_name_is_refused_with_the_nearest_one() -> None:

@@ -113,19 +113,25 @@ class Diagnosis:
         """Yield the wrong number that fits (after another mistake), as the simplest number that does."""
         base = self.reference.having(*with_)
         for family in FAMILIES:
-            name = next((n for n in family.shown_by if n in self.differing), None)
-            if name is None or (with_ and family.alone) or self._late() or not family.defined(base) or sum(
-                    map(np.size, arrays(self.theirs[name]))) < 2:
+            # A quantity that has lost its digits, such as the G of a saturated network, may lead to another number.
+            names = [n for n in family.shown_by
+                     if n in self.differing and sum(map(np.size, arrays(self.theirs[n]))) > 1]
+            if not names or (with_ and family.alone) or self._late() or not family.defined(base):
                 continue
             affected = self._acting(*with_, _some(family, base))[-1]
             if not all(n in affected or self._is(with_, n) for n in self.names):
                 continue                                    # it does not explain what the others leave
-            with suppress(*FAILS):
-                for c in solved(family, base, name, self.theirs[name], bool(with_), self._late):
-                    found = next((m for m in simplest(family, base, c) if self.fits((*with_, m))), None)
-                    if found is not None:
-                        yield (*with_, found)
-                        return
+            for name in names[:1 if with_ else 2]:
+                if found := self._number(family, base, name, with_):
+                    yield (*with_, found)
+                    return
+
+    def _number(self, family: Family, base: Reference, name: str, with_: Mistakes) -> Mistake | None:
+        """Return the wrong number that fits, solved for from one quantity."""
+        with suppress(*FAILS):
+            c = solved(family, base, name, self.theirs[name], bool(with_), self._late)
+            return next((m for m in simplest(family, base, c) if self.fits((*with_, m))), None)
+        return None
 
     def _pairs_or_number(self) -> Iterator[Mistakes]:
         """Yield pairs that fit, else a mistake and a number, which is the faster search."""

@@ -128,10 +128,10 @@ FAMILIES = (
 
 
 def solved(family: Family, r: Reference, name: str, theirs: Any, quick: bool = False,
-           late: Callable[[], bool] | None = None) -> list[Any]:
+           late: Callable[[], bool] | None = None) -> Any:
     """Return the number with which a quantity comes closest to the given value; from one start if `quick`.
 
-    The search ends when `late` returns true.
+    Raises a ValueError if there is none, or when `late` returns true.
     """
     def f(u: Any) -> Any:
         """Return the quantity with the number of u, which is its logarithm if it is positive."""
@@ -157,7 +157,7 @@ def solved(family: Family, r: Reference, name: str, theirs: Any, quick: bool = F
         try:
             for k in range(12 if quick else 30):
                 if late is not None and late():
-                    return []
+                    raise ValueError("no time is left")
                 value = f(u)
                 off = gap(value)
                 if quick and k == 4 and _square(off) > 1e-2 * _square(arrays(theirs)):
@@ -180,8 +180,7 @@ def solved(family: Family, r: Reference, name: str, theirs: Any, quick: bool = F
                 break
         except FAILS:
             continue
-    found.sort(key=lambda pair: pair[0])
-    return [c for _, c in found[:1]]
+    return min(found, key=lambda pair: pair[0])[1]
 
 
 def _square(arrays: Any) -> float:
