@@ -26,7 +26,7 @@ MOST_DIGITS = 15.95
 #: How many explanations are printed; `Report.plain` has all.
 SHOWN = 6
 #: How much processor time the search for explanations may take, and then that for each quantity alone.
-SECONDS, SECONDS_EACH = 7.0, 1.5
+SECONDS, SECONDS_EACH = 6.0, 1.5
 
 
 @dataclass(frozen=True)

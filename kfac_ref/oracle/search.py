@@ -145,10 +145,9 @@ class Diagnosis:
         """Yield pairs that fit, in both orders where the order matters; pairs that nearly fit are kept for triples."""
         if _COARSE.issuperset(self.names):
             return
-        effective = [m for m in self.candidates if not self._late() and self._matters(m)]
-        self.tried = len(effective)**2
+        self.tried = len(self._effective)**2
         order = {name: i for i, name in enumerate(CATALOGUE)}
-        for a, b in itertools.permutations(effective, 2):
+        for a, b in itertools.permutations(self._effective, 2):
             if self._late():
                 return
             if order[a.name] > order[b.name] and not _touch(a, b):      # the order does not matter
@@ -161,11 +160,10 @@ class Diagnosis:
                     yield a, b
 
     def _number_and_mistake(self) -> Iterator[Mistakes]:
-        for m in self.candidates:
+        for m in self._effective:
             if self._late():
                 return
-            if self._matters(m):
-                yield from self._numbers((m,))
+            yield from self._numbers((m,))
 
     def _triples(self) -> Iterator[Mistakes]:
         """Yield triples of mistakes of which a pair fits all quantities but one."""
@@ -178,6 +176,10 @@ class Diagnosis:
 
     def _late(self) -> bool:
         return time.process_time() > self._end
+
+    @functools.cached_property
+    def _effective(self) -> list[Mistake]:
+        return [m for m in self.candidates if not self._late() and self._matters(m)]
 
     def _matters(self, m: Mistake) -> bool:
         """Return whether a mistake changes any given quantity here; weight decay of 0, for example, cannot be wrong."""
