@@ -24,6 +24,8 @@ Shapes: g is ``(K, N, m)``, or ``(K, N, *T, m)`` with one or more axes of positi
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterator
 
 import numpy as np
@@ -123,11 +125,13 @@ def rearranged(g_i: Array, a_i: Array, g_j: Array, a_j: Array) -> Array:
                             strict=True):
             total += second_moment(_vec_rows(D_i), _vec_rows(D_j))
         return total.reshape(n_i, m_i, n_j, m_j)
-    R = np.zeros((n_i * n_j, m_i * m_j), g_i.dtype)
-    for rows in _chunks(len(a_i), (n_i * n_j + m_i * m_j) * a_i.itemsize):
+
+    def of_rows(rows: slice) -> Array:
         Alpha = a_i[rows, :, None] * a_j[rows, None, :]
         Gamma = g_i[:, rows].transpose(1, 2, 0) @ g_j[:, rows].transpose(1, 0, 2)           # summed over columns
-        R += Alpha.reshape(-1, n_i * n_j).T @ Gamma.reshape(-1, m_i * m_j)
+        return Alpha.reshape(-1, n_i * n_j).T @ Gamma.reshape(-1, m_i * m_j)
+
+    R = functools.reduce(operator.iadd, map(of_rows, _chunks(len(a_i), (n_i * n_j + m_i * m_j) * a_i.itemsize)))
     return R.reshape(n_i, n_j, m_i, m_j).transpose(0, 2, 1, 3)
 
 
