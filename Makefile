@@ -95,6 +95,8 @@ $(PEERS)/peers: tests/peers/requirements.txt setup.cfg pyproject.toml | $(BIN)/p
 	$(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --retries 0 --timeout 10 $$(grep ^torch== tests/peers/requirements.txt) --index-url $(TORCH) 2>/dev/null || true
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/peers/requirements.txt --editable .
+	@# What it asks for besides has an older NumPy, and none of it is used here.
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dattri==0.3.0
 	@touch $@
 
 peers: $(PEERS)/peers  ## 15 min | compare other implementations with this one, in a separate venv (2 GB), and print a table

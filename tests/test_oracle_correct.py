@@ -136,10 +136,12 @@ def accused(seed: int) -> list[tuple[str, str, float]]:
         double, single = values(p, np.float64), values(p, np.float32)
     found = []
     for form in FORMS:
-        largest = {name: max(float(np.max(np.abs(v))) for v in listed(value))
-                   for name, value in single.items()}
+        largest = {name: np.max([np.max(np.abs(v)) for part in (double, single) for v in listed(part[name])])
+                   for name in double}
         theirs = {name: given(form, double[name], single[name]) for name in double
                   if np.isfinite(largest[name]) and (form != "half" or largest[name] < 6e4)}
+        if not np.isfinite(largest["A_damped"]):            # pi was infinite in single precision
+            theirs = {name: value for name, value in theirs.items() if name not in ("G_damped", "step")}
         report = check(p, theirs, diagnose=False)
         found += [(form, row.quantity, row.error) for row in report.rows if row.verdict == "differs"]
     return found

@@ -167,7 +167,7 @@ def _diagnosed(problem: Problem, diagnosis: Diagnosis, samples: int | None) -> d
                   "begins": diagnosis.begins()}
     counts = {"N": len(problem.x), "C": problem.sizes[-1], "M": 1 if problem.targets is None else len(problem.targets)}
     found["scales"] = {name: s for name in differing
-                       if (s := scale(reference[name], given[name], counts, diagnosis.tolerance.coarse(name) / 100))}
+                       if (s := scale(reference[name], given[name], counts, diagnosis.tolerance.coarse(name) / 1000))}
     if any(name.startswith("trajectory_") for name in differing):
         found["first_step"] = diagnosis.first_difference()
     return found | {"explanations": tuple(explanations), "turned": turned, "by_chance": tuple(diagnosis.by_chance),

@@ -35,6 +35,8 @@ _SAMPLE = 4000
 _EXACT = ("y", "targets", "damping", "eta", "previous", "model_damping", "ceiling", "epsilon", "lambda_before", "k",
           "N")
 DOUBLE_UNIT, SINGLE_UNIT = 2.0**-53, 2.0**-24
+#: A solve is wrong if it is off by more than this part of the largest entry, however bad its condition is.
+_LOOSE = {DOUBLE_UNIT: 1e-2, SINGLE_UNIT: 1e-1}
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,15 @@ def form_of(a: Array) -> Form:
         return SINGLE
     if digits < FEWEST and (FEWEST - digits) * len(some) < FEWEST:
         return replace(digits_form(FEWEST), name=DOUBLE.name)       # one or two numbers may end in zeros not written
+    last = 0.5 * 10.0**-decimals * (1 + 1e-9)
+    if digits > MOST and decimals >= FEWEST:                # large numbers with few decimals have many digits
+        return replace(DOUBLE, absolute=last)
     if digits > MOST or (digits < FEWEST and not FEWEST <= decimals <= MOST):
         return DOUBLE
     form = digits_form(digits) if digits >= FEWEST else Form("", SINGLE_UNIT)
     fixed = len(some) > 2 and np.mean(counts[:, 1] == decimals) > np.mean(counts[:, 0] == digits)
     name = f"{decimals} decimals" if fixed or digits < FEWEST else form.name
-    return Form(name, form.unit, form.relative, 0.5 * 10.0**-decimals * (1 + 1e-9))
+    return Form(name, form.unit, form.relative, last)
 
 
 def _digits_and_decimals(value: float) -> tuple[int, int]:
@@ -133,13 +138,11 @@ class _Noisy(Reference):
 
     def _without_digits(self, name: str, value: Array) -> Array:
         """Return p - y with the rounding of p, which leaves no digit where p rounds to y."""
-        likelihood = self.problem.model.likelihood
-        if not isinstance(likelihood, (Categorical, Bernoulli)):
+        p = _probabilities(self)
+        if p is None:
             return value * (1 + self._size * self._rng.standard_normal(value.shape))
-        p = (scipy.special.softmax(self["z"], axis=1) if isinstance(likelihood, Categorical) else
-             scipy.special.expit(self["z"]))
         off = self._size * self._rng.standard_normal(value.shape) * p
-        if name == "dz_exact" and isinstance(likelihood, Categorical):
+        if name == "dz_exact" and isinstance(self.problem.model.likelihood, Categorical):
             return value + off * np.sqrt(p).T[:, :, None]
         return np.sqrt(np.maximum(value**2 + off * (value != 0), 0)) if name == "dz_exact" else value + off
 
@@ -151,9 +154,58 @@ class _Noisy(Reference):
         return value
 
 
-@functools.lru_cache(maxsize=2)                             # for the other quantities of this reference
+class _Rounded(Reference):
+    """A reference in which p - y and p (1 - p) are 0 where p rounds to 1, or where they are too small for a square."""
+
+    def __init__(self, reference: Reference, unit: float) -> None:
+        super().__init__(reference.problem, reference.mistakes, reference.given)
+        self._unit = unit
+
+    def taking(self, **given: Any) -> Reference:
+        return _Rounded(super().taking(**given), self._unit)
+
+    def _value(self, name: str) -> Any:
+        value = super()._value(name)
+        if name not in ("dz", "dz_exact", "dz_sampled") or isinstance(value, ValueError):
+            return value
+        p = _probabilities(self)
+        if p is None:
+            return value
+        is_root = name == "dz_exact" and isinstance(self.problem.model.likelihood, Bernoulli)
+        least = math.sqrt(self._unit) if is_root else self._unit
+        lost = (p > 1 - self._unit) & (np.abs(value) <= least)
+        return np.where(lost | (np.square(value) < (1e-38 if self._unit == SINGLE_UNIT else 1e-308)), 0, value)
+
+
+def _probabilities(reference: Reference) -> Array | None:
+    """Return the model's p, None if its likelihood has none."""
+    likelihood, z = reference.problem.model.likelihood, reference["z"]
+    if isinstance(likelihood, Categorical):
+        return np.asarray(scipy.special.softmax(z, axis=1))
+    return np.asarray(scipy.special.expit(z)) if isinstance(likelihood, Bernoulli) else None
+
+
+# Copies of a reference serve all of its quantities.
+_rounded = functools.lru_cache(maxsize=4)(_Rounded)
+
+
+@functools.lru_cache(maxsize=2)
 def _copies(reference: Reference, size: float) -> list[_Noisy]:
     return [_Noisy(reference, size, seed) for seed in range(DRAWS)]
+
+
+def without_digits(reference: Reference, name: str, unit: float) -> Any:
+    """Return how far each entry moves where p rounds to 1, in the form of the quantity; 0 if it does nowhere."""
+    p, right = _probabilities(reference), reference.shown(name)
+    if p is None or not np.any(p > 1 - unit):
+        return 0.0
+    rounded = []
+    for u in {unit, DOUBLE_UNIT}:                           # few digits may be those of double precision
+        with suppress(*FAILS):
+            rounded.append(_rounded(reference, u).shown(name))
+    if not rounded:
+        return 0.0
+    return _each(lambda a, *others: np.max([np.abs(b - a) for b in others], axis=0), right, *rounded)
 
 
 def sensitivity(reference: Reference, name: str, unit: float) -> Any:
@@ -195,16 +247,21 @@ def _each(f: Any, value: Any, *others: Any) -> Any:
 
 
 def _as_others(a: Array, own: Form, others: Iterable[Form]) -> Form:
-    """Return the coarsest form of other arrays that a few short numbers, such as 0.25, are in too, else their own."""
-    fitting = [f for f in others if len(np.unique(a)) < 10 and _is_in(np.ravel(a), f)]
-    return max([own, *fitting], key=lambda f: (f.relative, f.absolute))
+    """Return the coarsest form of other arrays that short numbers, such as 0.25, are in too, else their own.
+
+    The errors that their own form allows are allowed too.
+    """
+    flat = np.ravel(a)
+    fitting = [own, *(f for f in others if _is_in(flat[:50], f) and _is_in(flat, f))]
+    coarsest = max(fitting, key=lambda f: (f.unit, f.relative, f.absolute))
+    return replace(coarsest, absolute=max(f.absolute for f in fitting))
 
 
 def _is_in(a: Array, form: Form) -> bool:
     """Return whether numbers may have been written in a form."""
-    if form == HALF:
+    if form in (HALF, SINGLE):
         with np.errstate(over="ignore"):
-            return np.array_equal(a, a.astype(np.float16))
+            return np.array_equal(a, a.astype(np.float16 if form == HALF else np.float32))
     counts = [_digits_and_decimals(v) for v in a.tolist()]
     digits = round(1 - math.log10(2 * form.relative)) if form.relative else math.inf
     decimals = -math.log10(2 * form.absolute) + 1e-6 if form.name.endswith("decimals") else math.inf
@@ -236,7 +293,7 @@ class Tolerance:
             return self.rtol
         if QUANTITIES[name].kind == "basis":                # some eigenvectors may be anything
             return math.inf
-        return max(max(1e-2 if f.unit == SINGLE_UNIT else 1e-4, 2 * f.relative) for f in self.forms[name])
+        return max(max(_LOOSE[f.unit], 2 * f.relative) for f in self.forms[name])
 
     def allowed(self, reference: Reference, name: str, theirs: Any, key: Any = ()) -> Any:
         """Return the allowed error of each entry; `key` names the mistakes that the reference has."""
@@ -246,22 +303,23 @@ class Tolerance:
             return _each(lambda a: np.full(np.shape(a), rtol * max(float(np.max(np.abs(a), initial=0)), 1e-300)), value)
         for unit in {f.unit for f in self.forms[name]}:
             if (name, unit, key) not in self._moved:
-                self._moved[name, unit, key] = sensitivity(reference, name, unit)
+                self._moved[name, unit, key] = (sensitivity(reference, name, unit),
+                                                without_digits(reference, name, unit))
         return self._written(name, value, theirs, lambda f: self._moved[name, f.unit, key])
 
     def _written(self, name: str, value: Any, theirs: Any, moved: Callable[[Form], Any]) -> Any:
-        """Return the allowed error of each entry from how far rounding moves it."""
+        """Return the allowed error of each entry from how far rounding moves it, and lost digits of p."""
         found = []
         for i, (a, b, f) in enumerate(zip(arrays(value), arrays(theirs), self.forms[name], strict=True)):
-            E = moved(f)
+            E, lost = (X[i] if isinstance(X, tuple) else X for X in moved(f))
             ours, size = (np.nan_to_num(np.abs(np.asarray(v, dtype=float))) for v in (a, b))
             least = max(f.unit**2, 1e-18) * float(np.max(ours, initial=0)) + f.absolute + 1e-300
-            moved_by = SAFETY * (E[i] if isinstance(E, tuple) else E)
+            moved_by = SAFETY * E
             if name.endswith("mu"):                         # mu is a coefficient, and may be nothing but rounding
                 least += 16 * f.unit
-            elif QUANTITIES[name].kind != "basis":
-                moved_by = np.minimum(moved_by, (1e-2 if f.unit == SINGLE_UNIT else 1e-4) * np.max(ours, initial=0))
-            found.append(moved_by + 16 * f.unit * ours + f.relative * size + least)
+            elif QUANTITIES[name].kind in ("solve", "trajectory"):      # a bad condition does not make all right
+                moved_by = np.minimum(moved_by, _LOOSE[f.unit] * np.max(ours, initial=0))
+            found.append(moved_by + 2 * lost + 16 * f.unit * ours + f.relative * size + least)
         return tuple(found) if isinstance(value, tuple) else found[0]
 
     def excess(self, reference: Reference, name: str, theirs: Any, key: Any = ()) -> float:
@@ -270,7 +328,7 @@ class Tolerance:
         if shapes(value) != shapes(theirs):
             return math.inf
         if self.rtol is None:                               # most right values need no more than this
-            least = max(arrays(_each(_ratio, value, theirs, self._written(name, value, theirs, lambda f: 0.0))))
+            least = max(arrays(_each(_ratio, value, theirs, self._written(name, value, theirs, lambda f: (0.0, 0.0)))))
             if least <= 1:
                 return least
         return max(arrays(_each(_ratio, value, theirs, self.allowed(reference, name, theirs, key))))
