@@ -218,7 +218,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
 def _demo(out: Path, seed: int, quick: bool, tune: bool, pdf: bool, force: bool) -> int:
     if seed < 0:
         raise ValueError(f"--seed must be at least 0, got {seed}")
-    from .experiments import autoencoder, classifier, report, script  # slow: Matplotlib
+    from .experiments import autoencoder, classifier, comparison, report, script, tables  # slow: Matplotlib
 
     script.make_folder(out)
     names = [f"{name}.{suffix}" for name in ("convergence", "fisher", "budget")
@@ -230,15 +230,14 @@ def _demo(out: Path, seed: int, quick: bool, tune: bool, pdf: bool, force: bool)
     data = datasets.digits()
     shorten = 100 if quick else 1
     if tune:
-        chosen = autoencoder.tune(data, print, shorten)
+        chosen = comparison.tune(autoencoder.compared(), print, data=data, shorten=shorten)
         files.write(out / "tune.json", json.dumps(chosen, indent=1) + "\n", force=force)
         return 0
-    start = time.perf_counter()
+    start, of = time.perf_counter(), autoencoder.compared(seed)
     histories = autoencoder.convergence(data, seed, shorten)
-    levels = report.format_table(autoencoder.level_table(histories))
+    levels = report.format_table(tables.level_table(histories, of.levels))
     print("Digits autoencoder: iterations and seconds until the training error (mean over examples of the sum of")
-    last = seed + len(autoencoder.SEEDS) - 1
-    print(f"squared differences) is at most ..., median (range) over the seeds {seed} to {last}\n")
+    print(f"squared differences) is at most ..., median (range) over the seeds {seed} to {of.seeds[-1]}\n")
     print(levels, end="\n\n")
     found = classifier.stages(data, seed, (3, 10) if quick else (10, 200), 200 if quick else None)
     print("Digits classifier: relative Frobenius error of the family; (best) is the least that any Kronecker product")
@@ -248,8 +247,8 @@ def _demo(out: Path, seed: int, quick: bool, tune: bool, pdf: bool, force: bool)
     print("Digits classifier: from the exact damped Fisher to what K-FAC solves with, and what that does to the step")
     print(f"(step {budget.step}, lambda + eta = {budget.damping:.3g}, gamma = {budget.gamma:.3g})\n")
     print(report.format_table(classifier.budget_table(budget)), end="\n\n")
-    figures = {"convergence": autoencoder.convergence_figure(histories), "fisher": classifier.fisher_figure(found),
-               "budget": classifier.budget_figure(budget)}
+    figures = {"convergence": tables.figure(histories, of.levels, of.title, of.error),
+               "fisher": classifier.fisher_figure(found), "budget": classifier.budget_figure(budget)}
     pictures = {out / name: script.drawn(figures[Path(name).stem], Path(name).suffix[1:]) for name in names}
     script.write(out / "summary.json", report.summary(histories, found, budget, seed), pictures, force)
     seconds = time.perf_counter() - start

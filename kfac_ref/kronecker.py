@@ -169,12 +169,6 @@ def rearrange(B: Array, A_shape: tuple[int, int], G_shape: tuple[int, int]) -> A
     return B.reshape(n1, m1, n2, m2).transpose(3, 1, 2, 0).reshape(m1 * m2, n1 * n2)
 
 
-def unrearrange(R: Array, A_shape: tuple[int, int], G_shape: tuple[int, int]) -> Array:
-    """Invert `rearrange`: (m_1 m_2, n_1 n_2) back to (n_1 m_1, n_2 m_2)."""
-    (n1, n2), (m1, m2) = A_shape, G_shape
-    return R.reshape(m2, m1, n2, n1).transpose(3, 1, 2, 0).reshape(n1 * m1, n2 * m2)
-
-
 def nearest_product(B: Array, A_shape: tuple[int, int], G_shape: tuple[int, int]) -> tuple[Array, Array, Array]:
     """Return A and G with A ⊗ G nearest to a matrix B in Frobenius norm, and the singular values of ``R(B)``.
 

@@ -304,7 +304,7 @@ def contents(folder):
 @pytest.mark.parametrize(("name", "options"), [("summary.json", []), ("fisher.png", []), ("budget.pdf", ["--pdf"]),
                                                ("tune.json", ["--tune"])])
 def test_the_demo_replaces_its_own_files_and_no_others(quickened, monkeypatch, tmp_path, capsys, name, options):
-    monkeypatch.setattr(autoencoder, "tune", lambda data, report, shorten: quickened.append("tune") or {})
+    monkeypatch.setattr(comparison, "tune", lambda *arguments, **rest: quickened.append("tune") or {})
     demo = ["demo", "--quick", "--out", str(tmp_path)]
     for _ in range(2):
         assert cli.main(demo) == 0
@@ -363,7 +363,7 @@ def test_ctrl_c_in_a_step_ends_the_demo(monkeypatch, tmp_path, capsys, options):
 
 
 @pytest.mark.parametrize(("module", "where"), [(autoencoder, "convergence"), (classifier, "stages"),
-                                               (autoencoder, "convergence_figure"), (report, "summary")])
+                                               (tables, "figure"), (report, "summary")])
 def test_ctrl_c_anywhere_else_ends_the_demo(quickened, monkeypatch, tmp_path, capsys, module, where):
     monkeypatch.setattr(module, where, interrupt)
     assert status(["demo", "--quick", "--out", str(tmp_path)]) == 130
@@ -404,7 +404,8 @@ def test_the_parser_ends_the_process(arguments, code, capsys):
 
 
 def test_tuning_writes_what_it_chose(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(autoencoder, "tune", lambda data, report, shorten: report("a trial") or {"shorten": shorten})
+    monkeypatch.setattr(comparison, "tune",
+                        lambda of, report, data, shorten: report("a trial") or {"shorten": shorten})
     assert cli.main(["demo", "--tune", "--quick", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "a trial\n"
     assert strict_json(tmp_path / "tune.json") == {"shorten": 100}
@@ -478,11 +479,10 @@ def test_the_median_of_an_even_number_lies_between_the_middle_two(values, text):
     assert tables.spread(values, "{:.1f}") == text
 
 
-def test_the_table_of_levels(monkeypatch):
-    monkeypatch.setattr(autoencoder, "LEVELS", (3.0, 1.5, 0.8))
+def test_the_table_of_levels():
     runs = [history([4, 3, 1.2]), history([4, 1.4, 0.5]), history([4, 3.5, 2.75])]
     never = [history([9, 8, 7])] * 3
-    assert autoencoder.level_table({"one": runs, "two": never}) == [
+    assert tables.level_table({"one": runs, "two": never}, (3.0, 1.5, 0.8)) == [
         ["error at most", "", "3", "1.5", "0.8", "last error", "of the averaged iterate"],
         ["one", "iterations", "1 (1-2)", "2 (1 up)", "-", "1.200 (0.500-2.750)", "8.400 (3.500-19.250)"],
         ["", "seconds", "0.50 (0.50-1.00)", "1.00 (0.50 up)", "-", "", ""],
@@ -499,7 +499,8 @@ def test_a_table_is_aligned():
 
 
 def caption(histories):
-    return " ".join(autoencoder.convergence_figure(histories)._supxlabel.get_text().split("\n"))
+    of = autoencoder.compared()
+    return " ".join(tables.figure(histories, of.levels, of.title, of.error)._supxlabel.get_text().split("\n"))
 
 
 def test_the_caption_tells_the_lowest_level_that_k_fac_and_a_baseline_reached(monkeypatch):
@@ -540,13 +541,14 @@ def test_tuning_chooses_the_best_score(monkeypatch, few):
     grid = {"learning_rate": (1e-4, 0.05, 1e-3), "mu_max": (0.9,), "period": (10,)}
     monkeypatch.setattr(autoencoder, "METHODS", {"SGD": method(**grid)})
     told = []
-    chosen = autoencoder.tune(few, told.append)["SGD"]
+    chosen = comparison.tune(autoencoder.compared(), told.append, data=few)["SGD"]
     assert [t["settings"]["learning_rate"] for t in chosen["trials"]] == [1e-4, 0.05, 1e-3]
     assert chosen["settings"] == {"learning_rate": 0.05, "mu_max": 0.9, "period": 10}
     assert min(chosen["trials"], key=lambda t: t["score"])["settings"] == chosen["settings"]
     assert len(told) == 3 + 1
     # The score by hand, and on the tuning seeds only.
-    runs = [autoencoder.run(method(**grid), chosen["settings"], few, seed) for seed in autoencoder.TUNING_SEEDS]
+    runs = [comparison.run(autoencoder.compared(), method(**grid), chosen["settings"], seed, few)
+            for seed in autoencoder.TUNING_SEEDS]
     logs = [[math.log(e.error) for e in h.evaluations if e.k >= 2] for h in runs]
     trial = chosen["trials"][1]
     close(trial["score"], np.mean(np.mean(logs, axis=1)), rtol=1e-14)
@@ -559,10 +561,10 @@ def test_tuning_never_chooses_a_run_that_blew_up(monkeypatch, few, blown_up):
         error = {1: blown_up}.get(settings["learning_rate"], settings["learning_rate"])
         return history([5, 4, error if seed == autoencoder.TUNING_SEEDS[0] else 1e-9])
 
-    monkeypatch.setattr(comparison, "run", run)
     for rates in ((1, 3, 2), (3, 2, 1), (2, 1, 3)):
         monkeypatch.setattr(autoencoder, "METHODS", {"SGD": method(learning_rate=rates)})
-        assert autoencoder.tune(few, lambda text: None)["SGD"]["settings"] == {"learning_rate": 2}
+        chosen = comparison.tune(autoencoder.compared(), lambda text: None, run, few)
+        assert chosen["SGD"]["settings"] == {"learning_rate": 2}
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning",
@@ -570,7 +572,7 @@ def test_tuning_never_chooses_a_run_that_blew_up(monkeypatch, few, blown_up):
 def test_a_trial_whose_weights_overflow_does_not_end_the_tuning(monkeypatch, few):
     grid = {"learning_rate": (1e100, 0.05), "mu_max": (0.9,), "period": (10,)}
     monkeypatch.setattr(autoencoder, "METHODS", {"SGD": method(**grid)})
-    chosen = autoencoder.tune(few, lambda text: None)["SGD"]
+    chosen = comparison.tune(autoencoder.compared(), lambda text: None, data=few)["SGD"]
     assert chosen["settings"]["learning_rate"] == 0.05
     assert not math.isfinite(chosen["trials"][0]["score"])
 

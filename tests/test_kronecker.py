@@ -160,6 +160,12 @@ def test_the_eigenbasis_of_a_kronecker_product(rng, m, n):
 # The rearrangement
 
 
+def unrearranged(R, A_shape, G_shape):
+    """Invert `kronecker.rearrange`: (m_1 m_2, n_1 n_2) back to (n_1 m_1, n_2 m_2)."""
+    (n1, n2), (m1, m2) = A_shape, G_shape
+    return R.reshape(m2, m1, n2, n1).transpose(3, 1, 2, 0).reshape(n1 * m1, n2 * m2)
+
+
 @st.composite
 def matrices(draw):
     """Draw any matrix of the shape of a Kronecker product, with the shapes of the two factors."""
@@ -173,8 +179,8 @@ def test_rearranging_and_undoing_it(drawn):
     B, A_shape, G_shape = drawn
     R = kronecker.rearrange(B, A_shape, G_shape)
     assert R.shape == (np.prod(G_shape), np.prod(A_shape))
-    np.testing.assert_array_equal(kronecker.unrearrange(R, A_shape, G_shape), B)
-    again = kronecker.rearrange(kronecker.unrearrange(R, A_shape, G_shape), A_shape, G_shape)
+    np.testing.assert_array_equal(unrearranged(R, A_shape, G_shape), B)
+    again = kronecker.rearrange(unrearranged(R, A_shape, G_shape), A_shape, G_shape)
     np.testing.assert_array_equal(again, R)
 
 
@@ -190,7 +196,7 @@ def test_columns_of_the_rearrangement_are_the_blocks(drawn):
 def test_kronecker_products_become_rank_one(rng, p, n, q, m):
     A, G = rng.standard_normal((p, n)), rng.standard_normal((q, m))
     close(kronecker.rearrange(np.kron(A, G), A.shape, G.shape), np.outer(vec(G), vec(A)), rtol=1e-14)
-    close(kronecker.unrearrange(np.outer(vec(G), vec(A)), A.shape, G.shape), np.kron(A, G), rtol=1e-14)
+    close(unrearranged(np.outer(vec(G), vec(A)), A.shape, G.shape), np.kron(A, G), rtol=1e-14)
 
 
 # The nearest Kronecker product

@@ -21,7 +21,7 @@ from matplotlib.text import Text
 
 import kfac_ref
 from kfac_ref import datasets, plotting, training
-from kfac_ref.experiments import autoencoder, classifier
+from kfac_ref.experiments import autoencoder, classifier, tables
 
 pytestmark = pytest.mark.slow
 
@@ -49,9 +49,14 @@ def small_classifier():
     return kfac_ref.Model(kfac_ref.MLP((64, 5, 5, 5, 10), "tanh"), kfac_ref.Categorical(), weight_decay=1e-5)
 
 
+def convergence_figure(histories):
+    of = autoencoder.compared()
+    return tables.figure(histories, of.levels, of.title, of.error)
+
+
 @pytest.fixture(scope="module")
 def convergence_of_a_tiny_run():
-    return autoencoder.convergence_figure(autoencoder.convergence(datasets.digits(), shorten=10**6))
+    return convergence_figure(autoencoder.convergence(datasets.digits(), shorten=10**6))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +76,7 @@ def convergence_of_late_runs():
         steps = np.round(np.geomspace(1, 98765, 40)).astype(int)
         return training.History(None, (), [], [training.Evaluation(int(k), k / 800, e, e, e, e, e, e)
                                                for k, e in zip(steps, errors, strict=True)])
-    return autoencoder.convergence_figure({name: [history(name)] * 3 for name in NAMES})
+    return convergence_figure({name: [history(name)] * 3 for name in NAMES})
 
 
 @pytest.fixture(scope="module", params=["fisher", "convergence of late runs", "convergence of a tiny run",

@@ -2,21 +2,16 @@
 
 64-32-16-8-16-32-64, logistic units, a linear code layer, Bernoulli likelihood. K-FAC against SGD with Nesterov's
 momentum and against Adam, both with large and with small batches. The settings come from the grids of `METHODS`,
-which give every method the same number of trials; `tune` runs them again, on seeds other than those reported. The
+which give every method the same number of trials; `comparison.tune` runs them again, on seeds of their own. The
 iterations of the methods are chosen so that all take about as long. K-FAC judges its steps as in the paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-from matplotlib.figure import Figure
-
 from .. import training
 from ..datasets import Dataset
 from ..model import Model
-from . import comparison, tables
+from . import comparison
 from .comparison import Comparison, Method
 from .settings import PAPER_RULE, Settings
 
@@ -51,28 +46,8 @@ def compared(seed: int = 0) -> Comparison:
                       tuple(seed + s for s in SEEDS), tuple(seed + s for s in TUNING_SEEDS))
 
 
-def run(method: Method, settings: Mapping[str, Any], data: Dataset, seed: int, iterations: int | None = None,
-        name: str = "training") -> training.History:
-    """Train the autoencoder once, evaluated at `training.evaluation_steps`; default: the iterations of the method."""
-    return comparison.run(compared(), method, settings, seed, data, iterations, name)
-
-
-def tune(data: Dataset, report: Callable[[str], None], shorten: int = 1) -> dict[str, dict[str, Any]]:
-    """Run the grid of every method on the tuning seeds and choose settings, as `comparison.tune`."""
-    return comparison.tune(compared(), report, comparison.run, data, shorten)
-
-
 def convergence(data: Dataset, seed: int = 0, shorten: int = 1) -> dict[str, list[training.History]]:
     """Train the autoencoder with every method on three seeds from `seed` on; iterations are divided by `shorten`."""
-    return {name: [run(method, method.settings, data, s, max(1, method.iterations // shorten), f"{name}, seed {s}")
-                   for s in compared(seed).seeds] for name, method in METHODS.items()}
-
-
-def level_table(histories: Mapping[str, Sequence[training.History]]) -> list[list[str]]:
-    """Return the rows of the convergence table, as `tables.level_table`."""
-    return tables.level_table(histories, LEVELS)
-
-
-def convergence_figure(histories: Mapping[str, Sequence[training.History]]) -> Figure:
-    """Draw the autoencoder's error against iterations and seconds, with the numbers of one level in the caption."""
-    return tables.figure(histories, LEVELS, compared().title, compared().error)
+    of = compared(seed)
+    return {name: [comparison.run(of, method, method.settings, s, data, max(1, method.iterations // shorten),
+                                  f"{name}, seed {s}") for s in of.seeds] for name, method in METHODS.items()}
