@@ -14,13 +14,14 @@ import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.linalg
 
 from .. import checks, params
 from ..checks import Array, Direction
+from ..damping import Balance, factored_tikhonov, trace_pi
 from ..expectations import Expectation, exact, gradients
 from ..factors import Factors
 from ..kronecker import Cholesky
@@ -131,6 +132,30 @@ class OfFactors(Curvature):
     def dtype(self) -> np.dtype[np.floating]:
         """The precision of the matrix."""
         return self.factors.A[0].dtype
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OfDampedFactors(OfFactors):
+    """A structure of factors with factored Tikhonov damping (sec. 6.3)."""
+
+    pi: Balance = trace_pi  #: How A and G share the damping: `trace_pi`, `frobenius_pi` or your own function.
+
+    @cached_property
+    def pis(self) -> tuple[float, ...]:
+        """The pi of each layer."""
+        return tuple(self.pi(A, G) for A, G in self.factors.layers)
+
+    @cached_property
+    def damped(self) -> tuple[tuple[Array, Array], ...]:
+        """The damped factors (A, G) of each layer."""
+        return tuple(factored_tikhonov(A, G, self.damping, pi)
+                     for (A, G), pi in zip(self.factors.layers, self.pis, strict=True))
+
+    def _prepared_by(self, factor: Any, i: int) -> tuple[Any, Any]:
+        """Return the damped factors of layer i as `Cholesky` or `Inverse`."""
+        A, G = (factor.factor(X, f"factor {name} of layer {i}", "give a larger damping")
+                for name, X in zip("AG", self.damped[i], strict=True))
+        return A, G
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,32 +13,18 @@ import numpy as np
 
 from .. import kronecker
 from ..checks import Array, Direction
-from ..damping import Balance, factored_tikhonov, trace_pi
 from ..kronecker import Cholesky, Inverse
-from .base import OfFactors, block_diagonal
+from .base import OfDampedFactors, block_diagonal
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BlockDiagonal(OfFactors):
+class BlockDiagonal(OfDampedFactors):
     """F̆ with factored Tikhonov damping (sec. 4.2 and 6.3); not ``A ⊗ G + damping I``, which is `EigenDamped`.
 
-    `pi` shares the damping between A and G: `trace_pi`, `frobenius_pi` or your own function. `factor` prepares a factor
-    for solves: `Cholesky`, or `Inverse` if it is applied many times.
+    `factor` prepares a factor for solves: `Cholesky`, or `Inverse` if it is applied many times.
     """
 
-    pi: Balance = trace_pi
     factor: type[Cholesky] | type[Inverse] = Cholesky
-
-    @cached_property
-    def pis(self) -> tuple[float, ...]:
-        """The pi of each layer."""
-        return tuple(self.pi(A, G) for A, G in self.factors.layers)
-
-    @cached_property
-    def damped(self) -> tuple[tuple[Array, Array], ...]:
-        """The damped factors (A, G) of each layer."""
-        return tuple(factored_tikhonov(A, G, self.damping, pi)
-                     for (A, G), pi in zip(self.factors.layers, self.pis, strict=True))
 
     def kept(self) -> BlockDiagonal:
         """Return the same matrix with inverses instead of Cholesky factors."""
@@ -64,7 +50,4 @@ class BlockDiagonal(OfFactors):
 
     @cached_property
     def _prepared(self) -> tuple[tuple[Cholesky | Inverse, Cholesky | Inverse], ...]:
-        remedy = "give a larger damping"
-        return tuple((self.factor.factor(A, f"factor A of layer {i}", remedy),
-                      self.factor.factor(G, f"factor G of layer {i}", remedy))
-                     for i, (A, G) in enumerate(self.damped))
+        return tuple(self._prepared_by(self.factor, i) for i in range(len(self.damped)))

@@ -25,20 +25,17 @@ import numpy as np
 
 from .. import kronecker
 from ..checks import Array, Direction
-from ..damping import Balance, factored_tikhonov, trace_pi
 from ..kronecker import Cholesky, KroneckerSum
-from .base import OfFactors
+from .base import OfDampedFactors
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BlockTridiagonal(OfFactors):
+class BlockTridiagonal(OfDampedFactors):
     """F̂ with factored Tikhonov damping (sec. 4.3, app. B); needs the cross factors of neighbours (``reach=1`` or more).
 
     Only the diagonal factors are damped. Without damping F̂ need not exist: behind a linear hidden layer, Sigma is
     singular.
     """
-
-    pi: Balance = trace_pi  #: How A and G share the damping: `trace_pi`, `frobenius_pi` or your own.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,34 +65,17 @@ class BlockTridiagonal(OfFactors):
         return W
 
     @cached_property
-    def pis(self) -> tuple[float, ...]:
-        """The pi of each layer."""
-        return tuple(self.pi(A, G) for A, G in self.factors.layers)
-
-    @cached_property
-    def damped(self) -> tuple[tuple[Array, Array], ...]:
-        """The damped factors (A, G) of each layer."""
-        return tuple(factored_tikhonov(A, G, self.damping, pi)
-                     for (A, G), pi in zip(self.factors.layers, self.pis, strict=True))
-
-    @cached_property
     def _double(self) -> BlockTridiagonal:
         """The same matrix in float64; itself if it is float64 already."""
         return self if self.dtype == np.float64 else replace(self, factors=self.factors.astype(np.float64))
 
-    def _factored(self, i: int) -> tuple[Cholesky, Cholesky]:
-        remedy = "give a larger damping"
-        A, G = self.damped[i]
-        return (Cholesky.factor(A, f"factor A of layer {i}", remedy),
-                Cholesky.factor(G, f"factor G of layer {i}", remedy))
-
     @cached_property
     def _first(self) -> tuple[Cholesky, Cholesky]:
-        return self._factored(0)
+        return self._prepared_by(Cholesky, 0)
 
     @cached_property
     def _later(self) -> tuple[tuple[Cholesky, Cholesky], ...]:
-        return tuple(self._factored(i) for i in range(1, len(self.damped)))
+        return tuple(self._prepared_by(Cholesky, i) for i in range(1, len(self.damped)))
 
     @cached_property
     def _regressions(self) -> tuple[tuple[Array, Array], ...]:
