@@ -127,6 +127,7 @@ def rearranged(g_i: Array, a_i: Array, g_j: Array, a_j: Array) -> Array:
         return total.reshape(n_i, m_i, n_j, m_j)
 
     def of_rows(rows: slice) -> Array:
+        """Return the sum over some examples."""
         Alpha = a_i[rows, :, None] * a_j[rows, None, :]
         Gamma = g_i[:, rows].transpose(1, 2, 0) @ g_j[:, rows].transpose(1, 0, 2)           # summed over columns
         return Alpha.reshape(-1, n_i * n_j).T @ Gamma.reshape(-1, m_i * m_j)
