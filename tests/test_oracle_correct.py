@@ -147,7 +147,12 @@ def accused(seed: int) -> list[tuple[str, str, float]]:
     return found
 
 
-@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 20))])
+#: What was accused once: few decimals beside many digits, short numbers, G where p rounds to 1, bad conditions.
+ONCE = (42, 70, 73, 79, 80, 85, 89, 105, 116, 126, 156, 240, 337)
+
+
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow)
+                                               for seed in (*range(5, 20), *ONCE))])
 def test_correct_values_are_not_accused_in_any_form(seed: int) -> None:
     assert accused(seed) == []
 
