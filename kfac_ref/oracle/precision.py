@@ -191,7 +191,7 @@ _rounded = functools.lru_cache(maxsize=4)(_Rounded)
 
 @functools.lru_cache(maxsize=2)
 def _copies(reference: Reference, size: float) -> list[_Noisy]:
-    return [_Noisy(reference, size, seed) for seed in range(DRAWS)]
+    return [_Noisy(reference, size, seed) for seed in range(4 * DRAWS)]
 
 
 def without_digits(reference: Reference, name: str, unit: float) -> Any:
@@ -332,7 +332,7 @@ class Tolerance:
             if least <= 1:
                 return least
         found = math.inf
-        for draws in (DRAWS,) if name.startswith("trajectory_") else (1, DRAWS):     # more draws only allow more
+        for draws in (DRAWS, 4 * DRAWS):
             if not found <= 1:
                 found = max(arrays(_each(_ratio, value, theirs, self.allowed(reference, name, theirs, key, draws))))
         return found
