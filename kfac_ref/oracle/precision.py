@@ -21,12 +21,14 @@ import scipy.special
 from ..checks import Array
 from ..likelihoods import Bernoulli, Categorical
 from .checks import ProblemError
-from .differences import arrays, shapes
+from .differences import arrays, error, shapes
 from .graph import FAILS, QUANTITIES, Reference
 
 #: How often rounding may exceed the measured movement: implementations sum and factor in other orders.
 SAFETY = 256
 DRAWS = 3
+#: A small entry may hardly move in so few draws: a value that is nearly right is compared with more of them.
+MORE_DRAWS = 12
 #: Numbers with fewer digits than this, or decimals, are taken as exact; with more than MOST as double precision.
 FEWEST, MOST = 4, 12
 #: So many entries of an array are looked at to find its precision.
@@ -187,11 +189,7 @@ def _probabilities(reference: Reference) -> Array | None:
 
 # Copies of a reference serve all of its quantities.
 _rounded = functools.lru_cache(maxsize=4)(_Rounded)
-
-
-@functools.lru_cache(maxsize=2)
-def _copies(reference: Reference, size: float) -> list[_Noisy]:
-    return [_Noisy(reference, size, seed) for seed in range(4 * DRAWS)]
+_copy = functools.lru_cache(maxsize=2 * MORE_DRAWS)(_Noisy)
 
 
 def without_digits(reference: Reference, name: str, unit: float) -> Any:
@@ -212,9 +210,9 @@ def sensitivity(reference: Reference, name: str, unit: float, draws: int = DRAWS
     """Return how far rounding moves each entry of a quantity, in the form of the quantity."""
     size = max(unit, 1e-14)                                 # smaller changes would drown in the rounding of our own
     right, moved = reference.shown(name), []
-    for noisy in _copies(reference, size)[:draws]:
+    for seed in range(draws):
         with suppress(*FAILS):
-            moved.append(noisy.shown(name))
+            moved.append(_copy(reference, size, seed).shown(name))
     if not moved:
         return _each(lambda a: np.full(np.shape(a), np.inf), right)
     # A trajectory may take another turn at a threshold.
@@ -332,7 +330,7 @@ class Tolerance:
             if least <= 1:
                 return least
         found = math.inf
-        for draws in (DRAWS, 4 * DRAWS):
+        for draws in (DRAWS, MORE_DRAWS) if error(value, theirs) <= self.coarse(name) else (DRAWS,):
             if not found <= 1:
                 found = max(arrays(_each(_ratio, value, theirs, self.allowed(reference, name, theirs, key, draws))))
         return found
