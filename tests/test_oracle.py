@@ -540,7 +540,9 @@ def test_without_room_the_search_finds_the_same(name: str, given: str, monkeypat
     assert found
     for module in (graph, trajectory):
         monkeypatch.setattr(module, "ROOM", 0)
-    assert [e.names for e in Diagnosis(Reference(p), theirs).explanations()] == [e.names for e in found]
+    r = Reference(p)
+    assert [e.names for e in Diagnosis(r, theirs).explanations()] == [e.names for e in found]
+    assert not [key for key in r._kept if key[0] != "below" and key[1]], "wrong values are shared"
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ The values share no code with the package. They are given in every form in which
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from kfac_ref.oracle import Problem, Reference, check
+from kfac_ref.oracle import Problem, Reference, check, precision
 
 Arrays = dict[str, Any]
 
@@ -181,3 +182,29 @@ def main(count: int) -> int:
 
 if __name__ == "__main__":
     sys.exit(main(int(sys.argv[1])))
+
+
+def test_the_movement_of_a_trajectory_is_that_of_each_step() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.standard_normal((5, 3, 4))
+    moved = [right + 1e-9 * rng.standard_normal(right.shape) * (rng.random(right.shape) < 0.7) for _ in range(3)]
+    together = precision._spread(right, moved, np.median)
+    for k, W in enumerate(right):
+        np.testing.assert_array_equal(together[k], precision._spread(W, [other[k] for other in moved], np.median))
+    assert (together > 0).all(), "an entry that did not move in these draws may move as its row and column do"
+
+
+@pytest.mark.parametrize(("off", "right"), [(1e-9, True), (0.1, False)])
+def test_only_what_is_nearly_right_is_drawn_more_often(off: float, right: bool,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    p, asked = drawn(3), []
+
+    def sensitivity(reference: Any, name: str, unit: float, draws: int) -> Any:
+        asked.append(draws)
+        return tuple(np.full_like(S, 1.0 if draws == precision.MORE_DRAWS else 0.0) for S in reference[name])
+
+    monkeypatch.setattr(precision, "sensitivity", sensitivity)
+    theirs = {"A": tuple((1 + off * math.pi) * S for S in Reference(p)["A"])}
+    excess = precision.Tolerance(theirs).excess(Reference(p), "A", theirs["A"])
+    assert (excess <= 1) == right
+    assert asked == ([precision.DRAWS, precision.MORE_DRAWS] if right else [precision.DRAWS])
