@@ -95,7 +95,7 @@ $(PEERS)/peers: tests/peers/requirements.txt setup.cfg pyproject.toml | $(BIN)/p
 	$(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --retries 0 --timeout 10 $$(grep ^torch== tests/peers/requirements.txt) --index-url $(TORCH) 2>/dev/null || true
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/peers/requirements.txt --editable .
-	@# What it asks for besides has an older NumPy, and none of it is used here.
+	@# Without its dependencies: they need an older NumPy, and nothing here uses them.
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dattri==0.3.0
 	@touch $@
 

@@ -1,5 +1,12 @@
 """How K-FAC judges its last step: rho and lambda (paper: sec. 6.5), and which steps it undoes.
 
+::
+
+    rho = (h(theta + delta) - h(theta)) / (M(delta) - M(0))      on the batch of the step, as in the paper
+    rho = 2 (1 - curvature / |slope|)                            on the next batch
+    lambda falls by omega1 if rho > 3/4, and rises by it if rho < 1/4
+    the step is undone if h rises by more than undo min(M(0) - M(delta), |h|)
+
 `kfac_settings.Settings` says why the next batch judges. In all methods, `state` is the state after the step that is
 judged, `before` the model at the weights before it, and h the loss there.
 """

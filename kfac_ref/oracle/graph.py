@@ -47,9 +47,9 @@ class Node:
 class Quantity:
     """A node that users see.
 
-    `kind` describes the accuracy: "sum", "solve" (loses the condition number of its system), "basis" (eigenvectors: may
-    be anything where eigenvalues are equal) or "trajectory". `fields` names the optional fields of a problem that it
-    needs.
+    `kind` describes the accuracy: "sum", "solve" (loses the condition number of its system), "basis" (eigenvectors,
+    which are not unique where eigenvalues are equal) or "trajectory". `fields` names the optional fields of a problem
+    that it needs.
     """
 
     name: str

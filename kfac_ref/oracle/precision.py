@@ -176,7 +176,8 @@ class _Rounded(Reference):
         is_root = name == "dz_exact" and isinstance(self.problem.model.likelihood, Bernoulli)
         least = math.sqrt(self._unit) if is_root else self._unit
         lost = (p > 1 - self._unit) & (np.abs(value) <= least)
-        return np.where(lost | (np.square(value) < (1e-38 if self._unit == SINGLE_UNIT else 1e-308)), 0, value)
+        tiny = np.finfo(np.float32 if self._unit == SINGLE_UNIT else np.float64).tiny
+        return np.where(lost | (np.square(value) < tiny), 0, value)
 
 
 def _probabilities(reference: Reference) -> Array | None:
@@ -289,7 +290,7 @@ class Tolerance:
         """Return the relative error of an array beyond which a value is never right."""
         if self.rtol is not None:
             return self.rtol
-        if QUANTITIES[name].kind == "basis":                # some eigenvectors may be anything
+        if QUANTITIES[name].kind == "basis":                # eigenvectors of equal eigenvalues are not unique
             return math.inf
         return max(max(_LOOSE[f.unit], 2 * f.relative) for f in self.forms[name])
 
@@ -315,7 +316,7 @@ class Tolerance:
             moved_by = SAFETY * E
             if name.endswith("mu"):                         # mu is a coefficient, and may be nothing but rounding
                 least += 16 * f.unit
-            elif QUANTITIES[name].kind in ("solve", "trajectory"):      # a bad condition does not make all right
+            elif QUANTITIES[name].kind in ("solve", "trajectory"):      # however bad the condition is
                 moved_by = np.minimum(moved_by, _LOOSE[f.unit] * np.max(ours, initial=0))
             found.append(moved_by + 2 * lost + 16 * f.unit * ours + f.relative * size + least)
         return tuple(found) if isinstance(value, tuple) else found[0]

@@ -247,7 +247,7 @@ class Problem:
         return replace(self, **changes)
 
     def changed(self, **values: Any) -> Problem:
-        """Return a copy with other values of some fields, which are not checked and leave the network as it is."""
+        """Return a copy with some fields changed, without checks; the network must remain the same."""
         other = copy.copy(self)
         for name, value in values.items():
             _set(other, name, value)

@@ -75,7 +75,7 @@ class Diagnosis:
         self._same: dict[tuple[str, tuple[str, ...]], bool] = {}
         self._acts, self._alone = dict[str, frozenset[str]](), dict[tuple[str, str], bool]()
         self._first_step: dict[Any, Any] = {}
-        self._with = functools.lru_cache(maxsize=4)(reference.having)       # with mistakes
+        self._with = functools.lru_cache(maxsize=4)(reference.having)       # the last references with mistakes
         self._start = time.process_time()
         self._end = self._start + seconds
         self.untried, self.by_chance, self.tried = "", list[Explanation](), 1
@@ -92,7 +92,7 @@ class Diagnosis:
         for i, search in enumerate(searches.values()):
             found = list[Mistakes]()
             for mistakes in search():
-                found.append(mistakes)                      # then others are searched for a shorter time
+                found.append(mistakes)                      # once one is found, others get less time
                 self._end = half
             if self._late():
                 left = list(searches)[i:i + 1] if found else list(searches)[i:]

@@ -60,7 +60,7 @@ def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, 
             root = candidate if refresh else used_gamma
             damped = once(("damped", root), functools.partial(whole.changed, damping=root**2))
             tried.append(Reference(damped, mistakes, given,
-                                   once(("of damped", root, acting), functools.partial(cache, any(acting)))))
+                                   once(("of damped", root, acting), functools.partial(cache, bounded=any(acting)))))
         best = min(range(len(gammas)), key=lambda i: tried[i]["M"])
         r, gamma = tried[best], gammas[best]
         used_gamma = gamma if refresh else used_gamma

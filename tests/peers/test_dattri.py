@@ -1,7 +1,7 @@
 """dattri: its EK-FAC is named, from the numbers that its own functions return.
 
-Its Fisher is that of the gradients that it gets. Here these are the columns of the exact Fisher, as further examples.
-What it computes depends on the signs of the eigenvectors, since it takes rows for columns: they are those of NumPy.
+It builds its Fisher from the gradients that it is given: here, the columns of the exact Fisher as additional examples.
+It takes rows for columns, so its numbers depend on the signs of the eigenvectors; here they are NumPy's.
 """
 
 from __future__ import annotations
