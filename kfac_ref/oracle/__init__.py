@@ -13,13 +13,14 @@ Examples
 """
 
 from . import published
-from .check import Report, check
+from .check import check
 from .checks import ProblemError
 from .forms import read_quantities
 from .graph import QUANTITIES, Reference
 from .mistakes import CATALOGUE, Mistake
 from .problem import KLClip, Previous, Problem, Trajectory
 from .published import Vector, vector
+from .report import Report
 
 __all__ = ["CATALOGUE", "QUANTITIES", "KLClip", "Mistake", "Previous", "Problem", "ProblemError", "Reference", "Report",
            "Trajectory", "Vector", "check", "published", "read_quantities", "vector"]

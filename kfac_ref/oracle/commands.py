@@ -15,13 +15,14 @@ from typing import Any
 
 from ..files import OverwriteError, write, write_all
 from . import published
-from .check import aligned, check
+from .check import check
 from .checks import ProblemError, check_keys, check_known, near
 from .files import gathered, load, plain
 from .forms import read_quantities
 from .graph import QUANTITIES, Reference, missing
 from .mistakes import CATALOGUE
 from .problem import KLClip, Previous, Problem
+from .report import aligned
 
 
 def add(commands: Any) -> None:
