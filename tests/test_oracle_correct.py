@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from kfac_ref.oracle import Problem, Reference, check, precision
+from kfac_ref.oracle import Problem, Reference, check, precision, rounding
 
 Arrays = dict[str, Any]
 
@@ -188,9 +188,9 @@ def test_the_movement_of_a_trajectory_is_that_of_each_step() -> None:
     rng = np.random.default_rng(0)
     right = rng.standard_normal((5, 3, 4))
     moved = [right + 1e-9 * rng.standard_normal(right.shape) * (rng.random(right.shape) < 0.7) for _ in range(3)]
-    together = precision._spread(right, moved, np.median)
+    together = rounding._spread(right, moved, np.median)
     for k, W in enumerate(right):
-        np.testing.assert_array_equal(together[k], precision._spread(W, [other[k] for other in moved], np.median))
+        np.testing.assert_array_equal(together[k], rounding._spread(W, [other[k] for other in moved], np.median))
     assert (together > 0).all(), "an entry that did not move in these draws may move as its row and column do"
 
 

@@ -184,8 +184,8 @@ def _entry(e: Explanation) -> list[str]:
 
 def _judgement_words(j: Judgement) -> list[str]:
     source = "as stated" if j.stated else "inferred from the spread"
-    lines = [f"G_sampled, by simulation: {'' if j.right else 'not '}consistent with {of_samples(j.samples)} per example "
-             f"({source}; {j.statistic:.2f} of the limit)"]
+    lines = [f"G_sampled, by simulation: {'' if j.right else 'not '}consistent with {of_samples(j.samples)} per "
+             f"example ({source}; {j.statistic:.2f} of the limit)"]
     if j.instead:
         lines.append(f"  consistent with about {of_samples(j.instead)} per example, not "
                      f"{j.samples:,}: check the number of samples (--samples M)")
