@@ -39,11 +39,13 @@ def _nearest(a: Array, g: Array) -> tuple[Array, Array]:
     n = a.shape[1]
     flat = g.reshape(K * N, m)
 
-    def times(x: Array) -> Array:                           # R vec(X)
+    def times(x: Array) -> Array:
+        """Return R vec(X)."""
         w = np.einsum("nj,nj->n", a @ unvec(x, n, n), a)
         return vec((flat * np.tile(w, K)[:, None]).T @ flat) / N
 
-    def transposed(y: Array) -> Array:                      # R^T vec(Y)
+    def transposed(y: Array) -> Array:
+        """Return R^T vec(Y)."""
         w = np.einsum("kj,kj->k", flat @ unvec(y, m, m), flat).reshape(K, N).sum(axis=0)
         return vec((a * w[:, None]).T @ a) / N
 

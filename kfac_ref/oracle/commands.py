@@ -100,6 +100,7 @@ def _add_force(parser: argparse.ArgumentParser) -> None:
 def _guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     """Report bad input in one line, with exit status 2."""
     def guarded(arguments: argparse.Namespace) -> int:
+        """Run the command, and turn its errors into a line and a status."""
         try:
             return run(arguments)
         except (ProblemError, OverwriteError, OSError) as error:

@@ -122,6 +122,7 @@ class Features:
             vectors = lambda rng, r: likelihood.gradient(z, likelihood.sample(at, rng, r * M)).swapaxes(0, 1)  # noqa: E731
 
         def draw(rng: np.random.Generator, r: int) -> Array:
+            """Draw the features of r matrices G."""
             x = np.ascontiguousarray(vectors(rng, r)) @ b                   # (N, r columns, K)
             return np.einsum("nrk,nrk->rk", x, x).reshape(r, columns, -1).sum(axis=1) / (N * M)
         return draw, N * columns * max(C, b.shape[2])
@@ -144,6 +145,7 @@ def _counting(M: int, p: Array, squares: Array, noise: Array) -> tuple[Draw, int
     edges[:, -1] = 1
 
     def counts(rng: np.random.Generator, r: int) -> Any:
+        """Draw how often each target occurs among M, r times."""
         if M > 8:
             return rng.multinomial(M, p, (r, len(p)))
         below = sum((rng.random((r, len(p), 1)) < edges).astype(float) for _ in range(M))

@@ -39,9 +39,11 @@ class _Noisy(Reference):
         super().__init__(problem.replace(**changed), reference.mistakes, reference.given)
 
     def having(self, *mistakes: Any) -> Reference:
+        """Return a reference of the noisy problem with these mistakes."""
         return Reference(self.problem, mistakes, self.given)
 
     def taking(self, **given: Any) -> Reference:
+        """Return a noisy reference with the values of some nodes replaced."""
         taken = Reference(self.problem, self.mistakes, {**self.given, **given})
         return _Noisy(taken, self._size, int(self._rng.integers(2**31)))
 
@@ -86,6 +88,7 @@ class _Rounded(Reference):
         self._unit = unit
 
     def taking(self, **given: Any) -> Reference:
+        """Return a rounded reference with the values of some nodes replaced."""
         return _Rounded(super().taking(**given), self._unit)
 
     def _value(self, name: str) -> Any:

@@ -77,6 +77,7 @@ def steps(problem: Problem, mistakes: Sequence[Mistake] = (), shared: dict[Any, 
 def _once(shared: dict[Any, Any] | None) -> Callable[[Any, Callable[[], Any]], Any]:
     """Return a function that makes a value once per key, if there is a cache."""
     def once(key: Any, make: Callable[[], Any]) -> Any:
+        """Return the value that is cached under a key, or make it."""
         if shared is None:
             return make()
         if key not in shared:

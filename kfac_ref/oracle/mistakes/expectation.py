@@ -117,6 +117,7 @@ def _of_means(parts: int, factor: Callable[[Reference], float] = lambda r: 1.0) 
     """Square the mean gradients of parts of the batch, those at the labels for the exact G."""
     def change(name: str) -> Change:
         def squares(r: Reference, right: Right) -> Any:
+            """Return the mean of the squares of the parts' mean gradients."""
             if r["N"] < parts:
                 raise ValueError("there are fewer examples than parts")
             means = (np.array([part.mean(axis=(0, 1)) for part in np.array_split(rows, parts, axis=1)])

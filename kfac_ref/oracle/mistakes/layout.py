@@ -82,6 +82,7 @@ def _bias_apart(solved: bool) -> dict[str, Change]:
     """Leave the bias out of A, and solve for it with G only, or not at all."""
     def change(name: str, vector: str) -> Change:
         def apart(r: Reference, right: Right) -> tuple[Array, ...]:
+            """Return [W b] of which W and b were solved for, or multiplied, apart."""
             weights, biases = (tuple(V[:, part] for V in r[vector]) for part in (slice(0, -1), slice(-1, None)))
             alone = name.replace("_tridiagonal", "")
             b = again(alone, r, **_for_bias(r, alone), **{vector: biases}) if solved else times(-1.0, biases)

@@ -60,9 +60,11 @@ def _loss(c: float) -> dict[str, Change]:
 def _smoothed(c: float) -> dict[str, Change]:
     """Smooth labels: (1 - c) one-hot + c / C."""
     def dz(r: Reference, right: Any) -> Any:
+        """Return p minus the smoothed label."""
         C = r["z"].shape[1]
         return right() + c * (np.eye(C)[r["y"]] - 1 / C)
     def loss(r: Reference, right: Any) -> float:
+        """Return the cross-entropy with the smoothed labels."""
         z, C = r["z"], r["z"].shape[1]
         labels = np.repeat(np.arange(C)[:, None], len(z), axis=1)
         every = np.mean([r["model"].likelihood.nll(z, y) for y in labels])
