@@ -570,6 +570,19 @@ def test_a_number_is_found_where_G_has_lost_its_digits() -> None:
     assert [e.names for e in report.explanations] == [("temperature 0.575",)]
 
 
+def test_what_is_not_explained_together_is_explained_one_by_one() -> None:
+    """A factor of 2 in G, and another factor in A that is of no program."""
+    rng = np.random.default_rng(0)
+    p = Problem((30, 20), (), "gaussian", [rng.standard_normal((20, 31))], rng.standard_normal((4, 30)),
+                rng.standard_normal((4, 20)), 0.1)
+    r = Reference(p)
+    report = check(p, {"G": [2 * np.eye(20)], "A": [1.5 * X for X in r["A"]]})
+    assert not report.explanations
+    assert report.one_by_one is not None
+    assert ("G twice too large",) in [e.names for e in report.one_by_one["G"]]
+    assert report.one_by_one["A"] == []
+
+
 def test_a_quantity_of_another_name_is_refused_with_the_nearest_one() -> None:
     for wrong, right in (("Gs", "G"), ("setp", "step"), ("Fisher", "fisher")):
         with pytest.raises(KeyError, match=rf"'{wrong}' is not a quantity .*; did you mean {right}\?"):

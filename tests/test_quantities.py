@@ -16,7 +16,7 @@ from kfac_ref.oracle.graph import NODES, QUANTITIES
 
 #: The modules that compute quantities: without the mistakes, and without the statistics of samples and of rounding.
 ORACLE = sorted(path for path in Path(oracle.__file__).parent.glob("*.py")
-                if path.stem not in ("draws", "precision", "sampling"))
+                if path.stem not in ("draws", "rounding", "sampling"))
 
 
 @cache

@@ -348,6 +348,5 @@ plotting.Picture(figure, message.format(*(100 * good[name] for name in rules)))
 #
 # ## Further reading
 #
-# - Martens and Grosse (2015), sections 5 to 9. The code: `kfac_ref/optimizers/kfac.py`, `kfac_judging.py` beside it,
-#   `kfac_ref/quadratic_model.py`.
+# - Martens and Grosse (2015), sections 5 to 9. The code: `kfac_ref/optimizers/kfac.py`, `kfac_ref/quadratic_model.py`.
 # - Martens (2010), *Deep learning via Hessian-free optimization*: where the rule of lambda comes from.
